@@ -1,0 +1,40 @@
+"""Federated distillation: a frozen foundation model teaches one lightweight student on every client.
+
+>>> module = fedkd.DistillationModule("resnet8", teacher="dinov2-s")
+>>> data = fedkd.FederatedDataModule(fedkd.data.CIFAR10(), num_clients=10)
+>>> fedkd.Federation(rounds=20).fit(module, data)
+"""
+
+from fedkd import data, losses, partition, students, teachers
+from fedkd.data import FederatedDataModule
+from fedkd.distillation import DistillationModule
+from fedkd.errors import FedKDError, MissingResourceError
+from fedkd.losses import KD, DistillationLoss
+from fedkd.server.backends import Backend, InProcess
+from fedkd.server.federation import Federation
+from fedkd.server.run_dir import load_student
+from fedkd.server.strategies import FedAvg, Strategy
+from fedkd.teachers import Teacher
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "KD",
+    "Backend",
+    "DistillationLoss",
+    "DistillationModule",
+    "FedAvg",
+    "FedKDError",
+    "FederatedDataModule",
+    "Federation",
+    "InProcess",
+    "MissingResourceError",
+    "Strategy",
+    "Teacher",
+    "data",
+    "load_student",
+    "losses",
+    "partition",
+    "students",
+    "teachers",
+]

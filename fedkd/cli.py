@@ -1,0 +1,187 @@
+"""The ``fedkd`` command: LightningCLI with a section for the federation.
+
+``fedkd fit --config run.yaml --data.num_clients 20 --federation.rounds 3 --trainer.precision bf16-mixed``
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
+
+from fedkd import __version__
+from fedkd.client import TRAINER_DEFAULTS
+from fedkd.data import FederatedDataModule
+from fedkd.distillation import DistillationModule
+from fedkd.errors import FedKDError, MissingResourceError
+from fedkd.server.federation import Federation
+
+SECTIONS = {  # what each subcommand makes out of the configuration
+    "fit": ("data", "model", "federation", "trainer"),
+    "test": ("data", "trainer"),
+    "predict": ("data", "trainer"),
+    "partition": ("data",),
+    "teachers": (),
+}
+
+
+class FedKDCLI(LightningCLI):
+    """The command line. Its subcommands are this class's methods; their parameters are options."""
+
+    def __init__(self, args: ArgsType = None) -> None:
+        super().__init__(
+            DistillationModule,
+            FederatedDataModule,
+            save_config_callback=None,
+            trainer_defaults={key: value for key, value in TRAINER_DEFAULTS.items() if key != "logger"},
+            seed_everything_default=0,
+            parser_kwargs={"prog": "fedkd", "description": __doc__, "version": __version__},
+            args=args,
+            auto_configure_optimizers=False,
+            load_from_checkpoint_support=False,
+        )
+
+    # -- subcommands -------------------------------------------------------------------------------------------------
+
+    def fit(self, ckpt_path: str | None = None) -> None:
+        """Run a federation.
+
+        Args:
+            ckpt_path: 'last' goes on from run_dir's newest round; or the path of a round checkpoint.
+        """
+        from fedkd.server.display import print_summary
+
+        federation = self.federation
+        federation.config = self.reproducing_config()
+        print_summary(federation.fit(self.model, self.datamodule, ckpt_path=ckpt_path))
+
+    def test(self) -> None:
+        """Test a run's student on the global test set: fedkd test RUN_DIR."""
+        from fedkd.server.display import print_metrics
+        from fedkd.server.inference import test_run
+
+        print_metrics(test_run(self.run_dir(), self.datamodule, self.trainer))
+
+    def predict(self, images: str | None = None, output: str | None = None) -> None:
+        """Write a run's predictions as CSV: fedkd predict RUN_DIR.
+
+        Args:
+            images: An image file, or a folder of them; the global test set if not given.
+            output: The CSV file; RUN_DIR/predictions.csv if not given.
+        """
+        from fedkd.server.inference import predict_run
+
+        run_dir = self.run_dir()
+        path = Path(output) if output else run_dir / "predictions.csv"
+        print(predict_run(run_dir, self.datamodule, self.trainer, images, path))
+
+    def partition(self, output: str = "partition.png") -> None:
+        """Show which client holds how many images of which class, and plot it; nothing trains.
+
+        Args:
+            output: The plot's file (PNG, PDF or SVG).
+        """
+        from rich.console import Console
+
+        self.datamodule.prepare_data()
+        self.datamodule.setup()
+        report = self.datamodule.partition_report()
+        Console().print(report.table())
+        report.plot(output)
+        print(output)
+
+    def teachers(self) -> None:
+        """List the teachers that are known by a short name; any HuggingFace id or local folder works too."""
+        from fedkd.server.display import print_teachers
+
+        print_teachers()
+
+    # -- how LightningCLI is bent --------------------------------------------------------------------------------------
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """Name the subcommands; none of their parameters is hidden."""
+        return {name: set() for name in SECTIONS}
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Add the sections that Lightning does not have, and let one seed govern all."""
+        parser.add_class_arguments(
+            Federation, "federation", skip={"trainer", "run_dir", "seed"}, instantiate=False, sub_configs=True
+        )
+        parser.add_argument(
+            "--run_dir", type=str | None, default=None, help="The run's folder (default: runs/version_N)."
+        )
+        parser.link_arguments("seed_everything", "data.seed", compute_fn=int)
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
+        """Parse; LightningCLI's own warns when it is handed arguments, as `main` does."""
+        self.config = parser.parse_args(args)
+
+    def _add_subcommands(self, parser: LightningArgumentParser, **kwargs: Any) -> None:
+        # as LightningCLI's, with this class's methods in place of the Trainer's
+        self._subcommand_parsers: dict[str, LightningArgumentParser] = {}
+        group = parser.add_subcommands()
+        for name in self.subcommands():
+            description = (getattr(type(self), name).__doc__ or "").strip().splitlines()[0]
+            subparser = self._prepare_subcommand_parser(type(self), name, description=description)
+            self._subcommand_parsers[name] = subparser
+            group.add_subcommand(name, subparser, help=description)
+
+    def instantiate_classes(self) -> None:
+        """Make only what the subcommand uses: ``partition`` loads no teacher."""
+        config = self.config[self.subcommand]
+        wanted = SECTIONS[self.subcommand]
+        made = self._parser(self.subcommand).instantiate_classes(
+            type(config)(**{key: config[key] for key in wanted if key in config})
+        )
+        self.trainer = {key: value for key, value in dict(made.get("trainer") or {}).items() if value is not None}
+        self.datamodule, self.model = made.get("data"), made.get("model")
+        if "federation" in wanted:
+            self.federation = Federation(
+                **made.federation, trainer=self.trainer, run_dir=config.run_dir, seed=int(config.seed_everything)
+            )
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        config = self.config[subcommand]
+        names = self._subcommand_method_arguments[subcommand]
+        getattr(self, subcommand)(**{name: config[name] for name in names})
+
+    def run_dir(self) -> Path:
+        """Return the run directory that a subcommand was given."""
+        run_dir = self.config[self.subcommand].run_dir
+        if run_dir is None:
+            raise FedKDError(f"Say which run: fedkd {self.subcommand} RUN_DIR.")
+        return Path(run_dir)
+
+    def reproducing_config(self) -> str:
+        """Return the complete configuration as YAML, without what makes it this very run."""
+        config = self.config[self.subcommand].clone()
+        config.run_dir = config.ckpt_path = None
+        config.pop("config", None)
+        return self._parser(self.subcommand).dump(config, skip_none=False)
+
+
+def expand_run_dir(args: Sequence[str]) -> list[str]:
+    """Turn ``test RUN_DIR ...`` into ``test --config RUN_DIR/config.yaml --run_dir RUN_DIR ...``."""
+    if len(args) < 2 or args[0] not in ("test", "predict") or args[1].startswith("-"):
+        return list(args)
+    config = Path(args[1]) / "config.yaml"
+    if not config.is_file():
+        raise MissingResourceError(f"No run at {args[1]!r}: there is no {str(config)!r}. 'fedkd fit' writes it.")
+    return [args[0], "--config", str(config), "--run_dir", args[1], *args[2:]]
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    """Run the ``fedkd`` command. A mistake of the caller's is one line on standard error and exit status 2."""
+    try:
+        FedKDCLI(expand_run_dir(sys.argv[1:] if args is None else args))
+    except FedKDError as error:
+        print(f"fedkd: error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,134 @@
+"""What a client does in a round: load the global student, ``Trainer.fit`` on its shard, return the update."""
+
+from __future__ import annotations
+
+import copy
+import logging
+import time
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from lightning.pytorch import Callback, Trainer
+from torch import Tensor
+
+from fedkd.data import FederatedDataModule
+from fedkd.distillation import DistillationModule
+from fedkd.seeding import derive_seed, seeded
+from fedkd.tensors import split_state, subtract
+from fedkd.types import ClientTask, ClientUpdate
+
+if TYPE_CHECKING:  # strategies stand above: they are handed in
+    from fedkd.server.strategies import Strategy
+
+TRAINER_DEFAULTS: dict[str, Any] = {
+    "max_epochs": 1,
+    "devices": 1,
+    "logger": False,
+    "enable_checkpointing": False,
+    "enable_progress_bar": False,
+    "enable_model_summary": False,
+    "num_sanity_val_steps": 0,
+}
+"""How a client's Trainer differs from Lightning's: one local epoch, and nothing printed or saved."""
+
+
+NOTICES = (
+    ".*You defined a `validation_step` but have no `val_dataloader`",  # the test set is the server's
+    ".*isinstance\\(treespec, LeafSpec\\)",  # between Lightning and torch
+    ".*GPU available but not used",
+)
+
+
+@dataclass(frozen=True)
+class ClientContext:
+    """What all tasks of a run share; a backend that spans processes sends it once.
+
+    Attributes:
+        module: The student with its loss and optimizer. Its weights are overwritten by every task.
+        datamodule: Set up, with the shards.
+        trainer: Arguments of each client's Lightning Trainer, over `TRAINER_DEFAULTS`.
+        strategy: Hooks on the client.
+        seed: The run's seed.
+        teacher_logits: (N, K) over the training images, or None without a teacher.
+    """
+
+    module: DistillationModule
+    datamodule: FederatedDataModule
+    trainer: Mapping[str, Any]
+    strategy: Strategy
+    seed: int = 0
+    teacher_logits: Tensor | None = None
+
+
+def make_trainer(arguments: Mapping[str, Any], callbacks: Sequence[Callback] = ()) -> Trainer:
+    """Make a fresh Trainer. Objects among the arguments are copied: Lightning's callbacks and plugins keep state.
+
+    Args:
+        arguments: Arguments of Lightning's Trainer, over `TRAINER_DEFAULTS`.
+        callbacks: Further callbacks, after the configured ones.
+
+    Returns:
+        The Trainer.
+    """
+    arguments = {**TRAINER_DEFAULTS, **copy.deepcopy(dict(arguments))}
+    configured = arguments.pop("callbacks", None) or []
+    configured = list(configured) if isinstance(configured, Sequence) else [configured]
+    return Trainer(callbacks=[*configured, *callbacks], **arguments)
+
+
+@contextmanager
+def quiet_lightning() -> Iterator[None]:
+    """Hold back Lightning's notices (devices found, epochs reached): said once a client they would drown the rest."""
+    logger = logging.getLogger("lightning.pytorch")
+    level = logger.level
+    logger.setLevel(max(level, logging.WARNING))
+    try:
+        with warnings.catch_warnings():
+            for notice in NOTICES:
+                warnings.filterwarnings("ignore", notice)
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+def run_client(context: ClientContext, task: ClientTask) -> ClientUpdate:
+    """Train the global student on one client's shard.
+
+    All randomness comes from (run seed, round, client), so the result does not depend on who ran before.
+
+    Args:
+        context: What the run's tasks share.
+        task: This client's task; the client must have data.
+
+    Returns:
+        The update, already finalised by the strategy.
+    """
+    start = time.perf_counter()
+    module, strategy = context.module, context.strategy
+    assert module.student is not None
+    keys = (context.seed, "client", task.round, task.client)
+    with seeded(*keys), quiet_lightning():
+        module.student.load_state_dict({**task.parameters, **task.buffers})
+        module.student.train()
+        trainer = make_trainer(context.trainer, strategy.client_callbacks(task))
+        loader = context.datamodule.client_loader(
+            task.client,
+            seed=derive_seed(*keys, "batches"),
+            device=trainer.strategy.root_device,
+            teacher_logits=context.teacher_logits,
+        )
+        trainer.fit(module, train_dataloaders=loader)
+    parameters, buffers = split_state(module.student)
+    metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
+    update = ClientUpdate(
+        client=task.client,
+        num_examples=loader.num_examples,
+        num_steps=trainer.global_step,
+        delta=subtract(parameters, task.parameters),
+        buffers=buffers,
+        metrics={**metrics, "seconds": time.perf_counter() - start},
+    )
+    return strategy.finalize_update(update, task, trainer)

@@ -1,0 +1,24 @@
+"""Images kept once on the CPU, dealt out to clients as indices, and batched on the training device."""
+
+from fedkd.data.augmentation import Augmentation
+from fedkd.data.datamodule import FederatedDataModule
+from fedkd.data.downloads import CIFAR10, CIFAR100, FashionMNIST
+from fedkd.data.folder import ImageFolder
+from fedkd.data.images import ImageSet
+from fedkd.data.loader import Batch, BatchLoader
+from fedkd.data.sources import Datasets, Digits, ImageSource
+
+__all__ = [
+    "CIFAR10",
+    "CIFAR100",
+    "Augmentation",
+    "Batch",
+    "BatchLoader",
+    "Datasets",
+    "Digits",
+    "FashionMNIST",
+    "FederatedDataModule",
+    "ImageFolder",
+    "ImageSet",
+    "ImageSource",
+]

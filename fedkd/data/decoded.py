@@ -1,0 +1,73 @@
+"""Decoded images on disk: written whole or not at all, mapped into memory, checked when read."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from pathlib import Path
+
+import safetensors.torch
+from safetensors import SafetensorError, safe_open
+
+from fedkd.data.images import ImageSet
+from fedkd.errors import FedKDError
+
+Sets = tuple[ImageSet, ImageSet]
+
+
+def read_decoded(path: Path, source: str) -> Sets | None:
+    """Return the training and test set kept in ``path``.
+
+    Args:
+        path: A file of `write_decoded`.
+        source: The fingerprint of the files they must have been decoded from.
+
+    Returns:
+        The two sets; None if the file is not there, is damaged, or was made from other files.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            if metadata.get("source") != source:
+                return None
+            classes = tuple(json.loads(metadata["classes"]))
+            train, test = (
+                ImageSet(file.get_tensor(f"{part}.images"), file.get_tensor(f"{part}.targets"), classes)
+                for part in ("train", "test")
+            )
+        # The fingerprint is kept by the ImageSet, so this check costs nothing that a teacher's cache would not.
+        intact = [train.fingerprint, test.fingerprint] == [metadata["train"], metadata["test"]]
+    except (OSError, SafetensorError, FedKDError, KeyError, ValueError):
+        return None
+    return (train, test) if intact else None
+
+
+def write_decoded(path: Path, source: str, sets: Sets) -> None:
+    """Keep the training and test set in ``path``, replacing what was there in one step.
+
+    Args:
+        path: The file.
+        source: The fingerprint of the files they were decoded from.
+        sets: The two.
+    """
+    train, test = sets
+    tensors = {
+        f"{part}.{name}": getattr(data, name)
+        for part, data in (("train", train), ("test", test))
+        for name in ("images", "targets")
+    }
+    metadata = {
+        "source": source,
+        "classes": json.dumps(train.classes),
+        "train": train.fingerprint,
+        "test": test.fingerprint,
+    }
+    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".part")
+    os.close(descriptor)
+    try:
+        safetensors.torch.save_file(tensors, temporary, metadata=metadata)
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise

@@ -1,0 +1,88 @@
+"""Where images come from: the interface, what is embedded, and what is handed over from Python."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from fedkd.data.images import ImageSet, class_names
+from fedkd.data.splits import stratified_split
+from fedkd.errors import FedKDError, check_range
+
+
+class ImageSource(ABC):
+    """A data set with a training and a test part. To add one, subclass it: arguments are its configuration."""
+
+    @abstractmethod
+    def load(self) -> tuple[ImageSet, ImageSet]:
+        """Return the training and the test set, with the same classes.
+
+        Raises:
+            MissingResourceError: If it is not there and cannot be fetched.
+        """
+
+
+@dataclass(frozen=True)
+class Digits(ImageSource):
+    """Handwritten digits from scikit-learn: 1,797 grey images of 8x8, embedded, so nothing is downloaded.
+
+    The set comes without a test part, so one is split off, stratified and the same for every run.
+
+    Args:
+        test_fraction: How much of every class is the test set, in (0, 1).
+    """
+
+    test_fraction: float = 0.2
+
+    def __post_init__(self) -> None:
+        check_range("test_fraction", self.test_fraction, low=0, high=1, low_open=True, high_open=True)
+
+    def load(self) -> tuple[ImageSet, ImageSet]:
+        """Return the training and the test set."""
+        from sklearn.datasets import load_digits
+
+        pixels, targets = load_digits(return_X_y=True)  # 0..16, (1797, 64)
+        images = np.rint(pixels * (255 / 16)).astype(np.uint8).reshape(-1, 1, 8, 8)
+        digits = ImageSet(torch.from_numpy(images), torch.from_numpy(targets).long(), tuple("0123456789"))
+        test = stratified_split(targets, self.test_fraction, "digits-test")
+        return digits.subset(np.setdiff1d(np.arange(len(digits)), test)), digits.subset(test)
+
+
+@dataclass(frozen=True, eq=False)
+class Datasets(ImageSource):
+    """Any two map-style datasets of (image, label): see `ImageSet.from_dataset` for what an image may be.
+
+    Args:
+        train: The training set, or an `ImageSet`.
+        test: The test set, or an `ImageSet`.
+        classes: The class names; by default those of ``train.classes``, else the numbers up to its greatest label.
+    """
+
+    train: Any
+    test: Any
+    classes: Sequence[str] | None = None
+
+    def load(self) -> tuple[ImageSet, ImageSet]:
+        """Return the training and the test set."""
+        train = _image_set(self.train, self.classes)
+        names = _names(self.test)
+        if self.classes is None and names is not None and names != train.classes:
+            raise FedKDError(
+                f"The test set's classes ({', '.join(names)}) are not the training set's ({', '.join(train.classes)})."
+            )
+        return train, _image_set(self.test, train.classes)
+
+
+def _names(dataset: Any) -> tuple[str, ...] | None:
+    return dataset.classes if isinstance(dataset, ImageSet) else class_names(dataset)
+
+
+def _image_set(dataset: Any, classes: Sequence[str] | None) -> ImageSet:
+    if not isinstance(dataset, ImageSet):
+        return ImageSet.from_dataset(dataset, classes)
+    return dataset if classes is None else ImageSet(dataset.images, dataset.targets, tuple(classes))

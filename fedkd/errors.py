@@ -1,0 +1,65 @@
+"""Errors that name the bad value, what is allowed, and the nearest match."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class FedKDError(ValueError):
+    """A mistake that the caller can mend: a wrong value, or something that is not there.
+
+    The command line prints it as one line and exits with status 2; from Python it is a ``ValueError``.
+    """
+
+
+class MissingResourceError(FedKDError):
+    """A dataset, checkpoint or run that was looked for and is not there."""
+
+
+def unknown_name(kind: str, value: str, allowed: Iterable[str]) -> FedKDError:
+    """Build the error for a name that is not one of ``allowed``.
+
+    Args:
+        kind: What is being named, such as ``"student"``.
+        value: The name that was given.
+        allowed: The names that exist.
+
+    Returns:
+        The error, for the caller to raise.
+    """
+    names = sorted(allowed)
+    nearest = difflib.get_close_matches(str(value), names, n=1, cutoff=0.5)
+    hint = f" Did you mean {nearest[0]!r}?" if nearest else ""
+    return FedKDError(f"Unknown {kind} {value!r}.{hint} Choose one of: {', '.join(names) or '(none)'}.")
+
+
+def check_range(
+    name: str,
+    value: float,
+    *,
+    low: float | None = None,
+    high: float | None = None,
+    low_open: bool = False,
+    high_open: bool = False,
+) -> None:
+    """Raise unless ``value`` lies between ``low`` and ``high``; NaN never does.
+
+    Args:
+        name: The argument's name, for the message.
+        value: The number that was given.
+        low: Least allowed value, if any.
+        high: Greatest allowed value, if any.
+        low_open: Whether ``low`` itself is forbidden.
+        high_open: Whether ``high`` itself is forbidden.
+
+    Raises:
+        FedKDError: If the value lies outside.
+    """
+    above = low is None or (value > low if low_open else value >= low)
+    below = high is None or (value < high if high_open else value <= high)
+    if above and below and value == value:
+        return
+    bounds = [f"{'>' if low_open else '>='} {low}"] if low is not None else []
+    bounds += [f"{'<' if high_open else '<='} {high}"] if high is not None else []
+    raise FedKDError(f"{name} must be {' and '.join(bounds) or 'a number'}, got {value!r}.")

@@ -1,0 +1,85 @@
+"""The hardest skew: a client sees a few classes only, after McMahan et al. 2017 (arXiv 1602.05629, section 3)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from fedkd.errors import FedKDError
+from fedkd.partition.base import Partitioner, check_count, positions_by_value
+
+
+@dataclass(frozen=True)
+class ClassSpecific(Partitioner):
+    """Gives every client exactly ``classes_per_client`` classes.
+
+    Classes are dealt like cards, from a deck shuffled anew each time it runs out, so that any two classes are held by
+    equally many clients, or by one more. With clients x classes_per_client = classes every class lives on exactly one
+    client. The images of a class held by several clients are split evenly among them, to within one image.
+
+    Args:
+        classes_per_client: How many different classes each client holds.
+
+    Raises:
+        FedKDError: If ``classes_per_client`` is not an integer of at least 1; when called, if it exceeds the number of
+            classes, or if the clients are too few to cover all classes.
+    """
+
+    classes_per_client: int = 1
+
+    def __post_init__(self) -> None:
+        """Check ``classes_per_client``."""
+        check_count("classes_per_client", self.classes_per_client)
+
+    def assign(self, labels: np.ndarray, num_clients: int, rng: np.random.Generator) -> np.ndarray:
+        """Return the client of each image (N,): see `Partitioner.assign`."""
+        classes, labels = np.unique(labels, return_inverse=True)
+        self._check_cover(len(classes), num_clients)
+        hands = deal(len(classes), num_clients, self.classes_per_client, rng)  # (J, classes_per_client)
+        clients = np.empty(len(labels), dtype=np.int64)
+        seats = positions_by_value(hands.ravel(), len(classes))
+        for members, seat in zip(positions_by_value(labels, len(classes)), seats, strict=True):
+            # Shuffled, or the images left over when the split is uneven would always go to the first clients.
+            holders = rng.permutation(seat // self.classes_per_client)
+            clients[rng.permutation(members)] = holders[np.arange(len(members)) % len(holders)]
+        return clients
+
+    def _check_cover(self, num_classes: int, num_clients: int) -> None:
+        per_client = self.classes_per_client
+        if per_client > num_classes:
+            raise FedKDError(
+                f"classes_per_client must be at most the number of classes, {num_classes}, got {per_client}."
+            )
+        if num_clients * per_client < num_classes:
+            raise FedKDError(
+                f"{num_clients} clients x classes_per_client={per_client} cannot cover {num_classes} classes: use "
+                f"classes_per_client >= {-(-num_classes // num_clients)} or num_clients >= "
+                f"{-(-num_classes // per_client)}."
+            )
+
+
+def deal(num_classes: int, num_clients: int, per_client: int, rng: np.random.Generator) -> np.ndarray:
+    """Deal classes to clients so that no client holds one twice and no class is dealt two times more than another.
+
+    Args:
+        num_classes: The cards of a deck.
+        num_clients: How many hands to deal.
+        per_client: The size of a hand, at most ``num_classes``.
+        rng: What shuffles the decks.
+
+    Returns:
+        The classes of each client, int64 (num_clients, per_client).
+    """
+    hands = np.empty((num_clients, per_client), dtype=np.int64)
+    deck = np.empty(0, dtype=np.int64)
+    for client in range(num_clients):
+        hand, deck = deck[:per_client], deck[per_client:]
+        if len(hand) < per_client:
+            # The deck ends inside this hand. It is filled up from a new one, passing over what it already holds.
+            deck = rng.permutation(num_classes)
+            filled = deck[~np.isin(deck, hand)][: per_client - len(hand)]
+            deck = deck[~np.isin(deck, filled)]
+            hand = np.concatenate([hand, filled])
+        hands[client] = hand
+    return hands

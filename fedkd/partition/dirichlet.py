@@ -1,0 +1,89 @@
+"""Label skew of any strength, by a Dirichlet distribution.
+
+Two formulations go by this name. Here it is that of Yurochkin et al. 2019, "Bayesian Nonparametric Federated Learning
+of Neural Networks" (arXiv 1905.12022): for each class k, draw p_k ~ Dir_J(alpha) over the J clients and give client j
+the share p_kj of the class. Shards then differ in size as well as in mixture. Hsu et al. 2019, "Measuring the Effects
+of Non-Identical Data Distribution for Federated Visual Classification" (arXiv 1909.06335), draw a mixture over classes
+for each client instead, and hold the sizes equal; the same alpha does not mean the same skew in both.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from fedkd.errors import check_range
+from fedkd.partition.base import Partitioner, positions_by_value
+
+
+@dataclass(frozen=True)
+class Dirichlet(Partitioner):
+    """Splits each class over the clients in proportions drawn from a symmetric Dirichlet distribution.
+
+    Clients may end up without images: no draw is rejected, so that the distribution is the one that is named.
+
+    Args:
+        alpha: The concentration, the same for every client. Towards 0 each class lands whole on one client; at 1 all
+            proportions are equally likely; towards infinity every client gets an equal part of every class.
+
+    Raises:
+        FedKDError: If ``alpha`` is not between 1e-100 and 1e100.
+    """
+
+    alpha: float
+
+    def __post_init__(self) -> None:
+        """Check ``alpha``; the bounds are far outside any use, and inside them nothing overflows."""
+        check_range("alpha", self.alpha, low=1e-100, high=1e100)
+
+    def assign(self, labels: np.ndarray, num_clients: int, rng: np.random.Generator) -> np.ndarray:
+        """Return the client of each image (N,): see `Partitioner.assign`."""
+        classes, labels = np.unique(labels, return_inverse=True)
+        clients = np.empty(len(labels), dtype=np.int64)
+        for members in positions_by_value(labels, len(classes)):
+            shares = draw_proportions(self.alpha, num_clients, rng)  # (J,)
+            counts = round_to_counts(shares, len(members), rng)  # (J,), sums to len(members)
+            clients[rng.permutation(members)] = np.repeat(np.arange(num_clients), counts)
+        return clients
+
+
+def draw_proportions(alpha: float, size: int, rng: np.random.Generator) -> np.ndarray:
+    r"""Draw p ~ Dir(alpha, ..., alpha), finite and summing to 1 for every alpha > 0.
+
+    A Dirichlet draw is a vector of Gamma(alpha) draws over its sum, but for small alpha all of them underflow to 0. The
+    logarithms do not, and Gamma(alpha) = Gamma(alpha + 1) U^(1 / alpha) in distribution, so
+
+    .. math:: p = \mathrm{softmax}\left(\log G + \frac{\log U}{\alpha}\right), \quad G \sim \Gamma(\alpha + 1).
+
+    Args:
+        alpha: The concentration of each component.
+        size: How many components, J.
+        rng: Where the draw comes from.
+
+    Returns:
+        Proportions, float64 (J,).
+    """
+    log_gamma = np.log(rng.standard_gamma(alpha + 1.0, size)) + np.log1p(-rng.random(size)) / alpha
+    weights = np.exp(log_gamma - log_gamma.max())
+    return weights / weights.sum()
+
+
+def round_to_counts(shares: np.ndarray, total: int, rng: np.random.Generator) -> np.ndarray:
+    """Round ``total * shares`` to integers that sum to ``total``, without bias.
+
+    The running sum is rounded at one random offset for all (systematic sampling, Madow 1949): each count is the floor
+    or the ceiling of its exact value and equals it on average. Largest remainder would not: with 100 images, a client
+    whose share is 0.1% would hold one of them never, rather than one time in ten.
+
+    Args:
+        shares: Proportions that sum to 1, (J,).
+        total: How many images to hand out.
+        rng: Where the offset comes from.
+
+    Returns:
+        Counts, int64 (J,).
+    """
+    edges = np.floor(np.cumsum(shares) * total + rng.random()).astype(np.int64)
+    edges[-1] = total
+    return np.diff(np.minimum(edges, total), prepend=0)

@@ -1,0 +1,58 @@
+"""Progress bars on a terminal; nothing elsewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+
+class ProgressBar:
+    """One bar, advanced by hand.
+
+    Args:
+        progress: The rich display it is drawn in.
+        task: Its line there.
+    """
+
+    def __init__(self, progress: Progress, task: TaskID) -> None:
+        self._progress, self._task = progress, task
+
+    def advance(self, steps: int = 1, note: str | None = None) -> None:
+        """Move on by ``steps``; ``note`` replaces the text after the bar."""
+        self._progress.update(self._task, advance=steps, **({} if note is None else {"note": note}))
+
+
+@contextmanager
+def progress_bar(description: str, total: int, done: int = 0) -> Iterator[ProgressBar]:
+    """Show a bar on standard error while the block runs; without a terminal nothing is written.
+
+    Args:
+        description: What is being done.
+        total: Number of steps.
+        done: Steps that an earlier, interrupted, run has done.
+
+    Yields:
+        The bar, to advance.
+    """
+    console = Console(stderr=True)
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+    )
+    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+        yield ProgressBar(progress, progress.add_task(description, total=total, completed=done, note=""))

@@ -1,0 +1,35 @@
+"""Seeds that depend on what is done, never on the order in which it is done."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+def derive_seed(*keys: int | str) -> int:
+    """Derive an independent seed from a sequence of keys, the same on every machine.
+
+    Args:
+        keys: For example ``(run_seed, "client", round, client_id)``.
+
+    Returns:
+        An integer in ``[0, 2**63)``: the start of the SHA-256 of the keys.
+    """
+    digest = hashlib.sha256(repr(tuple(keys)).encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> 1
+
+
+@contextmanager
+def seeded(*keys: int | str) -> Iterator[None]:
+    """Seed Python, numpy and torch from ``keys`` inside the block and restore their states after it.
+
+    Args:
+        keys: As for `derive_seed`.
+    """
+    from lightning.pytorch import seed_everything
+    from lightning.pytorch.utilities.seed import isolate_rng
+
+    with isolate_rng():
+        seed_everything(derive_seed(*keys) % 2**32, verbose=False)
+        yield

@@ -1,0 +1,1 @@
+"""The server: the round loop, strategies, backends, checkpoints and the run directory."""

@@ -1,0 +1,36 @@
+"""Where clients run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Protocol
+
+from fedkd.client import ClientContext
+from fedkd.types import ClientTask, ClientUpdate
+
+
+class ClientFunction(Protocol):
+    """The type of `fedkd.client.run_client`."""
+
+    def __call__(self, context: ClientContext, task: ClientTask) -> ClientUpdate:
+        """Run one task."""
+        ...
+
+
+class Backend:
+    """Runs a round's tasks. A result depends on its task alone, so any order and any place will do."""
+
+    def map(
+        self, function: ClientFunction, context: ClientContext, tasks: Iterable[ClientTask]
+    ) -> Iterator[ClientUpdate]:
+        """Apply ``function(context, task)`` to every task.
+
+        Args:
+            function: `fedkd.client.run_client`.
+            context: What the tasks share.
+            tasks: The round's tasks.
+
+        Yields:
+            The updates, as they come, in any order.
+        """
+        raise NotImplementedError

@@ -1,0 +1,39 @@
+"""The global student on the global test set."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from fedkd.client import make_trainer, quiet_lightning
+from fedkd.data import BatchLoader, FederatedDataModule
+from fedkd.distillation import DistillationModule
+from fedkd.types import Metrics, ServerState
+
+
+def evaluate(
+    module: DistillationModule, datamodule: FederatedDataModule, trainer: Mapping[str, Any], state: ServerState
+) -> Metrics:
+    """Test the global student with Lightning, in the clients' precision and on their device.
+
+    Args:
+        module: Its student's weights are overwritten by the state's.
+        datamodule: Set up; its test set is read.
+        trainer: Arguments of the Lightning Trainer; callbacks are the clients' own and are left out.
+        state: The state to test.
+
+    Returns:
+        ``loss``, ``accuracy``, ``balanced_accuracy`` and ``accuracy/<class>``, as floats.
+    """
+    assert module.student is not None
+    module.student.load_state_dict({**state.parameters, **state.buffers})
+    with quiet_lightning():
+        tester = make_trainer({key: value for key, value in trainer.items() if key != "callbacks"})
+        loader = BatchLoader(
+            datamodule.test,
+            range(len(datamodule.test)),
+            batch_size=datamodule.eval_batch_size,
+            device=tester.strategy.root_device,
+        )
+        metrics = tester.test(module, dataloaders=loader, verbose=False)[0]
+    return {name.removeprefix("test/"): value for name, value in metrics.items()}

@@ -1,0 +1,230 @@
+"""`Federation`: the round loop."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.loggers import Logger
+
+from fedkd.client import ClientContext, make_trainer, quiet_lightning, run_client
+from fedkd.data import FederatedDataModule
+from fedkd.distillation import DistillationModule
+from fedkd.errors import FedKDError, check_range
+from fedkd.paths import cache_dir
+from fedkd.progress import progress_bar
+from fedkd.seeding import seeded
+from fedkd.server.backends import Backend, InProcess
+from fedkd.server.evaluation import evaluate
+from fedkd.server.report import run_identity, summarise
+from fedkd.server.run_dir import RunDirectory
+from fedkd.server.sampling import sample_cohort
+from fedkd.server.strategies import FedAvg, Strategy
+from fedkd.teachers import TeacherSignal, prepare_teacher
+from fedkd.tensors import split_state
+from fedkd.types import ClientTask, ClientUpdate, Metrics, ServerState
+
+
+class Federation:
+    """Trains a module over the clients of a datamodule: ``Federation(rounds=20).fit(module, datamodule)``.
+
+    Args:
+        rounds: Number of rounds in all, those before a resume counted in.
+        clients_per_round: Size of each round's cohort; None takes every client that has data.
+        strategy: The federated algorithm.
+        backend: Where clients run.
+        trainer: Arguments of each client's Lightning Trainer, such as ``{"max_epochs": 2, "precision":
+            "bf16-mixed"}``; they reach it unchanged, except ``logger``, which logs the run: a row a round.
+        run_dir: Where the run is kept; None takes the next free ``runs/version_N``.
+        seed: Cohorts, the student's first weights and all that clients draw come from it.
+
+    Raises:
+        FedKDError: For values out of range.
+    """
+
+    def __init__(
+        self,
+        rounds: int = 10,
+        clients_per_round: int | None = None,
+        strategy: Strategy = FedAvg(),  # noqa: B008  (stateless, and readable by the command line)
+        backend: Backend = InProcess(),  # noqa: B008
+        trainer: Mapping[str, Any] | None = None,
+        run_dir: str | Path | None = None,
+        seed: int = 0,
+    ) -> None:
+        check_range("rounds", rounds, low=1)
+        if clients_per_round is not None:
+            check_range("clients_per_round", clients_per_round, low=1)
+        self.rounds, self.clients_per_round = rounds, clients_per_round
+        self.strategy, self.backend = strategy, backend
+        arguments = dict(trainer or {})
+        self.loggers = as_loggers(arguments.pop("logger", None))
+        self.trainer = arguments
+        self.run_dir, self.seed = run_dir, seed
+        self.config: str | None = None  # the command line's YAML, kept with the run
+
+    def fit(
+        self, module: DistillationModule, datamodule: FederatedDataModule, ckpt_path: str | Path | None = None
+    ) -> dict[str, Any]:
+        """Run the rounds; each is on disk when it is done.
+
+        Args:
+            module: Its student is trained in place and holds the global weights at the end.
+            datamodule: The clients' shards and the global test set.
+            ckpt_path: ``"last"`` goes on from the run directory's newest round (from the start where there is none);
+                a path goes on from that round checkpoint.
+
+        Returns:
+            The summary, as in ``summary.json``.
+        """
+        start = time.perf_counter()
+        if self.clients_per_round is not None:
+            check_range("clients_per_round", self.clients_per_round, low=1, high=datamodule.num_clients)
+        device = check_trainer(self.trainer)
+        datamodule.prepare_data()
+        datamodule.setup()
+        with seeded(self.seed, "student"):
+            module.build(datamodule.classes, datamodule.image_shape)
+        assert module.student is not None
+        run = RunDirectory(self.run_dir, resume=ckpt_path is not None)
+        run.write_json("partition.json", partition_record(datamodule))
+        if self.config is not None:
+            run.write_text("config.yaml", self.config)
+
+        signal = self._prepare_teacher(module, datamodule, device)
+        context = ClientContext(
+            module=module,
+            datamodule=datamodule,
+            trainer=self.trainer,
+            strategy=self.strategy,
+            seed=self.seed,
+            teacher_logits=signal.logits if signal else None,
+        )
+        identity = run_identity(self, module, datamodule)
+        state, history = self._start(run, ServerState(0, *split_state(module.student)), identity, ckpt_path)
+        clients = [client for client, shard in enumerate(datamodule.shards) if len(shard)]
+
+        with progress_bar("Rounds", self.rounds, done=state.round) as bar:
+            while state.round < self.rounds:
+                began = time.perf_counter()
+                cohort = sample_cohort(clients, self.clients_per_round, seed=self.seed, round=state.round)
+                tasks = self._make_tasks(state, cohort)
+                updates = self._run_clients(context, tasks)
+                state = self.strategy.aggregate(state, updates)
+                metrics = evaluate(module, datamodule, self.trainer, state)
+                row = round_row(tasks, updates, metrics, seconds=time.perf_counter() - began)
+                history.append(row)
+                run.commit(state, self.strategy.state_dict(), history, identity)
+                self._log(row)
+                bar.advance(note=f"balanced accuracy {row['balanced_accuracy']:.1%}")
+
+        module.student.load_state_dict({**state.parameters, **state.buffers})
+        run.save_student(state, module.describe())
+        summary = summarise(module, history, signal, seconds=time.perf_counter() - start, run_dir=run.path)
+        run.write_json("summary.json", summary)
+        for logger in self.loggers:
+            logger.finalize("success")
+        return summary
+
+    def _prepare_teacher(
+        self, module: DistillationModule, datamodule: FederatedDataModule, device: Any
+    ) -> TeacherSignal | None:
+        if module.teacher is None:
+            return None
+        data = datamodule
+        return prepare_teacher(
+            module.teacher, data.train, data.test, data.shards, cache=cache_dir("teachers"), device=device
+        )
+
+    def _start(
+        self, run: RunDirectory, fresh: ServerState, identity: Mapping[str, Any], ckpt_path: str | Path | None
+    ) -> tuple[ServerState, list[Metrics]]:
+        found = run.load(ckpt_path, identity) if ckpt_path is not None else None
+        if found is None:
+            return fresh, []
+        state, strategy_state, history = found
+        self.strategy.load_state_dict(strategy_state)
+        run.write_metrics(history)
+        return state, history
+
+    def _make_tasks(self, state: ServerState, cohort: Sequence[int]) -> list[ClientTask]:
+        extras = self.strategy.broadcast(state)
+        return [
+            ClientTask(
+                state.round, client, state.parameters, state.buffers, extras, state.client_states.get(client, {})
+            )
+            for client in cohort
+        ]
+
+    def _run_clients(self, context: ClientContext, tasks: Sequence[ClientTask]) -> list[ClientUpdate]:
+        updates = sorted(self.backend.map(run_client, context, tasks), key=lambda update: update.client)
+        diverged = [update.client for update in updates if not update.is_finite]
+        if diverged:
+            raise FedKDError(
+                f"Round {tasks[0].round}: the weights of client(s) {diverged} became infinite or NaN. Lower the "
+                "learning rate or set trainer.gradient_clip_val. The rounds before are in the run directory."
+            )
+        return updates
+
+    def _log(self, row: Metrics) -> None:
+        numbers = {name: value for name, value in row.items() if isinstance(value, int | float)}
+        for logger in self.loggers:
+            logger.log_metrics(numbers, step=row["round"])
+            logger.save()
+
+
+def as_loggers(logger: Any) -> list[Logger]:
+    """Normalise the Trainer's ``logger`` argument: None and False are none, True is a CSV logger."""
+    if isinstance(logger, Logger):
+        return [logger]
+    if logger is True:
+        from lightning.pytorch.loggers import CSVLogger
+
+        return [CSVLogger("lightning_logs")]
+    return list(logger or [])
+
+
+def check_trainer(arguments: Mapping[str, Any]) -> Any:
+    """Make a Trainer once, before any work, so that a wrong argument is said at once.
+
+    Returns:
+        The device that clients will train on.
+
+    Raises:
+        FedKDError: If Lightning refuses the arguments.
+    """
+    try:
+        with quiet_lightning():
+            return make_trainer(arguments).strategy.root_device
+    except (MisconfigurationException, ValueError, TypeError) as error:
+        raise FedKDError(f"Lightning's Trainer refuses its arguments: {error}") from error
+
+
+def partition_record(datamodule: FederatedDataModule) -> dict[str, Any]:
+    """Return what ``partition.json`` holds: the report and every client's indices into the training images."""
+    indices = [np.asarray(shard).tolist() for shard in datamodule.shards]
+    return {**datamodule.partition_report().to_dict(), "indices": indices}
+
+
+def round_row(
+    tasks: Sequence[ClientTask], updates: Sequence[ClientUpdate], metrics: Metrics, seconds: float
+) -> Metrics:
+    """Gather one row of ``metrics.csv``: test metrics, training terms weighted by examples, cohort, bytes, seconds."""
+    total = sum(update.num_examples for update in updates)
+    names = sorted({name for update in updates for name in update.metrics if name.startswith("train/")})
+    terms = {name: sum(u.metrics.get(name, 0.0) * u.num_examples for u in updates) / total for name in names}
+    return {
+        "round": tasks[0].round,
+        **metrics,
+        **terms,
+        "cohort": " ".join(str(task.client) for task in tasks),
+        "num_examples": total,
+        "num_steps": sum(update.num_steps for update in updates),
+        "bytes_up": sum(update.num_bytes for update in updates),
+        "bytes_down": sum(task.num_bytes for task in tasks),
+        "seconds": round(seconds, 3),
+    }

@@ -1,0 +1,92 @@
+"""What a run says of itself: its identity, and its summary."""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fedkd.data import FederatedDataModule
+from fedkd.distillation import DistillationModule
+from fedkd.teachers import TeacherSignal
+from fedkd.tensors import split_state
+from fedkd.types import Metrics
+
+if TYPE_CHECKING:
+    from fedkd.server.federation import Federation
+
+PACKAGES = ("fedkd", "lightning", "torch", "torchvision", "transformers", "numpy")
+
+
+def run_identity(federation: Federation, module: DistillationModule, datamodule: FederatedDataModule) -> dict[str, Any]:
+    """Return what a run must agree on with a checkpoint to go on from it; ``rounds`` may grow."""
+    assert module.student is not None
+    parameters, buffers = split_state(module.student)
+    shapes = {name: tuple(value.shape) for name, value in {**parameters, **buffers}.items()}
+    shards = hashlib.sha256(b"|".join(shard.tobytes() for shard in datamodule.shards))
+    return {
+        "seed": federation.seed,
+        "strategy": type(federation.strategy).__qualname__,
+        "clients_per_round": federation.clients_per_round,
+        "teacher": type(module.teacher).__qualname__ if module.teacher else None,
+        "data set": datamodule.train.fingerprint[:16],
+        "partition": shards.hexdigest()[:16],
+        "student": hashlib.sha256(repr(shapes).encode()).hexdigest()[:16],
+    }
+
+
+def summarise(
+    module: DistillationModule, history: list[Metrics], signal: TeacherSignal | None, seconds: float, run_dir: Path
+) -> dict[str, Any]:
+    """Gather ``summary.json``.
+
+    Args:
+        module: The trained module.
+        history: One row a round.
+        signal: What the teacher gave, if there was one.
+        seconds: Wall-clock time of this call; rounds before a resume are in ``round_seconds``.
+        run_dir: The run's folder.
+
+    Returns:
+        JSON-able values. Accuracies are fractions; ``best`` is picked by balanced accuracy on the test set, so it is
+        optimistic: quote ``final``.
+    """
+    best = max(history, key=lambda row: row["balanced_accuracy"])
+    final = history[-1]
+    head_bytes = signal.head_bytes if signal else 0
+    return {
+        "run_dir": str(run_dir),
+        "rounds": len(history),
+        "accuracy": final["accuracy"],
+        "balanced_accuracy": final["balanced_accuracy"],
+        "per_class_accuracy": {name: final[f"accuracy/{name}"] for name in module.classes},
+        "best": {key: best[key] for key in ("round", "accuracy", "balanced_accuracy")},
+        "teacher": describe_teacher(module, signal),
+        "bytes_up": sum(row["bytes_up"] for row in history) + head_bytes,
+        "bytes_down": sum(row["bytes_down"] for row in history),
+        "round_seconds": round(sum(row["seconds"] for row in history), 3),
+        "seconds": round(seconds, 3),
+        "versions": {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}},
+    }
+
+
+def describe_teacher(module: DistillationModule, signal: TeacherSignal | None) -> dict[str, Any] | None:
+    """Return the teacher's own results on the test set, or None without a teacher."""
+    if signal is None:
+        return None
+    return {
+        "name": str(getattr(module.teacher, "checkpoint", type(module.teacher).__qualname__)),
+        "accuracy": signal.accuracy,
+        "balanced_accuracy": signal.balanced_accuracy,
+        "per_class_accuracy": dict(zip(module.classes, signal.per_class_accuracy, strict=True)),
+        "head_bytes_up": signal.head_bytes,
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None

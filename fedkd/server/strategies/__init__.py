@@ -1,0 +1,6 @@
+"""Federated algorithms, one file each."""
+
+from fedkd.server.strategies.base import Strategy
+from fedkd.server.strategies.fedavg import FedAvg
+
+__all__ = ["FedAvg", "Strategy"]

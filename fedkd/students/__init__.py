@@ -1,0 +1,34 @@
+"""Lightweight models by name. Any other ``nn.Module`` from images in [0, 1] to logits is as good a student."""
+
+from __future__ import annotations
+
+from fedkd.students.cnn import CNN
+from fedkd.students.layers import BatchNorm2d, Normalize, make_norm, replace_batch_norms
+from fedkd.students.registry import create, register, students
+from fedkd.students.resnet_cifar import CifarResNet
+from fedkd.students.torchvision_models import (
+    mobilenet_v2,
+    mobilenet_v3_large,
+    mobilenet_v3_small,
+    resnet18,
+    shufflenet_v2_x0_5,
+    shufflenet_v2_x1_0,
+)
+
+__all__ = [
+    "CNN",
+    "BatchNorm2d",
+    "CifarResNet",
+    "Normalize",
+    "create",
+    "make_norm",
+    "mobilenet_v2",
+    "mobilenet_v3_large",
+    "mobilenet_v3_small",
+    "register",
+    "replace_batch_norms",
+    "resnet18",
+    "shufflenet_v2_x0_5",
+    "shufflenet_v2_x1_0",
+    "students",
+]

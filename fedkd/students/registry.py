@@ -1,0 +1,75 @@
+"""Students by name: the registry, and `create`."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+from torch import nn
+
+from fedkd.errors import check_range, unknown_name
+from fedkd.registry import Registry
+
+students: Registry[Callable[..., nn.Module]] = Registry("student")
+"""Every student that has a name: a class or function that `create` calls with keyword arguments."""
+
+
+def register(name: str) -> Callable[[Callable[..., nn.Module]], Callable[..., nn.Module]]:
+    """Return a decorator that adds a student under ``name``.
+
+    What it decorates is a class or function that returns a module from images (B, C, H, W) in [0, 1] to logits (B, K).
+    It takes ``num_classes`` and may take ``in_channels``, ``image_size``, ``norm`` and options of its own::
+
+        @fedkd.students.register("linear")
+        def linear(num_classes: int, in_channels: int = 3, image_size: int = 32) -> nn.Module:
+            return nn.Sequential(nn.Flatten(), nn.Linear(in_channels * image_size**2, num_classes))
+
+    Args:
+        name: The name that `create` will know.
+
+    Raises:
+        FedKDError: If the name is already used.
+    """
+    return students.register(name)
+
+
+def create(
+    name: str,
+    num_classes: int,
+    in_channels: int = 3,
+    image_size: int = 32,
+    norm: str | None = None,
+    **options: Any,
+) -> nn.Module:
+    """Create a student by name, with fresh weights that depend on torch's global seed alone.
+
+    Args:
+        name: One of `students`, such as ``"resnet20"``.
+        num_classes: K, the number of classes.
+        in_channels: C, the channels of an image: 1 for grey, 3 for colour.
+        image_size: H and W in pixels, 8 or more.
+        norm: ``"batch"`` or ``"group"``; None takes the student's own default.
+        options: What this one student takes besides, such as ``width`` of a CIFAR ResNet.
+
+    Returns:
+        A module from images (B, C, H, W), float in [0, 1], to logits (B, K).
+
+    Raises:
+        FedKDError: If the name, the norm, an option or a number is not allowed.
+    """
+    build = students[name]
+    check_range("num_classes", num_classes, low=1)
+    check_range("in_channels", in_channels, low=1)
+    check_range("image_size", image_size, low=8)
+    requests = options if norm is None else {"norm": norm, **options}
+    facts = {"num_classes": num_classes, "in_channels": in_channels, "image_size": image_size}
+
+    parameters = inspect.signature(build).parameters
+    if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values()):
+        return build(**facts, **requests)
+    for option in requests:
+        if option not in parameters:
+            raise unknown_name(f"option of student {name!r}", option, set(parameters) - set(facts))
+    # A fully convolutional student has no use for the image's size, and need not take it.
+    return build(**{key: value for key, value in facts.items() if key in parameters}, **requests)

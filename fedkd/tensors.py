@@ -1,0 +1,80 @@
+"""Arithmetic on the named tensors that travel between server and clients. Sums are float32 whatever the inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+Tensors = dict[str, Tensor]
+
+
+def split_state(module: nn.Module) -> tuple[Tensors, Tensors]:
+    """Copy a module's persistent state to the CPU, parameters and buffers apart.
+
+    Args:
+        module: Any module. Its parameters are told from its buffers by name.
+
+    Returns:
+        ``(parameters, buffers)``, in ``state_dict`` order.
+    """
+    names = {name for name, _ in module.named_parameters()}
+    state = {name: value.detach().cpu().clone() for name, value in module.state_dict().items()}
+    parameters = {name: value for name, value in state.items() if name in names}
+    buffers = {name: value for name, value in state.items() if name not in names}
+    return parameters, buffers
+
+
+def subtract(left: Mapping[str, Tensor], right: Mapping[str, Tensor]) -> Tensors:
+    """Return ``left - right`` by name, in float32."""
+    return {name: value.float() - right[name].float() for name, value in left.items()}
+
+
+def add_scaled(base: Mapping[str, Tensor], step: Mapping[str, Tensor], scale: float = 1.0) -> Tensors:
+    """Return ``base + scale * step`` by name, in the dtypes of ``base``."""
+    return {name: (value.float() + scale * step[name].float()).to(value.dtype) for name, value in base.items()}
+
+
+def weighted_mean(items: Sequence[Mapping[str, Tensor]], weights: Sequence[float]) -> Tensors:
+    """Average tensors by name, in float32; weights need not sum to one.
+
+    Args:
+        items: One mapping a client, all with the same names and shapes.
+        weights: One non-negative weight a client, with a positive sum.
+
+    Returns:
+        Float32 tensors.
+    """
+    total = float(sum(weights))
+    mean = {name: torch.zeros_like(value, dtype=torch.float32) for name, value in items[0].items()}
+    for item, weight in zip(items, weights, strict=True):
+        for name, value in item.items():
+            mean[name].add_(value.float(), alpha=weight / total)
+    return mean
+
+
+def merge_buffers(items: Sequence[Mapping[str, Tensor]], weights: Sequence[float]) -> Tensors:
+    """Merge clients' buffers: floats (running statistics) are averaged, integers (counters) take the maximum.
+
+    Args:
+        items: One mapping a client.
+        weights: One weight a client, for the averages.
+
+    Returns:
+        Buffers of the clients' dtypes.
+    """
+    floats = [{name: value for name, value in item.items() if value.is_floating_point()} for item in items]
+    mean = weighted_mean(floats, weights)
+    merged = {}
+    for name, value in items[0].items():
+        if value.is_floating_point():
+            merged[name] = mean[name].to(value.dtype)
+        else:
+            merged[name] = torch.stack([item[name] for item in items]).amax(0)
+    return merged
+
+
+def num_bytes(*items: Mapping[str, Tensor]) -> int:
+    """Count the bytes of all tensors, as they would travel."""
+    return sum(value.numel() * value.element_size() for item in items for value in item.values())

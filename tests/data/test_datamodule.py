@@ -1,0 +1,221 @@
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from jsonargparse import ArgumentParser
+from lightning.pytorch import LightningModule, Trainer
+
+from fedkd.data import CIFAR10, Augmentation, Batch, Digits, FederatedDataModule, ImageSet
+from fedkd.errors import FedKDError
+from fedkd.partition import IID, Dirichlet
+
+
+@pytest.fixture(scope="module")
+def digits() -> tuple[ImageSet, ImageSet]:
+    return Digits().load()
+
+
+def make(digits: tuple[ImageSet, ImageSet], **kwargs: Any) -> FederatedDataModule:
+    datamodule = FederatedDataModule.from_datasets(*digits, **kwargs)
+    datamodule.setup()
+    return datamodule
+
+
+@pytest.mark.parametrize("fraction", [0.0, 0.2])
+def test_shards_and_public_split_cover_the_training_set_once(
+    digits: tuple[ImageSet, ImageSet], fraction: float
+) -> None:
+    datamodule = make(digits, num_clients=7, public_fraction=fraction)
+    parts = [datamodule.public_indices, *datamodule.shards]
+    assert np.array_equal(np.sort(np.concatenate(parts)), np.arange(len(datamodule.train)))
+    assert all(part.dtype == np.int64 and np.array_equal(part, np.sort(part)) for part in parts)
+    share = np.bincount(datamodule.train.targets[datamodule.public_indices], minlength=10) / np.bincount(
+        datamodule.train.targets
+    )
+    assert np.abs(share - fraction).max() < 0.005  # half an image of about 140
+
+
+def test_the_seed_moves_clients_but_not_the_public_split(digits: tuple[ImageSet, ImageSet]) -> None:
+    one, again, other = (make(digits, public_fraction=0.1, seed=seed) for seed in (0, 0, 1))
+    assert all(np.array_equal(a, b) for a, b in zip(one.shards, again.shards, strict=True))
+    assert not all(np.array_equal(a, b) for a, b in zip(one.shards, other.shards, strict=True))
+    assert np.array_equal(one.public_indices, other.public_indices)
+    assert set(one.public_indices) < set(make(digits, public_fraction=0.2, seed=2).public_indices)
+
+
+def test_setup_twice_changes_nothing_and_loads_once(digits: tuple[ImageSet, ImageSet]) -> None:
+    datamodule = make(digits)
+    shards, train = datamodule.shards, datamodule.train
+    datamodule.prepare_data()
+    datamodule.setup("fit")
+    assert datamodule.shards is shards
+    assert datamodule.train is train
+    assert datamodule.classes == tuple("0123456789")
+    assert (datamodule.num_classes, datamodule.image_shape) == (10, (1, 8, 8))
+
+
+def test_a_client_sees_its_shard_and_the_teachers_rows(digits: tuple[ImageSet, ImageSet]) -> None:
+    datamodule = make(digits, num_clients=4, partitioner=IID(), augmentation=Augmentation(1))
+    logits = torch.randn(len(datamodule.train), 10)
+    loader = datamodule.client_loader(3, seed=5, teacher_logits=logits)
+    batches = list(loader)
+    index = torch.cat([batch.index for batch in batches])
+    assert index.tolist() != sorted(index.tolist())
+    assert sorted(index.tolist()) == datamodule.shards[3].tolist()
+    assert torch.equal(torch.cat([batch.teacher_logits for batch in batches]), logits[index])
+    expected = Augmentation(1)(datamodule.train.images[index], index, torch.tensor(0), 5)
+    assert torch.equal(torch.cat([batch.images for batch in batches]), expected.float() / 255)
+    assert batches[0].images.shape == (32, 1, 8, 8)
+
+
+def test_a_client_without_data_has_an_empty_loader(digits: tuple[ImageSet, ImageSet]) -> None:
+    datamodule = make(digits, num_clients=30, partitioner=Dirichlet(1e-6))
+    empty = [client for client, shard in enumerate(datamodule.shards) if not len(shard)]
+    assert len(empty) >= 20  # each of 10 classes lands on one client
+    assert list(datamodule.client_loader(empty[0], seed=0)) == []
+
+
+def test_evaluation_is_the_plain_set_in_order(digits: tuple[ImageSet, ImageSet]) -> None:
+    datamodule = make(digits, public_fraction=0.1, augmentation=Augmentation(2), eval_batch_size=100)
+    for loader in (datamodule.val_dataloader(), datamodule.test_dataloader(), datamodule.predict_dataloader()):
+        assert torch.equal(torch.cat([batch.images for batch in loader]), digits[1].images.float() / 255)
+    public = list(datamodule.public_dataloader())
+    assert torch.cat([batch.index for batch in public]).tolist() == datamodule.public_indices.tolist()
+    assert torch.equal(
+        torch.cat([batch.images for batch in public]), digits[0].images[datamodule.public_indices].float() / 255
+    )
+    assert [len(batch.images) for batch in public] == [100, len(datamodule.public_indices) - 100]
+
+
+def test_the_report_counts_private_images(digits: tuple[ImageSet, ImageSet]) -> None:
+    datamodule = make(digits, num_clients=5, public_fraction=0.25)
+    counts = np.asarray(datamodule.partition_report().counts)
+    expected = [np.bincount(datamodule.train.targets[shard], minlength=10) for shard in datamodule.shards]
+    assert np.array_equal(counts, expected)
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        ({"batch_size": 0}, "batch_size must be >= 1, got 0"),
+        ({"eval_batch_size": -1}, "eval_batch_size must be >= 1, got -1"),
+        ({"num_clients": 0}, "num_clients must be >= 1, got 0"),
+        ({"public_fraction": 1.0}, "public_fraction must be >= 0 and < 1, got 1.0"),
+        ({"public_fraction": -0.1}, "public_fraction must be >= 0 and < 1, got -0.1"),
+    ],
+)
+def test_wrong_values_are_named(kwargs: dict, message: str) -> None:
+    with pytest.raises(FedKDError, match=message):
+        FederatedDataModule(**kwargs)
+
+
+@pytest.mark.parametrize("client", [10, -1])
+def test_there_is_no_such_client(digits: tuple[ImageSet, ImageSet], client: int) -> None:
+    with pytest.raises(FedKDError, match=rf"no client {client}: choose one of 0\.\.9"):
+        make(digits).client_loader(client, seed=0)
+
+
+def test_training_and_test_images_have_one_shape(digits: tuple[ImageSet, ImageSet]) -> None:
+    train, test = digits
+    larger = ImageSet(test.images.repeat(1, 1, 2, 2), test.targets, test.classes)
+    with pytest.raises(FedKDError, match=r"10 classes of \(1, 8, 8\) and 10 of \(1, 16, 16\)"):
+        make((train, larger))
+
+
+class Linear(LightningModule):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = torch.nn.Linear(64, 10)
+        self.epochs: list[list[int]] = []
+        self.correct: list[torch.Tensor] = []
+
+    def on_train_epoch_start(self) -> None:
+        self.epochs.append([])
+
+    def training_step(self, batch: Batch, batch_idx: int) -> torch.Tensor:
+        self.epochs[-1] += batch.index.tolist()
+        return torch.nn.functional.cross_entropy(self.layer(batch.images.flatten(1)), batch.targets)
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        self.correct.append(self.layer(batch.images.flatten(1)).argmax(1) == batch.targets)
+
+    test_step = validation_step
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.Adam(self.parameters(), lr=0.03)
+
+
+def test_a_plain_trainer_learns_from_all_clients(digits: tuple[ImageSet, ImageSet]) -> None:
+    datamodule = make(digits, public_fraction=0.1)
+    module, trainer = Linear(), Trainer(barebones=True, max_epochs=3, accelerator="cpu")
+    trainer.fit(module, datamodule=datamodule)
+    private = sorted(set(range(len(digits[0]))) - set(datamodule.public_indices.tolist()))
+    assert [sorted(epoch) for epoch in module.epochs] == [private] * 3
+    alone = make(digits, public_fraction=0.1).train_dataloader()
+    assert [[i for batch in alone for i in batch.index.tolist()] for _ in range(3)] == module.epochs
+    module.correct.clear()
+    trainer.test(module, datamodule=datamodule)
+    correct = torch.cat(module.correct)
+    assert len(correct) == len(digits[1])
+    assert correct.float().mean() > 0.9
+
+
+def attach(datamodule: FederatedDataModule, **trainer: Any) -> FederatedDataModule:
+    strategy = SimpleNamespace(root_device=torch.device("cpu"))
+    stand_in: Any = SimpleNamespace(strategy=strategy, **{"current_epoch": 0, "world_size": 1, **trainer})
+    datamodule.trainer = stand_in
+    return datamodule
+
+
+def test_a_resumed_fit_goes_on_with_its_epoch(digits: tuple[ImageSet, ImageSet]) -> None:
+    loader, resumed = make(digits).train_dataloader(), attach(make(digits), current_epoch=1).train_dataloader()
+    list(loader)
+    assert [b.index.tolist() for b in loader] == [b.index.tolist() for b in resumed]
+
+
+def test_several_devices_share_the_images_evenly(digits: tuple[ImageSet, ImageSet]) -> None:
+    loaders = [attach(make(digits), world_size=3, global_rank=rank).train_dataloader() for rank in range(3)]
+    parts = [[i for batch in loader for i in batch.index.tolist()] for loader in loaders]
+    assert {len(part) for part in parts} == {-(-len(digits[0]) // 3)}
+    assert sorted({i for part in parts for i in part}) == list(range(len(digits[0])))
+
+
+def parser() -> ArgumentParser:
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(FederatedDataModule, "data")
+    return parser
+
+
+def test_the_command_line_reaches_every_argument() -> None:
+    words = "--data.num_clients 20 --data.partitioner.alpha 0.01 --data.dataset CIFAR10 --data.augmentation.flip true"
+    config = parser().parse_args(words.split())
+    again = parser().parse_string(parser().dump(config))  # what is written down is enough to build the same
+    for data in (config["data"], again["data"]):
+        assert data["num_clients"] == 20
+        built = build(data)
+        assert built.dataset == CIFAR10()
+        assert built.partitioner == Dirichlet(0.01)
+        assert built.augmentation == Augmentation(flip=True)
+
+
+def test_the_written_defaults_are_complete() -> None:
+    text = parser().dump(parser().get_defaults())
+    for line in (
+        "class_path: fedkd.data.Digits",
+        "test_fraction: 0.2",
+        "class_path: fedkd.partition.Dirichlet",
+        "alpha: 0.1",
+    ):
+        assert line in text
+    assert build(parser().get_defaults()["data"]).dataset == FederatedDataModule().dataset == Digits()
+
+
+def build(data: Any) -> FederatedDataModule:
+    made = parser()
+    config = made.get_defaults()
+    config["data"] = data
+    return getattr(made, "instantiate", made.instantiate_classes)(config)["data"]

@@ -1,0 +1,83 @@
+"""Small federations for tests: random images, a linear student, a teacher that knows the answer."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+import fedkd
+from fedkd.data import Augmentation, FederatedDataModule
+from fedkd.partition import IID, Partitioner
+
+
+def images(count: int, num_classes: int = 3, seed: int = 0) -> list[tuple[Tensor, int]]:
+    """Return (image, label) pairs: noise, with a bright row that tells the class."""
+    generator = torch.Generator().manual_seed(seed)
+    pixels = torch.randint(0, 120, (count, 1, 8, 8), generator=generator, dtype=torch.uint8)
+    labels = [i % num_classes for i in range(count)]
+    for image, label in zip(pixels, labels, strict=True):
+        image[0, label] += 120
+    return list(zip(pixels, labels, strict=True))
+
+
+def datamodule(
+    num_clients: int = 3,
+    partitioner: Partitioner = IID(),  # noqa: B008
+    count: int = 60,
+    batch_size: int = 10,
+    augmentation: Augmentation | None = None,
+    seed: int = 0,
+) -> FederatedDataModule:
+    """Return a datamodule of three classes."""
+    return FederatedDataModule.from_datasets(
+        images(count),
+        images(30, seed=1),
+        num_clients=num_clients,
+        partitioner=partitioner,
+        batch_size=batch_size,
+        augmentation=augmentation,
+        seed=seed,
+    )
+
+
+class LinearStudent(nn.Module):
+    """Softmax regression on 8x8 images."""
+
+    def __init__(self, num_classes: int = 3) -> None:
+        super().__init__()
+        self.net = nn.Sequential(nn.Flatten(), nn.Linear(64, num_classes))
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.net(images)
+
+
+class BrightRowTeacher(fedkd.Teacher):
+    """Reads the class off the bright row: right on every image."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Identity()
+
+    def features(self, images: Tensor) -> Tensor:
+        return 20 * images[:, 0, :3].mean(dim=-1)
+
+
+def sgd(lr: float = 0.1):
+    """Return a factory of plain SGD."""
+    return lambda parameters: torch.optim.SGD(parameters, lr=lr)
+
+
+def module(student: nn.Module | str | None = None, seed: int = 0, **arguments) -> fedkd.DistillationModule:
+    """Return a module with a linear student whose weights depend on the seed alone."""
+    torch.manual_seed(seed)
+    return fedkd.DistillationModule(student or LinearStudent(), **{"optimizer": sgd(), **arguments})
+
+
+def weights(module: fedkd.DistillationModule) -> dict[str, Tensor]:
+    """Copy the student's state."""
+    return {name: value.clone() for name, value in module.student.state_dict().items()}
+
+
+def same(left: dict[str, Tensor], right: dict[str, Tensor]) -> bool:
+    """Whether two states are equal, bit for bit."""
+    return left.keys() == right.keys() and all(torch.equal(left[name], right[name]) for name in left)

@@ -1,0 +1,178 @@
+"""What a run leaves behind, and how it goes on after a kill."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from helpers import BrightRowTeacher, LinearStudent, datamodule, module, same, weights
+
+import fedkd
+from fedkd.partition import Dirichlet
+from fedkd.server.run_dir import RunDirectory, next_version
+
+
+def fit(run_dir, rounds=3, ckpt_path=None, trained=None, **arguments):
+    """Run a federation on two of three clients a round and return its module and summary."""
+    trained = trained or module("cnn")
+    arguments = {"clients_per_round": 2, "trainer": {"accelerator": "cpu"}, **arguments}
+    federation = fedkd.Federation(rounds=rounds, run_dir=run_dir, **arguments)
+    return trained, federation.fit(trained, datamodule(partitioner=Dirichlet(1.0)), ckpt_path=ckpt_path)
+
+
+def read_metrics(run_dir):
+    with open(run_dir / "metrics.csv") as file:
+        return list(csv.DictReader(file))
+
+
+def test_a_run_leaves_all_its_files(tmp_path):
+    trained, summary = fit(tmp_path / "run", trained=module("cnn", teacher=BrightRowTeacher()))
+    files = sorted(str(p.relative_to(tmp_path / "run")) for p in (tmp_path / "run").rglob("*") if p.is_file())
+    assert files == [
+        "checkpoints/round_000002.ckpt",
+        "checkpoints/round_000003.ckpt",
+        "metrics.csv",
+        "partition.json",
+        "student.safetensors",
+        "summary.json",
+    ]
+    rows = read_metrics(tmp_path / "run")
+    assert [row["round"] for row in rows] == ["0", "1", "2"]
+    assert {"accuracy", "balanced_accuracy", "accuracy/0", "train/ce", "train/kd", "train/loss", "seconds"} <= set(
+        rows[0]
+    )
+    # two clients get and give back the student: 4 bytes a parameter
+    size = 4 * sum(p.numel() for p in trained.student.parameters())
+    assert [int(row["bytes_up"]) for row in rows] == [int(row["bytes_down"]) for row in rows] == [2 * size] * 3
+    saved = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert saved == json.loads(json.dumps(summary))
+    assert saved["teacher"]["accuracy"] == 1.0
+    assert saved["bytes_up"] == 6 * size
+    assert saved["balanced_accuracy"] == float(rows[-1]["balanced_accuracy"])
+    assert saved["best"]["balanced_accuracy"] == max(float(row["balanced_accuracy"]) for row in rows)
+    partition = json.loads((tmp_path / "run" / "partition.json").read_text())
+    assert sorted(i for shard in partition["indices"] for i in shard) == list(range(60))
+
+
+def test_the_student_loads_and_gives_the_same_logits(tmp_path):
+    trained, _ = fit(tmp_path / "run")
+    loaded = fedkd.load_student(tmp_path / "run")
+    batch = torch.rand(4, 1, 8, 8)
+    assert not loaded.training
+    assert torch.equal(loaded(batch), trained.student.eval()(batch))
+
+
+def test_a_module_of_the_users_is_loaded_into_one_like_it(tmp_path):
+    trained, _ = fit(tmp_path / "run", trained=module())
+    with pytest.raises(fedkd.FedKDError, match=r"load_student\(..., student=\)"):
+        fedkd.load_student(tmp_path / "run")
+    loaded = fedkd.load_student(tmp_path / "run", LinearStudent())
+    assert same(dict(loaded.state_dict()), weights(trained))
+    with pytest.raises(fedkd.FedKDError, match="does not fit"):
+        fedkd.load_student(tmp_path / "run", LinearStudent(num_classes=5))
+
+
+def test_resuming_ends_with_the_same_bits(tmp_path):
+    whole, _ = fit(tmp_path / "whole", rounds=4)
+    fit(tmp_path / "parts", rounds=2)
+    resumed, _ = fit(tmp_path / "parts", rounds=4, ckpt_path="last")
+    assert same(weights(whole), weights(resumed))
+    columns = [name for name in read_metrics(tmp_path / "whole")[0] if name != "seconds"]
+    left, right = read_metrics(tmp_path / "whole"), read_metrics(tmp_path / "parts")
+    assert [[row[c] for c in columns] for row in left] == [[row[c] for c in columns] for row in right]
+
+
+KILLED = """
+import sys
+sys.path.insert(0, {tests!r})
+import fedkd
+from helpers import datamodule, module
+from fedkd.partition import Dirichlet
+trainer = {{"accelerator": "cpu"}}
+federation = fedkd.Federation(rounds=200, run_dir={run_dir!r}, clients_per_round=2, trainer=trainer)
+federation.fit(module("cnn"), datamodule(partitioner=Dirichlet(1.0)))
+"""
+
+
+def test_a_killed_process_goes_on_with_the_same_bits(tmp_path):
+    run_dir = tmp_path / "killed"
+    code = KILLED.format(tests=os.path.dirname(os.path.dirname(__file__)), run_dir=str(run_dir))
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    deadline = time.monotonic() + 120
+    while not (run_dir / "checkpoints" / "round_000003.ckpt").exists():
+        assert process.poll() is None, process.stderr.read().decode()
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    done = len(read_metrics(run_dir))
+    rounds = max(done, 3) + 3
+    resumed, summary = fit(run_dir, rounds=rounds, ckpt_path="last")
+    whole, _ = fit(tmp_path / "whole", rounds=rounds)
+    assert summary["rounds"] == rounds
+    assert same(weights(whole), weights(resumed))
+
+
+def test_finished_work_is_never_overwritten(tmp_path):
+    fit(tmp_path / "run", rounds=1)
+    before = (tmp_path / "run" / "metrics.csv").read_bytes()
+    with pytest.raises(fedkd.FedKDError, match=r"already holds a run.*ckpt_path: last"):
+        fit(tmp_path / "run", rounds=1)
+    assert (tmp_path / "run" / "metrics.csv").read_bytes() == before
+
+
+def test_last_before_the_first_round_starts_from_the_beginning(tmp_path):
+    fresh, _ = fit(tmp_path / "a", rounds=1)
+    started, _ = fit(tmp_path / "b", rounds=1, ckpt_path="last")
+    assert same(weights(fresh), weights(started))
+
+
+def test_a_checkpoint_of_another_run_is_refused(tmp_path):
+    fit(tmp_path / "run", rounds=1)
+    with pytest.raises(fedkd.FedKDError, match="belongs to another run: its seed is 0, this run's is 1"):
+        fit(tmp_path / "run", ckpt_path="last", seed=1)
+
+
+def test_a_broken_or_missing_checkpoint_is_named(tmp_path):
+    broken = tmp_path / "broken.ckpt"
+    broken.write_bytes(b"PK not a checkpoint")
+    with pytest.raises(fedkd.FedKDError, match=r"broken\.ckpt' is not a whole round checkpoint"):
+        fit(tmp_path / "run", ckpt_path=broken)
+    with pytest.raises(fedkd.MissingResourceError, match="No round checkpoint at"):
+        fit(tmp_path / "other", ckpt_path=tmp_path / "none.ckpt")
+
+
+def test_versions_count_up(tmp_path):
+    assert [next_version(tmp_path).name for _ in range(3)] == ["version_0", "version_1", "version_2"]
+    (tmp_path / "version_7").mkdir()
+    assert next_version(tmp_path).name == "version_8"
+
+
+def test_nan_becomes_null(tmp_path):
+    RunDirectory(tmp_path / "run").write_json("x.json", {"a": [float("nan"), 1.0], "b": {"c": float("nan")}})
+    assert json.loads((tmp_path / "run" / "x.json").read_text()) == {"a": [None, 1.0], "b": {"c": None}}
+
+
+def test_lightning_loggers_log_the_run(tmp_path):
+    from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+
+    loggers = [CSVLogger(tmp_path / "csv"), TensorBoardLogger(tmp_path / "tb")]
+    fit(tmp_path / "run", trainer={"accelerator": "cpu", "logger": loggers})
+    with open(tmp_path / "csv" / "lightning_logs" / "version_0" / "metrics.csv") as file:
+        logged = list(csv.DictReader(file))
+    rows = read_metrics(tmp_path / "run")
+    assert [row["step"] for row in logged] == ["0", "1", "2"]
+    assert [float(row["balanced_accuracy"]) for row in logged] == [float(row["balanced_accuracy"]) for row in rows]
+
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(next((tmp_path / "tb").rglob("events.*")).parent))
+    events.Reload()
+    assert [event.step for event in events.Scalars("balanced_accuracy")] == [0, 1, 2]

@@ -1,0 +1,144 @@
+"""The command as its users type it, in processes of its own."""
+
+from __future__ import annotations
+
+import csv
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from safetensors.torch import load_file
+
+ROOT = Path(__file__).resolve().parents[1]
+QUICK = [
+    "--config",
+    str(ROOT / "examples" / "quickstart.yaml"),
+    "--model.teacher",
+    "null",
+    "--federation.rounds",
+    "2",
+]
+
+
+def fedkd(*args: str, cwd: Path, check: bool = True) -> subprocess.CompletedProcess[str]:
+    """Run the command in ``cwd``."""
+    command = [sys.executable, "-m", "fedkd.cli", *map(str, args)]
+    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True)
+    assert not check or done.returncode == 0, done.stderr
+    return done
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A finished run of two rounds, given with dotted overrides."""
+    cwd = tmp_path_factory.mktemp("cli")
+    overrides = ["--data.num_clients", "20", "--data.partitioner.alpha", "0.01", "--trainer.precision", "bf16-mixed"]
+    done = fedkd("fit", *QUICK, *overrides, "--run_dir", "run", cwd=cwd)
+    return cwd / "run", done
+
+
+def test_overrides_reach_the_run_and_its_config(run):
+    run_dir, _ = run
+    config = yaml.safe_load((run_dir / "config.yaml").read_text())
+    assert config["data"]["num_clients"] == 20
+    assert config["data"]["partitioner"]["init_args"]["alpha"] == 0.01
+    assert config["trainer"]["precision"] == "bf16-mixed"
+    assert config["model"]["teacher"] is None
+    assert len(json.loads((run_dir / "partition.json").read_text())["indices"]) == 20
+
+
+def test_it_is_quiet_off_a_terminal(run):
+    _, done = run
+    assert done.stderr == ""
+    assert "balanced accuracy" in done.stdout
+    assert "\x1b" not in done.stdout
+
+
+def test_the_saved_config_reproduces_the_run(run):
+    run_dir, _ = run
+    fedkd("fit", "--config", run_dir / "config.yaml", "--run_dir", "again", cwd=run_dir.parent)
+    first, again = (load_file(d / "student.safetensors") for d in (run_dir, run_dir.parent / "again"))
+    assert all((first[name] == again[name]).all() for name in first)
+
+
+def test_test_and_predict_take_a_run_directory(run):
+    run_dir, _ = run
+    done = fedkd("test", run_dir, cwd=run_dir.parent)
+    final = json.loads((run_dir / "summary.json").read_text())["balanced_accuracy"]
+    assert f"{final:.4f}" in done.stdout
+
+    done = fedkd("predict", run_dir, cwd=run_dir.parent)
+    with open(run_dir / "predictions.csv") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 359
+    assert all(abs(sum(float(row[str(k)]) for k in range(10)) - 1) < 1e-4 for row in rows)
+    assert all(max("0123456789", key=lambda k, row=row: float(row[k])) == row["prediction"] for row in rows)
+
+
+def test_predict_takes_image_files(run, tmp_path):
+    from PIL import Image
+    from sklearn.datasets import load_digits
+
+    run_dir, _ = run
+    (tmp_path / "pictures").mkdir()
+    for i, pixels in enumerate(load_digits().images[:3]):
+        Image.fromarray((pixels * 15).astype("uint8")).resize((40, 40)).save(tmp_path / "pictures" / f"{i}.png")
+    fedkd("predict", run_dir, "--images", tmp_path / "pictures", "--output", tmp_path / "p.csv", cwd=tmp_path)
+    rows = list(csv.reader((tmp_path / "p.csv").read_text().splitlines()))
+    assert [Path(row[0]).name for row in rows[1:]] == ["0.png", "1.png", "2.png"]
+
+
+def test_partition_shows_and_plots(tmp_path):
+    done = fedkd("partition", *QUICK, "--output", "plot.png", cwd=tmp_path)
+    assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
+    counts = [line for line in done.stdout.splitlines() if line.strip()]
+    assert len(counts) >= 12
+    assert not (tmp_path / "runs").exists()
+
+
+def test_teachers_are_listed(tmp_path):
+    out = fedkd("teachers", cwd=tmp_path).stdout
+    assert "digits-tiny" in out
+    assert "dinov2" in out
+
+
+def test_print_config_is_complete(tmp_path):
+    config = yaml.safe_load(fedkd("fit", *QUICK, "--print_config", cwd=tmp_path).stdout)
+    assert {"data", "model", "federation", "trainer", "run_dir", "seed_everything", "ckpt_path"} <= config.keys()
+    assert config["federation"]["strategy"]["class_path"].endswith("FedAvg")
+    assert config["model"]["optimizer"]["init_args"]["lr"] == 0.05
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--data.partitioner.alpha", "-1"], "alpha must be > 0"),
+        (["--data.num_clients", "many"], "num_clients"),
+        (["--model.student", "resnt8"], "Did you mean 'resnet8'?"),
+        (["--model.teacher", "dinov2-smal"], "dinov2-smal"),
+        (["--federation.rounds", "0"], "rounds must be >= 1, got 0"),
+        (["--federation.clients_per_round", "11"], "clients_per_round must be >= 1 and <= 10, got 11"),
+        (["--trainer.precision", "bf17"], "bf17"),
+        (["--trainer.accelerator", "abacus"], "abacus"),
+        (["--data.dataset", "Digitz"], "Digitz"),
+        (["--model.loss.temperature", "0"], "temperature must be > 0"),
+        (["--nonsense", "1"], "nonsense"),
+    ],
+)
+def test_a_wrong_value_is_one_clear_error(tmp_path, arguments, message):
+    done = fedkd("fit", *QUICK, *arguments, cwd=tmp_path, check=False)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_run_that_is_not_there(tmp_path):
+    done = fedkd("test", "nowhere", cwd=tmp_path, check=False)
+    assert done.returncode == 2
+    assert done.stderr == (
+        "fedkd: error: No run at 'nowhere': there is no 'nowhere/config.yaml'. 'fedkd fit' writes it.\n"
+    )

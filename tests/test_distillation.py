@@ -1,0 +1,105 @@
+"""The module in a plain Trainer, its metrics by hand, and the teacher's place outside of its state."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from helpers import BrightRowTeacher, datamodule, images, module, same, weights
+from lightning.pytorch import Trainer
+from torch import nn
+from torch.utils.data import DataLoader
+
+import fedkd
+from fedkd.data import Batch
+from fedkd.distillation import accuracies
+
+
+def trainer(tmp_path, **arguments):
+    quiet = {"accelerator": "cpu", "logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+    return Trainer(default_root_dir=tmp_path, **{**quiet, "enable_checkpointing": False, **arguments})
+
+
+def test_a_plain_trainer_learns_from_all_the_data(tmp_path):
+    trained = module()
+    fit = trainer(tmp_path, max_epochs=20)
+    fit.fit(trained, datamodule=datamodule())
+    validated = float(fit.callback_metrics["val/accuracy"])
+    assert fit.callback_metrics["val/balanced_accuracy"] > 0.95
+    assert fit.test(trained, datamodule=datamodule(), verbose=False)[0]["test/accuracy"] == validated
+
+
+def test_an_ordinary_dataloader_and_a_live_teacher_do(tmp_path):
+    pairs = [(image.float() / 255, label) for image, label in images(60)]
+    trained = module(teacher=BrightRowTeacher(), loss=fedkd.KD(ce_weight=0, kd_weight=1, temperature=1))
+    trained.build(["a", "b", "c"], (1, 8, 8))
+    fit = trainer(tmp_path, max_epochs=20)
+    fit.fit(trained, DataLoader(pairs, batch_size=10, shuffle=True))
+    inputs, targets = torch.stack([p[0] for p in pairs]), torch.tensor([p[1] for p in pairs])
+    assert (trained(inputs).argmax(-1) == targets).float().mean() > 0.95  # and the labels were not used
+    assert {"train/loss", "train/ce", "train/kd"} <= fit.callback_metrics.keys()
+
+
+def test_the_teacher_is_outside_of_the_state(tmp_path):
+    class Big(BrightRowTeacher):
+        def __init__(self):
+            super().__init__()
+            self.backbone = nn.Linear(1000, 10)
+
+    trained = module(teacher=Big())
+    fit = trainer(tmp_path, max_epochs=1, enable_checkpointing=True)
+    fit.fit(trained, datamodule=datamodule())
+    fit.save_checkpoint(tmp_path / "x.ckpt")
+    saved = torch.load(tmp_path / "x.ckpt", weights_only=False)["state_dict"]
+    names = {"student.net.1.weight", "student.net.1.bias"}
+    assert {name for name in saved if "confusion" not in name} == names
+    assert {name for name, _ in trained.named_parameters()} == names
+    assert (tmp_path / "x.ckpt").stat().st_size < 20_000
+
+
+def test_cached_logits_stand_for_the_teacher():
+    class Absent(BrightRowTeacher):
+        def features(self, images):
+            raise AssertionError("the teacher ran although its logits were cached")
+
+    trained = module(teacher=Absent(), loss=fedkd.KD(ce_weight=0, kd_weight=1, temperature=1))
+    trained.build(["a", "b", "c"], (1, 8, 8))
+    trained.log_dict = lambda *args, **kwargs: None
+    batch = Batch(torch.rand(4, 1, 8, 8), torch.zeros(4, dtype=torch.long), torch.arange(4), torch.randn(4, 3))
+    expected = fedkd.losses.kd_divergence(trained(batch.images), batch.teacher_logits)
+    torch.testing.assert_close(trained.training_step(batch, 0), expected)
+
+
+def test_accuracies_by_hand():
+    # 8 of 10 of the first class, 1 of 5 of the second, no image of the third
+    confusion = torch.tensor([[8, 2, 0], [4, 1, 0], [0, 0, 0]])
+    found = accuracies(confusion, ["a", "b", "c"])
+    assert found["accuracy"] == pytest.approx(9 / 15)
+    assert found["balanced_accuracy"] == pytest.approx((0.8 + 0.2) / 2)
+    assert found["accuracy/a"] == pytest.approx(0.8)
+    assert found["accuracy/b"] == pytest.approx(0.2)
+    assert math.isnan(found["accuracy/c"])
+
+
+def test_a_named_student_takes_the_datas_shape():
+    trained = fedkd.DistillationModule("cnn", student_options={"norm": "group"})
+    trained.build(["a", "b"], (1, 12, 12))
+    assert trained(torch.rand(3, 1, 12, 12)).shape == (3, 2)
+    before = weights(trained)
+    trained.build(["a", "b"], (1, 12, 12))
+    assert same(before, weights(trained))
+
+
+def test_a_student_that_does_not_fit_is_named():
+    with pytest.raises(fedkd.FedKDError, match=r"must give logits of shape \(2, 4\) for 2 images, it gave \(2, 3\)"):
+        module().build("abcd", (1, 8, 8))
+    with pytest.raises(fedkd.FedKDError, match=r"does not take images of shape \(2, 3, 8, 8\)"):
+        module().build("abc", (3, 8, 8))
+
+
+def test_wrong_arguments_are_named():
+    with pytest.raises(fedkd.FedKDError, match=r"Unknown student 'resnt8'\. Did you mean 'resnet8'"):
+        fedkd.DistillationModule("resnt8")
+    with pytest.raises(fedkd.FedKDError, match="student_options go with a student given by name"):
+        fedkd.DistillationModule(nn.Identity(), student_options={"norm": "group"})
