@@ -8,8 +8,10 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
+from jsonargparse.typing import NonNegativeInt
+from lightning.pytorch import seed_everything
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 
 from fedkd import __version__
@@ -28,6 +30,16 @@ SECTIONS = {  # what each subcommand makes out of the configuration
 }
 
 
+class Parser(LightningArgumentParser):
+    """Reports a wrong value in one line."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Raise the error for `main` to print."""
+        from fedkd.cli_errors import explain
+
+        raise FedKDError(explain(self, message)) from None
+
+
 class FedKDCLI(LightningCLI):
     """The command line. Its subcommands are this class's methods; their parameters are options."""
 
@@ -37,8 +49,8 @@ class FedKDCLI(LightningCLI):
             FederatedDataModule,
             save_config_callback=None,
             trainer_defaults={key: value for key, value in TRAINER_DEFAULTS.items() if key != "logger"},
-            seed_everything_default=0,
             parser_kwargs={"prog": "fedkd", "description": __doc__, "version": __version__},
+            parser_class=Parser,
             args=args,
             auto_configure_optimizers=False,
             load_from_checkpoint_support=False,
@@ -46,17 +58,13 @@ class FedKDCLI(LightningCLI):
 
     # -- subcommands -------------------------------------------------------------------------------------------------
 
-    def fit(self, ckpt_path: str | None = None) -> None:
-        """Run a federation.
-
-        Args:
-            ckpt_path: 'last' goes on from run_dir's newest round; or the path of a round checkpoint.
-        """
+    def fit(self) -> None:
+        """Run a federation."""
         from fedkd.server.display import print_summary
 
-        federation = self.federation
-        federation.config = self.reproducing_config()
-        print_summary(federation.fit(self.model, self.datamodule, ckpt_path=ckpt_path))
+        self.federation.config = self.reproducing_config()
+        ckpt_path = self.config[self.subcommand].ckpt_path
+        print_summary(self.federation.fit(self.model, self.datamodule, ckpt_path=ckpt_path))
 
     def test(self) -> None:
         """Test a run's student on the global test set: fedkd test RUN_DIR."""
@@ -106,6 +114,14 @@ class FedKDCLI(LightningCLI):
         """Name the subcommands; none of their parameters is hidden."""
         return {name: set() for name in SECTIONS}
 
+    def add_default_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Add the seed: always a number, so that every run can be run again."""
+        text = "Decides the partition, the cohorts, the student's first weights and all that clients draw."
+        parser.add_argument("--seed_everything", type=NonNegativeInt, default=0, help=text)
+
+    def _set_seed(self) -> None:
+        seed_everything(self.config[self.subcommand].seed_everything, workers=True, verbose=False)
+
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add the sections that Lightning does not have, and let one seed govern all."""
         parser.add_class_arguments(
@@ -114,7 +130,13 @@ class FedKDCLI(LightningCLI):
         parser.add_argument(
             "--run_dir", type=str | None, default=None, help="The run's folder (default: runs/version_N)."
         )
-        parser.link_arguments("seed_everything", "data.seed", compute_fn=int)
+        parser.add_argument(
+            "--ckpt_path",
+            type=str | None,
+            default=None,
+            help="For fit: 'last' goes on from run_dir's newest round; or the path of a round checkpoint.",
+        )
+        parser.link_arguments("seed_everything", "data.seed")
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         """Parse; LightningCLI's own warns when it is handed arguments, as `main` does."""
@@ -126,7 +148,8 @@ class FedKDCLI(LightningCLI):
         group = parser.add_subcommands()
         for name in self.subcommands():
             description = (getattr(type(self), name).__doc__ or "").strip().splitlines()[0]
-            subparser = self._prepare_subcommand_parser(type(self), name, description=description)
+            usage = f"fedkd {name} [--config FILE] [--SECTION.OPTION VALUE ...]"  # not a page of all there are
+            subparser = self._prepare_subcommand_parser(type(self), name, description=description, usage=usage)
             self._subcommand_parsers[name] = subparser
             group.add_subcommand(name, subparser, help=description)
 
@@ -134,14 +157,14 @@ class FedKDCLI(LightningCLI):
         """Make only what the subcommand uses: ``partition`` loads no teacher."""
         config = self.config[self.subcommand]
         wanted = SECTIONS[self.subcommand]
-        made = self._parser(self.subcommand).instantiate_classes(
+        made = self._parser(self.subcommand).instantiate(
             type(config)(**{key: config[key] for key in wanted if key in config})
         )
         self.trainer = {key: value for key, value in dict(made.get("trainer") or {}).items() if value is not None}
         self.datamodule, self.model = made.get("data"), made.get("model")
         if "federation" in wanted:
             self.federation = Federation(
-                **made.federation, trainer=self.trainer, run_dir=config.run_dir, seed=int(config.seed_everything)
+                **made.federation, trainer=self.trainer, run_dir=config.run_dir, seed=config.seed_everything
             )
 
     def _run_subcommand(self, subcommand: str) -> None:
@@ -160,8 +183,7 @@ class FedKDCLI(LightningCLI):
         """Return the complete configuration as YAML, without what makes it this very run."""
         config = self.config[self.subcommand].clone()
         config.run_dir = config.ckpt_path = None
-        config.pop("config", None)
-        return self._parser(self.subcommand).dump(config, skip_none=False)
+        return self._parser(self.subcommand).dump(config, skip_unset=False)
 
 
 def expand_run_dir(args: Sequence[str]) -> list[str]:

@@ -1,16 +1,21 @@
-"""The command as its users type it, in processes of its own."""
+"""The command as its users type it, its output and its exit status."""
 
 from __future__ import annotations
 
+import contextlib
 import csv
+import io
 import json
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import yaml
 from safetensors.torch import load_file
+
+from fedkd.cli import main
 
 ROOT = Path(__file__).resolve().parents[1]
 QUICK = [
@@ -23,20 +28,36 @@ QUICK = [
 ]
 
 
-def fedkd(*args: str, cwd: Path, check: bool = True) -> subprocess.CompletedProcess[str]:
-    """Run the command in ``cwd``."""
-    command = [sys.executable, "-m", "fedkd.cli", *map(str, args)]
-    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True)
-    assert not check or done.returncode == 0, done.stderr
+@dataclass
+class Done:
+    """What a command left: exit status and output."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+def fedkd(*args: object, cwd: Path, check: bool = True) -> Done:
+    """Run the command in ``cwd``, in this process: importing torch once is enough."""
+    out, err, status = io.StringIO(), io.StringIO(), 0
+    with contextlib.chdir(cwd), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            main([str(arg) for arg in args])
+        except SystemExit as stop:
+            status = int(stop.code or 0)
+    done = Done(status, out.getvalue(), err.getvalue())
+    assert not check or status == 0, done.stderr
     return done
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """A finished run of two rounds, given with dotted overrides."""
+    """A finished run of two rounds, given with dotted overrides, in a process of its own."""
     cwd = tmp_path_factory.mktemp("cli")
     overrides = ["--data.num_clients", "20", "--data.partitioner.alpha", "0.01", "--trainer.precision", "bf16-mixed"]
-    done = fedkd("fit", *QUICK, *overrides, "--run_dir", "run", cwd=cwd)
+    command = [sys.executable, "-m", "fedkd.cli", "fit", *QUICK, *overrides, "--run_dir", "run"]
+    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
     return cwd / "run", done
 
 
@@ -115,17 +136,24 @@ def test_print_config_is_complete(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--data.partitioner.alpha", "-1"], "alpha must be > 0"),
-        (["--data.num_clients", "many"], "num_clients"),
+        (["--data.partitioner.alpha", "-1"], "alpha must be >= 1e-100"),
+        (["--data.num_clients", "many"], "data.num_clients: 'many' is not of type int."),
+        (["--data.partitioner.alfa", "1"], "data.partitioner: Unknown option 'alfa'. Did you mean 'alpha'?"),
+        (
+            ["--data.partitioner", "Dirichlett"],
+            "data.partitioner: Unknown class 'Dirichlett'. Did you mean 'Dirichlet'?",
+        ),
+        (["--config", "nofile.yaml"], "nofile.yaml"),
         (["--model.student", "resnt8"], "Did you mean 'resnet8'?"),
         (["--model.teacher", "dinov2-smal"], "dinov2-smal"),
         (["--federation.rounds", "0"], "rounds must be >= 1, got 0"),
         (["--federation.clients_per_round", "11"], "clients_per_round must be >= 1 and <= 10, got 11"),
-        (["--trainer.precision", "bf17"], "bf17"),
+        (["--trainer.precision", "bf17"], "trainer.precision: Unknown value 'bf17'. Did you mean 'bf16'?"),
+        (["--trainer.max_epochs", "x"], "trainer.max_epochs: 'x' is none of int, null."),
         (["--trainer.accelerator", "abacus"], "abacus"),
-        (["--data.dataset", "Digitz"], "Digitz"),
+        (["--data.dataset", "Digitz"], "data.dataset: Unknown class 'Digitz'. Did you mean 'Digits'?"),
         (["--model.loss.temperature", "0"], "temperature must be > 0"),
-        (["--nonsense", "1"], "nonsense"),
+        (["--data.num_cliets", "1"], "There is no option --data.num_cliets. Did you mean --data.num_clients?"),
     ],
 )
 def test_a_wrong_value_is_one_clear_error(tmp_path, arguments, message):
@@ -133,6 +161,7 @@ def test_a_wrong_value_is_one_clear_error(tmp_path, arguments, message):
     assert done.returncode == 2
     assert message in done.stderr
     assert "Traceback" not in done.stderr
+    assert len(done.stderr.splitlines()) == 1
     assert not (tmp_path / "runs").exists()
 
 

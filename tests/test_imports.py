@@ -23,6 +23,7 @@ LAYERS = [
     {"server.backends", "server.sampling", "server.checkpoint", "server.evaluation"},
     {"server.run_dir", "server.report", "server.display"},
     {"server.inference", "server.federation"},
+    {"cli_errors"},
     {"cli"},
 ]
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}

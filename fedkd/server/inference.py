@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from fedkd.client import make_trainer, quiet_lightning
-from fedkd.data import BatchLoader, FederatedDataModule
+from fedkd.data import BatchLoader, FederatedDataModule, ImageSet
 from fedkd.distillation import DistillationModule
 from fedkd.errors import FedKDError, MissingResourceError
 from fedkd.server.checkpoint import write_atomically
@@ -66,19 +66,17 @@ def predict_run(
     """
     spec = read_spec(run_dir)
     module = DistillationModule(load_student(run_dir))
+    module.build(spec["classes"], tuple(spec["image_shape"]))
     if images is None:
         datamodule.prepare_data()
         datamodule.setup()
-        names = [str(i) for i in range(len(datamodule.test))]
-        loader: Any = BatchLoader(datamodule.test, range(len(names)), batch_size=datamodule.eval_batch_size)
+        data, names = datamodule.test, [str(i) for i in range(len(datamodule.test))]
     else:
         files = find_images(Path(images))
+        pixels = torch.stack([read_image(file, spec["image_shape"]) for file in files])
+        data = ImageSet(pixels, torch.zeros(len(files), dtype=torch.int64), tuple(spec["classes"]))
         names = [str(file) for file in files]
-        size = datamodule.eval_batch_size
-        loader = [
-            (torch.stack([read_image(file, spec["image_shape"]) for file in files[i : i + size]]),)
-            for i in range(0, len(files), size)
-        ]
+    loader = BatchLoader(data, range(len(names)), batch_size=datamodule.eval_batch_size)
     with quiet_lightning():
         arguments = {key: value for key, value in trainer.items() if key not in ("callbacks", "logger")}
         batches = make_trainer(arguments).predict(module, dataloaders=loader)
@@ -102,7 +100,7 @@ def find_images(path: Path) -> list[Path]:
 
 
 def read_image(path: Path, image_shape: tuple[int, int, int]) -> Tensor:
-    """Read one image file as a float tensor (C, H, W) in [0, 1] of the student's shape, resized where needed."""
+    """Read one image file as a uint8 tensor (C, H, W) of the student's shape, resized where needed."""
     import numpy as np
     from PIL import Image, UnidentifiedImageError
 
@@ -114,4 +112,4 @@ def read_image(path: Path, image_shape: tuple[int, int, int]) -> Tensor:
     if image.size != (width, height):
         image = image.resize((width, height), Image.Resampling.BICUBIC)
     pixels = torch.from_numpy(np.array(image)).reshape(height, width, channels)
-    return pixels.permute(2, 0, 1).float() / 255
+    return pixels.permute(2, 0, 1)

@@ -101,6 +101,14 @@ def test_nothing_to_do_is_the_identity() -> None:
     assert torch.equal(Augmentation()(images, torch.arange(9), torch.arange(9), 0), images)
 
 
+def test_what_is_off_is_never_drawn() -> None:
+    index = torch.arange(100)
+    top, left, flip = Augmentation(0, True).draw(index, index, 0)
+    assert (int(top.max()), int(left.max())) == (0, 0)
+    assert 0 < int(flip.sum()) < 100
+    assert not Augmentation(4, False).draw(index, index, 0).flip.any()
+
+
 def test_negative_padding_is_refused() -> None:
     with pytest.raises(FedKDError, match="crop_padding must be >= 0, got -1"):
         Augmentation(-1)

@@ -143,5 +143,7 @@ def test_precision_and_clipping_reach_the_clients(tmp_path):
 
 def test_a_client_that_diverges_is_named(tmp_path):
     trained = module(optimizer=sgd(3e38))
-    with pytest.raises(fedkd.FedKDError, match=r"Round \d: the weights of client\(s\) \[.*\] became infinite or NaN.*learning rate"):
+    with pytest.raises(
+        fedkd.FedKDError, match=r"Round \d: the weights of client\(s\) \[.*\] became infinite or NaN.*learning rate"
+    ):
         federate(tmp_path, module=trained, rounds=5)

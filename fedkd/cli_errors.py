@@ -1,0 +1,83 @@
+"""From the parser's reports, which list every type that was tried, to one line: value, what is allowed, nearest match."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import inspect
+import re
+from collections.abc import Iterator
+from typing import Any
+
+from jsonargparse import ArgumentParser
+
+from fedkd.data import ImageSource
+from fedkd.errors import unknown_name
+from fedkd.losses import DistillationLoss
+from fedkd.partition import Partitioner
+from fedkd.server.backends import Backend
+from fedkd.server.strategies import Strategy
+
+NAMED_BY_CLASS: dict[str, type] = {
+    "data.dataset": ImageSource,
+    "data.partitioner": Partitioner,
+    "federation.backend": Backend,
+    "federation.strategy": Strategy,
+    "model.loss": DistillationLoss,
+}
+
+
+def explain(parser: ArgumentParser, message: str) -> str:
+    """Say in one line what is wrong.
+
+    Args:
+        parser: The parser that reports.
+        message: Its report, of one or many lines.
+
+    Returns:
+        One line that names the option and the value, and where it can be told what is allowed and what is nearest.
+    """
+    if found := re.match(r"unrecognized arguments: (--[^\s=]+)", message):
+        return unknown_option(parser, found[1])
+    found = re.search(r'[Pp]arser key "([^"]+)"', message)
+    key = found[1] if found else ""
+    if found := re.search(r"Expected a dot import path string: (\S+)", message):
+        if key in NAMED_BY_CLASS:
+            return f"{key}: {unknown_name('class', found[1], sorted(subclass_names(NAMED_BY_CLASS[key])))}"
+    if found := re.search(r"(?:class_path '([^']+)':\s+)?Option '([^']+)' is not accepted", message):
+        allowed = parameters_of(found[1]) if found[1] else []
+        return f"{key}: {unknown_name('option', found[2], allowed)}"
+    allowed = [
+        name for group in re.findall(r"Literal\[([^\]]+)\]", message) for name in re.findall(r"'([^']+)'", group)
+    ]
+    if allowed and (found := re.search(r"Given value: (.*)", message)):
+        return f"{key}: {unknown_name('value', found[1], set(allowed))}"
+    if found := re.search(r"Subtypes: \[(.*)\]\n(?:.*\n)*?\s*Given value: (.*)", message):
+        kinds = re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", found[1]).replace("NoneType", "null")
+        return f"{key}: {found[2]!r} is none of {kinds}."
+    if found := re.search(r"Expected a <class '(\w+)'>\. Got value: (.*)", message):
+        return f"{key}: {found[2]!r} is not of type {found[1]}."
+    return re.sub(r"\s+", " ", message).strip()
+
+
+def unknown_option(parser: ArgumentParser, option: str) -> str:
+    """Say that there is no such option, and which is nearest; there are too many to list."""
+    known = [string for action in parser._actions for string in action.option_strings if string.startswith("--")]
+    nearest = difflib.get_close_matches(option, known, n=1, cutoff=0.6)
+    hint = f" Did you mean {nearest[0]}?" if nearest else ""
+    return f"There is no option {option}.{hint} All are in: {parser.prog} --help"
+
+
+def subclass_names(base: type) -> Iterator[str]:
+    """Yield the names of the classes that may stand where ``base`` is asked for."""
+    for subclass in base.__subclasses__():
+        if not inspect.isabstract(subclass):
+            yield subclass.__name__
+        yield from subclass_names(subclass)
+
+
+def parameters_of(class_path: str) -> list[str]:
+    """Return the names of a class's constructor arguments."""
+    module, _, name = class_path.rpartition(".")
+    built: Any = getattr(importlib.import_module(module), name)
+    return [parameter for parameter in inspect.signature(built).parameters]
