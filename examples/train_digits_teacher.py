@@ -32,12 +32,13 @@ pipeline_tag: image-feature-extraction
 ---
 # digits-tiny
 
-A ResNet of {parameters:,} parameters (`ResNetModel`, weights in float16) for scikit-learn's handwritten digits. It is the
-teacher of fedkd's quickstart: small enough to ship inside the package, and loaded like any checkpoint from the hub.
+A ResNet of {parameters:,} parameters (`ResNetModel`, weights in float16) for scikit-learn's handwritten digits. It is
+the teacher of fedkd's quickstart: small enough to ship inside the package, and loaded like any checkpoint from the hub.
 
-- **Trained on** the {images} images of the public split, `FederatedDataModule(Digits(), public_fraction={fraction})`, with
-  their labels; shifted, turned and scaled at random. No image of a client and none of the test set was used.
-- **Made by** `python examples/train_digits_teacher.py --seed {seed} --epochs {epochs}`, in {seconds:.0f} s on one CPU thread.
+- **Trained on** the {images} images of the public split of `FederatedDataModule(Digits(), public_fraction={fraction})`,
+  with their labels; shifted, turned and scaled at random. No image of a client and none of the test set was used.
+- **Made by** `python examples/train_digits_teacher.py --seed {seed} --epochs {epochs}`, in {seconds:.0f} s on one
+  CPU thread.
 - **Accuracy** on the {tests} test images, of a ridge head fitted on the clients' images: {accuracy:.2%}.
 - **Data**: test set of the UCI ML hand-written digits, as in `sklearn.datasets.load_digits` (CC BY 4.0).
 """
@@ -100,7 +101,9 @@ def main() -> None:
     data = FederatedDataModule(Digits(), public_fraction=0.3)
     data.setup()
     public = data.train.subset(data.public_indices)
-    processor = ViTImageProcessor(size={"height": 32, "width": 32}, resample=3, image_mean=[0.3] * 3, image_std=[0.4] * 3)
+    processor = ViTImageProcessor(
+        size={"height": 32, "width": 32}, resample=3, image_mean=[0.3] * 3, image_std=[0.4] * 3
+    )
 
     start = time.monotonic()
     with seeded(arguments.seed, "digits teacher"):
@@ -110,6 +113,7 @@ def main() -> None:
 
     backbone.half().save_pretrained(arguments.output)
     processor.save_pretrained(arguments.output)
+    (arguments.output / "model.safetensors").chmod(0o644)  # it is written for the owner's eyes only
     teacher = fedkd.teachers.create(str(arguments.output))
     signal = prepare_teacher(teacher, data.train, data.test, data.shards, progress=False)
     card = MODEL_CARD.format(

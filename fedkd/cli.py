@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+from jsonargparse import Namespace
 from jsonargparse.typing import NonNegativeInt
 from lightning.pytorch import seed_everything
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
@@ -63,15 +64,14 @@ class FedKDCLI(LightningCLI):
         from fedkd.server.display import print_summary
 
         self.federation.config = self.reproducing_config()
-        ckpt_path = self.config[self.subcommand].ckpt_path
-        print_summary(self.federation.fit(self.model, self.datamodule, ckpt_path=ckpt_path))
+        print_summary(self.federation.fit(self.model, self.datamodule, ckpt_path=self.chosen.ckpt_path))
 
     def test(self) -> None:
         """Test a run's student on the global test set: fedkd test RUN_DIR."""
         from fedkd.server.display import print_metrics
         from fedkd.server.inference import test_run
 
-        print_metrics(test_run(self.run_dir(), self.datamodule, self.trainer))
+        print_metrics(test_run(self.run_dir(), self.datamodule, self.trainer_arguments))
 
     def predict(self, images: str | None = None, output: str | None = None) -> None:
         """Write a run's predictions as CSV: fedkd predict RUN_DIR.
@@ -84,7 +84,7 @@ class FedKDCLI(LightningCLI):
 
         run_dir = self.run_dir()
         path = Path(output) if output else run_dir / "predictions.csv"
-        print(predict_run(run_dir, self.datamodule, self.trainer, images, path))
+        print(predict_run(run_dir, self.datamodule, self.trainer_arguments, images, path))
 
     def partition(self, output: str = "partition.png") -> None:
         """Show which client holds how many images of which class, and plot it; nothing trains.
@@ -120,7 +120,7 @@ class FedKDCLI(LightningCLI):
         parser.add_argument("--seed_everything", type=NonNegativeInt, default=0, help=text)
 
     def _set_seed(self) -> None:
-        seed_everything(self.config[self.subcommand].seed_everything, workers=True, verbose=False)
+        seed_everything(self.chosen.seed_everything, workers=True, verbose=False)
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add the sections that Lightning does not have, and let one seed govern all."""
@@ -140,7 +140,12 @@ class FedKDCLI(LightningCLI):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         """Parse; LightningCLI's own warns when it is handed arguments, as `main` does."""
-        self.config = parser.parse_args(args)
+        self.config = parser.parse_args(args)  # type: ignore[arg-type]
+
+    @property
+    def chosen(self) -> Namespace:
+        """The configuration of the subcommand that was chosen."""
+        return self.config[self.config.subcommand]
 
     def _add_subcommands(self, parser: LightningArgumentParser, **kwargs: Any) -> None:
         # as LightningCLI's, with this class's methods in place of the Trainer's
@@ -155,33 +160,33 @@ class FedKDCLI(LightningCLI):
 
     def instantiate_classes(self) -> None:
         """Make only what the subcommand uses: ``partition`` loads no teacher."""
-        config = self.config[self.subcommand]
-        wanted = SECTIONS[self.subcommand]
+        config = self.chosen
+        wanted = SECTIONS[self.config.subcommand]
         made = self._parser(self.subcommand).instantiate(
             type(config)(**{key: config[key] for key in wanted if key in config})
         )
-        self.trainer = {key: value for key, value in dict(made.get("trainer") or {}).items() if value is not None}
+        self.trainer_arguments = {
+            key: value for key, value in dict(made.get("trainer") or {}).items() if value is not None
+        }
         self.datamodule, self.model = made.get("data"), made.get("model")
         if "federation" in wanted:
             self.federation = Federation(
-                **made.federation, trainer=self.trainer, run_dir=config.run_dir, seed=config.seed_everything
+                **made.federation, trainer=self.trainer_arguments, run_dir=config.run_dir, seed=config.seed_everything
             )
 
     def _run_subcommand(self, subcommand: str) -> None:
-        config = self.config[subcommand]
         names = self._subcommand_method_arguments[subcommand]
-        getattr(self, subcommand)(**{name: config[name] for name in names})
+        getattr(self, subcommand)(**{name: self.chosen[name] for name in names})
 
     def run_dir(self) -> Path:
         """Return the run directory that a subcommand was given."""
-        run_dir = self.config[self.subcommand].run_dir
-        if run_dir is None:
-            raise FedKDError(f"Say which run: fedkd {self.subcommand} RUN_DIR.")
-        return Path(run_dir)
+        if self.chosen.run_dir is None:
+            raise FedKDError(f"Say which run: fedkd {self.config.subcommand} RUN_DIR.")
+        return Path(self.chosen.run_dir)
 
     def reproducing_config(self) -> str:
         """Return the complete configuration as YAML, without what makes it this very run."""
-        config = self.config[self.subcommand].clone()
+        config = self.chosen.clone()
         config.run_dir = config.ckpt_path = None
         return self._parser(self.subcommand).dump(config, skip_unset=False)
 

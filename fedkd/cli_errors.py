@@ -1,4 +1,4 @@
-"""From the parser's reports, which list every type that was tried, to one line: value, what is allowed, nearest match."""
+"""From the parser's reports of many lines to one: the value, what is allowed, the nearest match."""
 
 from __future__ import annotations
 
@@ -41,12 +41,13 @@ def explain(parser: ArgumentParser, message: str) -> str:
         return unknown_option(parser, found[1])
     found = re.search(r'[Pp]arser key "([^"]+)"', message)
     key = found[1] if found else ""
-    if found := re.search(r"Expected a dot import path string: (\S+)", message):
-        if key in NAMED_BY_CLASS:
-            return f"{key}: {unknown_name('class', found[1], sorted(subclass_names(NAMED_BY_CLASS[key])))}"
+    if (found := re.search(r"Expected a dot import path string: (\S+)", message)) and key in NAMED_BY_CLASS:
+        return f"{key}: {unknown_name('class', found[1], subclass_names(NAMED_BY_CLASS[key]))}"
     if found := re.search(r"(?:class_path '([^']+)':\s+)?Option '([^']+)' is not accepted", message):
-        allowed = parameters_of(found[1]) if found[1] else []
-        return f"{key}: {unknown_name('option', found[2], allowed)}"
+        # a class inside another value is parsed by a parser of its own, which has nothing but the class's arguments
+        own = [action.dest for action in parser._actions if action.dest not in ("help", "config", "print_config")]
+        error = unknown_name("option", found[2], parameters_of(found[1]) if found[1] else own)
+        return f"{key}: {error}" if key else str(error)
     allowed = [
         name for group in re.findall(r"Literal\[([^\]]+)\]", message) for name in re.findall(r"'([^']+)'", group)
     ]
@@ -57,7 +58,8 @@ def explain(parser: ArgumentParser, message: str) -> str:
         return f"{key}: {found[2]!r} is none of {kinds}."
     if found := re.search(r"Expected a <class '(\w+)'>\. Got value: (.*)", message):
         return f"{key}: {found[2]!r} is not of type {found[1]}."
-    return re.sub(r"\s+", " ", message).strip()
+    plain = re.sub(r'[Pp]arser key "([^"]+)":', r"\1:", message)
+    return re.sub(r"\s+", " ", plain).strip()
 
 
 def unknown_option(parser: ArgumentParser, option: str) -> str:
@@ -68,7 +70,7 @@ def unknown_option(parser: ArgumentParser, option: str) -> str:
     return f"There is no option {option}.{hint} All are in: {parser.prog} --help"
 
 
-def subclass_names(base: type) -> Iterator[str]:
+def subclass_names(base: type[Any]) -> Iterator[str]:
     """Yield the names of the classes that may stand where ``base`` is asked for."""
     for subclass in base.__subclasses__():
         if not inspect.isabstract(subclass):

@@ -82,7 +82,7 @@ class DistillationModule(LightningModule):
             channels, height, _ = image_shape
             self.student_spec |= {"num_classes": len(classes), "in_channels": channels, "image_size": height}
             self.student = students.create(**self.student_spec)
-        self.student.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.student.to(memory_format=torch.channels_last)
         check_student(self.student, len(classes), image_shape)
         self.confusion = MulticlassConfusionMatrix(num_classes=len(classes))
 
@@ -101,6 +101,11 @@ class DistillationModule(LightningModule):
             teachers.prepare_teacher(
                 self.teacher, data.train, data.test, data.shards, cache=None, device=self.trainer.strategy.root_device
             )
+
+    def on_fit_start(self) -> None:
+        """Bring the teacher to the training device; Lightning moves only what is part of the module."""
+        if self.teacher is not None:
+            self.teacher.to(self.device)
 
     def forward(self, images: Tensor) -> Tensor:
         """Map images (B, C, H, W) in [0, 1] to the student's logits (B, K)."""
@@ -122,8 +127,7 @@ class DistillationModule(LightningModule):
     def _teacher_logits(self, batch: Any) -> Tensor | None:
         logits = getattr(batch, "teacher_logits", None)  # cached: the teacher itself does not run
         if logits is None and self.teacher is not None:
-            images = batch[0]
-            logits = self.teacher.to(images.device)(images)
+            logits = self.teacher(batch[0])
         return logits
 
     def configure_optimizers(self) -> Optimizer:

@@ -30,7 +30,9 @@ class ProgressBar:
 
     def advance(self, steps: int = 1, note: str | None = None) -> None:
         """Move on by ``steps``; ``note`` replaces the text after the bar."""
-        self._progress.update(self._task, advance=steps, **({} if note is None else {"note": note}))
+        if note is not None:
+            self._progress.update(self._task, note=note)
+        self._progress.advance(self._task, steps)
 
 
 @contextmanager

@@ -19,7 +19,7 @@ def evaluate(
     Args:
         module: Its student's weights are overwritten by the state's.
         datamodule: Set up; its test set is read.
-        trainer: Arguments of the Lightning Trainer; callbacks are the clients' own and are left out.
+        trainer: Arguments of the Lightning Trainer; callbacks and loggers are left out.
         state: The state to test.
 
     Returns:
@@ -28,7 +28,7 @@ def evaluate(
     assert module.student is not None
     module.student.load_state_dict({**state.parameters, **state.buffers})
     with quiet_lightning():
-        tester = make_trainer({key: value for key, value in trainer.items() if key != "callbacks"})
+        tester = make_trainer({key: value for key, value in trainer.items() if key not in ("callbacks", "logger")})
         loader = BatchLoader(
             datamodule.test,
             range(len(datamodule.test)),

@@ -171,7 +171,7 @@ def load_student(run_dir: str | Path, student: nn.Module | None = None) -> nn.Mo
         if spec is None:
             raise FedKDError(f"The student of {str(run_dir)!r} was not made by name: pass load_student(..., student=).")
         student = students.create(**spec)
-    student.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  (as it was trained)
+    student.to(memory_format=torch.channels_last)  # as it was trained
     try:
         student.load_state_dict(load_file(Path(run_dir) / "student.safetensors"))
     except RuntimeError as error:

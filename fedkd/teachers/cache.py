@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
@@ -20,6 +20,7 @@ from fedkd.teachers.fingerprint import fingerprint
 
 if TYPE_CHECKING:
     from fedkd.data import ImageSet
+    from fedkd.progress import ProgressBar
 
 _FORMAT = "fedkd teacher cache 1, views: the clean image"
 
@@ -92,7 +93,7 @@ class _DoesNotFitError(Exception):
 def _build(path: Path, dtype: np.dtype, teacher: Teacher, data: ImageSet, batch_size: int, progress: bool) -> None:
     """Append to ``path`` the rows that it lacks."""
     path.touch()
-    with open(path, "r+b", buffering=0) as file:
+    with open(path, "r+b") as file:
         done = _rows_done(file, dtype, len(data))
         if done == len(data):
             return
@@ -100,32 +101,26 @@ def _build(path: Path, dtype: np.dtype, teacher: Teacher, data: ImageSet, batch_
         done -= done % batch_size
         if done == 0:
             file.truncate(0)
-        for start in _track(range(done, len(data), batch_size), type(teacher).__name__, progress):
-            rows = _to_rows(_outputs(teacher, data.images[start : start + batch_size]), dtype)
-            if start == 0:
-                _write_header(file, dtype, (len(data), 1, rows.shape[1]))
-            elif start == done:
-                offset, row_bytes = _layout(file, dtype, len(data))
-                file.truncate(offset + done * row_bytes)
-                file.seek(0, 2)
-            file.write(rows.tobytes())
+            file.seek(0)
+        with _bar(teacher, len(data), done) if progress else nullcontext() as bar:
+            for start in range(done, len(data), batch_size):
+                rows = _to_rows(_outputs(teacher, data.images[start : start + batch_size]), dtype)
+                if start == 0:
+                    _write_header(file, dtype, (len(data), 1, rows.shape[1]))
+                elif start == done:
+                    offset, row_bytes = _layout(file, dtype, len(data))
+                    file.truncate(offset + done * row_bytes)
+                    file.seek(0, 2)
+                file.write(rows.tobytes())
+                file.flush()  # from here on a kill loses nothing of it
+                if bar is not None:
+                    bar.advance(len(rows))
 
 
-def _track(starts: range, name: str, progress: bool) -> Iterable[int]:
-    """Show a progress bar from where an earlier build ended; nothing if this is not a terminal."""
-    from rich.console import Console
-    from rich.progress import track
+def _bar(teacher: Teacher, total: int, done: int) -> AbstractContextManager[ProgressBar]:
+    from fedkd.progress import progress_bar
 
-    console, size = Console(stderr=True), starts.step
-    return track(
-        starts,
-        description=f"{name} looks at the images",
-        total=-(-starts.stop // size),
-        completed=starts.start // size,
-        console=console,
-        transient=True,
-        disable=not (progress and console.is_terminal),
-    )
+    return progress_bar(f"{type(teacher).__name__} looks at the images", total, done)
 
 
 def _outputs(teacher: Teacher, images: Tensor) -> Tensor:

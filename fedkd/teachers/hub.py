@@ -85,8 +85,14 @@ def find_checkpoint(name: str, revision: str | None = None) -> Checkpoint:
     from transformers import AutoConfig
 
     path = resolve(name)
-    if Path(path).expanduser().is_dir():
-        return _open(AutoConfig, name, str(Path(path).expanduser()), {})
+    folder = Path(path).expanduser()
+    if folder.is_dir():
+        if not (folder / "config.json").is_file():
+            raise MissingResourceError(
+                f"No teacher checkpoint in folder {str(folder)!r}: it has no config.json. Give a folder with "
+                "config.json and model.safetensors, as save_pretrained writes them."
+            )
+        return _open(AutoConfig, name, str(folder), {})
     if path.startswith((".", "/", "~")) or path.count("/") > 1 or "\\" in path:
         raise MissingResourceError(
             f"No teacher checkpoint {path!r}: there is no such folder. Give a folder with config.json and "
@@ -129,6 +135,8 @@ def _open(auto_config: Any, name: str, path: str, options: dict[str, Any]) -> Ch
 
 
 def _nearest(name: str) -> str:
+    if any(name in (known, teachers[known].checkpoint) for known in teachers):
+        return ""  # rightly spelt
     nearest = difflib.get_close_matches(name, list(teachers), n=1, cutoff=0.5)
     return f" Did you mean {nearest[0]!r}?" if nearest else ""
 

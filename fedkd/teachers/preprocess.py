@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fedkd.errors import FedKDError, check_range
+from fedkd.errors import FedKDError, check_range, unknown_name
 
 _IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 # PIL's numbers and timm's names -> torch's modes; torch has no Lanczos or Hamming filter, so the nearest in kind.
@@ -29,6 +29,8 @@ class Preprocess(nn.Module):
         mode: How to interpolate: a mode of `torch.nn.functional.interpolate`.
         scale: Each channel is multiplied by this,
         shift: and then this is added. Their number is the number of channels.
+        round_crop: Whether a crop that cannot be in the middle exactly is half a pixel off by rounding (torchvision)
+            rather than to the upper left (transformers).
     """
 
     scale: Tensor
@@ -41,9 +43,10 @@ class Preprocess(nn.Module):
         mode: str,
         scale: Sequence[float],
         shift: Sequence[float],
+        round_crop: bool = False,
     ) -> None:
         super().__init__()
-        self.resize, self.crop, self.mode = resize, crop, mode
+        self.resize, self.crop, self.mode, self.round_crop = resize, crop, mode, round_crop
         self.register_buffer("scale", torch.tensor(scale, dtype=torch.float32).view(1, -1, 1, 1), persistent=False)
         self.register_buffer("shift", torch.tensor(shift, dtype=torch.float32).view(1, -1, 1, 1), persistent=False)
 
@@ -78,7 +81,8 @@ class Preprocess(nn.Module):
         # Whatever it does to pixel values is affine (rescaling, mean, standard deviation, offsets, twice for some):
         # black tells the shift, and white less black the scale.
         black, white = (_middle_pixel(processor, value, channels) for value in (0, 255))
-        return cls(resize, crop, _MODES[resample], (white - black).tolist(), black.tolist())
+        scale, shift = (white - black).tolist(), black.tolist()
+        return cls(resize, crop, _MODES[resample], scale, shift, round_crop="data_config" in settings)
 
     @classmethod
     def from_config(cls, config: Any, image_size: int | None = None, channels: int = 3) -> Preprocess:
@@ -96,23 +100,24 @@ class Preprocess(nn.Module):
         if images.shape[1] != channels:
             images = images.expand(-1, channels, -1, -1) if images.shape[1] == 1 else images.mean(1, keepdim=True)
         if self.resize is not None:
-            images = self._resized(images)
+            images = self._resized(images, self.resize)
         if self.crop is not None and tuple(images.shape[-2:]) != tuple(self.crop):
-            images = _center_crop(images, *self.crop)
+            images = _center_crop(images, *self.crop, self.round_crop)
         return images * self.scale + self.shift
 
-    def _resized(self, images: Tensor) -> Tensor:
+    def _resized(self, images: Tensor, size: int | tuple[int, int]) -> Tensor:
         height, width = images.shape[-2:]
-        size = self.resize
         if isinstance(size, int):
             short = min(height, width)
             size = (int(size * height / short), int(size * width / short))
         if size == (height, width):
             return images
-        smooth = self.mode in ("bilinear", "bicubic")
-        options = {"antialias": True, "align_corners": False} if smooth else {}
-        images = F.interpolate(images, size, mode=self.mode, **options)
-        return images.clamp(0, 1) if self.mode == "bicubic" else images  # bicubic overshoots; PIL clips that too
+        if self.mode not in ("bilinear", "bicubic"):
+            return F.interpolate(images, size, mode=self.mode)
+        # Bicubic weights overshoot. Processors work on whole grey levels, so they clip after rows and after columns.
+        for target in ((height, size[1]), size):
+            images = F.interpolate(images, target, mode=self.mode, antialias=True, align_corners=False).clamp(0, 1)
+        return images
 
     def extra_repr(self) -> str:
         """Name the settings."""
@@ -163,8 +168,10 @@ def _geometry(settings: dict[str, Any]) -> tuple[int | tuple[int, int] | None, t
 def _timm_geometry(config: dict[str, Any]) -> tuple[int | tuple[int, int] | None, tuple[int, int] | None, Any]:
     """Return (resize, crop, resample) of timm's data configuration, as its evaluation transform has them."""
     height, width = config["input_size"][-2:]
-    pct = config.get("crop_pct") or 0.875
-    if config.get("crop_mode", "center") == "squash" or height != width:
+    pct, mode = config.get("crop_pct") or 0.875, config.get("crop_mode") or "center"
+    if mode not in ("center", "squash"):
+        raise unknown_name("crop_mode of a timm checkpoint", mode, ("center", "squash"))
+    if mode == "squash" or height != width:
         return (int(height / pct), int(width / pct)), (height, width), config["interpolation"]
     return int(height / pct), (height, width), config["interpolation"]
 
@@ -177,7 +184,8 @@ def _middle_pixel(processor: Any, value: int, channels: int) -> Tensor:
     return out[:, out.shape[1] // 2, out.shape[2] // 2].double()
 
 
-def _center_crop(images: Tensor, height: int, width: int) -> Tensor:
-    top, left = int((images.shape[-2] - height) / 2), int((images.shape[-1] - width) / 2)
+def _center_crop(images: Tensor, height: int, width: int, nearest: bool) -> Tensor:
+    whole = round if nearest else int
+    top, left = whole((images.shape[-2] - height) / 2), whole((images.shape[-1] - width) / 2)
     bottom, right = images.shape[-2] - height - top, images.shape[-1] - width - left
     return F.pad(images, (-left, -right, -top, -bottom))  # negative padding cuts off

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import pytest
 import torch
 from helpers import datamodule, module, same, sgd, weights
+from lightning.pytorch import Callback
 from torch import nn
 
 import fedkd
@@ -147,3 +149,23 @@ def test_a_client_that_diverges_is_named(tmp_path):
         fedkd.FedKDError, match=r"Round \d: the weights of client\(s\) \[.*\] became infinite or NaN.*learning rate"
     ):
         federate(tmp_path, module=trained, rounds=5)
+
+
+class CountsFits(Callback):
+    """Keeps state, as Lightning's own callbacks do."""
+
+    seen: ClassVar[list[int]] = []
+
+    def __init__(self):
+        self.fits = 0
+
+    def on_fit_start(self, trainer, pl_module):
+        self.fits += 1
+        self.seen.append(self.fits)
+
+
+def test_configured_callbacks_are_fresh_on_every_client(tmp_path):
+    callback = CountsFits()
+    federate(tmp_path, rounds=2, trainer={"accelerator": "cpu", "callbacks": [callback]})
+    assert CountsFits.seen == [1] * 6
+    assert callback.fits == 0

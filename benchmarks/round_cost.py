@@ -1,0 +1,87 @@
+"""What a round costs: fedkd's client against a bare PyTorch loop (the floor), and a cached teacher against none.
+
+python benchmarks/round_cost.py [--runs 7] [--student resnet8] [--images 2000] [--device cpu]
+
+All three run in turn in one process; what is printed are ratios of seconds, median and spread over the runs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+
+import torch
+from torch import nn
+
+import fedkd
+from fedkd.client import ClientContext, run_client
+from fedkd.data import Augmentation, FederatedDataModule
+from fedkd.partition import IID
+from fedkd.server.strategies import FedAvg
+from fedkd.tensors import split_state
+from fedkd.types import ClientTask
+
+
+def synchronise(device: str) -> None:
+    if device == "cuda":
+        torch.cuda.synchronize()
+
+
+def main() -> None:
+    """Time one client of 10 and print the ratios."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--runs", type=int, default=7)
+    parser.add_argument("--student", default="resnet8")
+    parser.add_argument("--images", type=int, default=2000)
+    parser.add_argument("--device", default="cpu")
+    options = parser.parse_args()
+
+    pixels = torch.randint(0, 256, (options.images, 3, 32, 32), dtype=torch.uint8)
+    pairs = [(image, i % 10) for i, image in enumerate(pixels)]
+    data = FederatedDataModule.from_datasets(
+        pairs, pairs[:100], num_clients=1, partitioner=IID(), batch_size=64, augmentation=Augmentation(4, True)
+    )
+    data.setup()
+    module = fedkd.DistillationModule(options.student)
+    module.build(data.classes, data.image_shape)
+    start = split_state(module.student)
+    accelerator = "gpu" if options.device == "cuda" else "cpu"
+    logits = torch.randn(options.images, 10)
+    contexts = {
+        name: ClientContext(module, data, {"accelerator": accelerator}, FedAvg(), teacher_logits=signal)
+        for name, signal in (("no teacher", None), ("cached teacher", logits))
+    }
+
+    def bare() -> None:
+        student = module.student.to(options.device).train()
+        optimizer = torch.optim.SGD(student.parameters(), lr=0.05, momentum=0.9)
+        for batch in data.client_loader(0, seed=0, device=options.device):
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(student(batch.images), batch.targets).backward()
+            optimizer.step()
+
+    kinds = {"bare loop": bare}
+    for name, context in contexts.items():
+        kinds[name] = lambda context=context: run_client(context, ClientTask(0, 0, *start))
+    seconds: dict[str, list[float]] = {name: [] for name in kinds}
+    for run in range(options.runs + 1):
+        for name, function in kinds.items():
+            synchronise(options.device)
+            began = time.perf_counter()
+            function()
+            synchronise(options.device)
+            if run:  # the first is a warm-up
+                seconds[name].append(time.perf_counter() - began)
+
+    device = torch.cuda.get_device_name() if options.device == "cuda" else f"CPU, {torch.get_num_threads()} threads"
+    print(f"{options.student}, {options.images} images of 32x32, batch 64, {device}, {options.runs} alternating runs")
+    print(f"bare loop: median {statistics.median(seconds['bare loop']):.3f} s")
+    for upper, lower in (("no teacher", "bare loop"), ("cached teacher", "no teacher")):
+        ratios = [a / b for a, b in zip(seconds[upper], seconds[lower], strict=True)]
+        spread = f"{min(ratios):.3f} to {max(ratios):.3f}"
+        print(f"{upper} / {lower}: median {statistics.median(ratios):.3f}, {spread}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,52 @@
+"""What the teachers' tests share: tiny checkpoints, a photograph, and a few images."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import pytest
+import torch
+from tiny_checkpoints import build
+from torch import Tensor
+
+from fedkd.data import ImageSet
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], str]:
+    """Return a function from a family's name to a tiny checkpoint's folder, made once."""
+    made: dict[str, str] = {}
+
+    def get(family: str) -> str:
+        if family not in made:
+            made[family] = str(build(family, tmp_path_factory.mktemp(family)))
+        return made[family]
+
+    return get
+
+
+@pytest.fixture(scope="session")
+def photo() -> np.ndarray:
+    """Return a real photograph, uint8 (H, W, 3), oblong."""
+    from sklearn.datasets import load_sample_image
+
+    return np.ascontiguousarray(load_sample_image("china.jpg"))  # (427, 640, 3)
+
+
+@pytest.fixture
+def images() -> ImageSet:
+    """Return forty small images of three classes, each bright in a channel of its own."""
+    generator = torch.Generator().manual_seed(0)
+    targets = torch.arange(40) % 3
+    noise: Tensor = torch.randint(0, 60, (40, 3, 8, 8), generator=generator)
+    bright = 150 * torch.nn.functional.one_hot(targets, 3)[:, :, None, None]  # (40, 3, 1, 1)
+    return ImageSet((noise + bright).to(torch.uint8), targets, ("cat", "dog", "bird"))

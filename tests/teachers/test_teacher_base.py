@@ -1,0 +1,146 @@
+"""A teacher is frozen, says what its features depend on, and is easily subclassed."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from fedkd.data import ImageSet
+from fedkd.errors import FedKDError
+from fedkd.teachers import RidgeHead, Teacher, create, prepare_teacher, register, teachers
+
+
+class Means(Teacher):
+    def __init__(self, gain: float = 1.0) -> None:
+        super().__init__()
+        self.gain = gain
+        self.mix = nn.Sequential(nn.Linear(3, 5, bias=False), nn.Dropout(0.5))
+        nn.init.eye_(self.mix[0].weight)
+
+    def features(self, images: Tensor) -> Tensor:
+        return self.mix(self.gain * images.expand(-1, 3, -1, -1).mean((2, 3)))
+
+
+class Given(Means):
+    """Its features are logits already."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mix = nn.Linear(3, 3)
+        self.head = nn.Identity()
+
+
+class Overridden(Means):
+    """It has a forward of its own."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        return 7 * images.mean((2, 3))
+
+
+def test_subclass_is_frozen_however_it_is_treated() -> None:
+    teacher = Means()
+    teacher.train()
+    teacher.head = nn.Linear(5, 2)
+    assert not any(module.training for module in teacher.modules())
+    assert not any(parameter.requires_grad for parameter in teacher.parameters())
+    out = teacher(torch.rand(2, 3, 4, 4, requires_grad=True))
+    assert not out.requires_grad
+    # Logits must be of use in a loss: inference tensors could not be saved for backward.
+    student = torch.zeros(2, 2, requires_grad=True)
+    (student * out).sum().backward()
+    torch.testing.assert_close(student.grad, out)
+    assert teacher.feature_dim == 5
+
+
+def test_no_head_is_a_clear_error() -> None:
+    with pytest.raises(FedKDError, match="Means has no head yet"):
+        Means()(torch.rand(1, 3, 4, 4))
+
+
+def test_fingerprint_changes_with_what_features_depend_on_and_nothing_else() -> None:
+    teacher = Means()
+    before = teacher.fingerprint()
+    assert Means().fingerprint() == before
+    assert copy.deepcopy(teacher).fingerprint() == before
+    assert pickle.loads(pickle.dumps(teacher)).fingerprint() == before
+    teacher.head = nn.Linear(5, 2)
+    teacher.head_method = RidgeHead(0.5)
+    teacher.prepare(["a", "b"])
+    assert teacher.fingerprint() == before, "the head is not part of the features"
+
+    assert Means(gain=2.0).fingerprint() != before
+    assert Given().fingerprint() != before
+    changed = Means()
+    changed.mix[0].weight[0, 0] += 1e-6
+    assert changed.fingerprint() != before
+    dropout = Means()
+    dropout.mix[1].p = 0.6
+    assert dropout.fingerprint() != before
+    assert Means().bfloat16().fingerprint() != before
+
+
+def test_signal_of_a_subclass(images: ImageSet, tmp_path: object) -> None:
+    test = images.subset(np.arange(12))
+    shards = [np.arange(0, 20), np.empty(0, np.int64), np.arange(20, 40)]
+    teacher = Means()
+    signal = prepare_teacher(teacher, images, test, shards, cache=str(tmp_path))
+    assert signal.accuracy == 1.0  # the classes differ by their colour
+    assert signal.logits.shape == (40, 3)
+    torch.testing.assert_close(signal.logits, teacher(images.images.float() / 255), rtol=1e-2, atol=1e-2)
+    assert signal.head_bytes == 2 * 8 * (6 * 7 // 2 + 6 * 3 + 33)
+
+
+def test_head_is_fitted_to_the_shards_alone_and_anew_for_other_shards(images: ImageSet, tmp_path: object) -> None:
+    teacher = Means()
+    spoilt = ImageSet(images.images, images.targets.clone(), images.classes)
+    spoilt.targets[30:] = (spoilt.targets[30:] + 1) % 3  # wrong labels where no client looks
+    one = prepare_teacher(teacher, images, images, [np.arange(30)], cache=str(tmp_path)).logits
+    other = prepare_teacher(teacher, spoilt, images, [np.arange(30)], cache=str(tmp_path)).logits
+    assert torch.equal(one, other)
+    assert not torch.equal(one, prepare_teacher(teacher, images, images, [np.arange(9)], cache=str(tmp_path)).logits)
+
+
+def test_given_head_and_overridden_forward_are_used_as_they_are(images: ImageSet, tmp_path: object) -> None:
+    for teacher in (Given(), Overridden()):
+        head = teacher.head
+        signal = prepare_teacher(teacher, images, images, [np.arange(40)], cache=str(tmp_path))
+        expected = teacher(images.images.float() / 255)
+        torch.testing.assert_close(signal.logits, expected, rtol=2e-3, atol=1e-3)
+        assert teacher.head is head
+        assert signal.head_bytes == 0
+    assert signal.accuracy == 1.0
+
+
+def test_accuracies_by_hand(images: ImageSet, tmp_path: object) -> None:
+    # Class 0 has three images, one of them labelled so by mistake; class 1 one; class 2 none.
+    order = [0, 3, 1, 4]
+    test = ImageSet(images.images[order], torch.tensor([0, 0, 0, 1]), images.classes)
+    signal = prepare_teacher(Overridden(), images, test, [np.arange(40)], cache=str(tmp_path))
+    assert signal.accuracy == 0.75
+    assert signal.per_class_accuracy[:2] == pytest.approx([2 / 3, 1.0])
+    assert np.isnan(signal.per_class_accuracy[2])
+    assert signal.balanced_accuracy == pytest.approx(5 / 6)
+
+
+def test_wrong_number_of_classes_is_an_error(images: ImageSet, tmp_path: object) -> None:
+    teacher = Means()
+    teacher.head = nn.Identity()
+    with pytest.raises(FedKDError, match="5 classes apart, but the data has 3"):
+        prepare_teacher(teacher, images, images, [np.arange(40)], cache=str(tmp_path))
+
+
+def test_a_registered_teacher_is_made_by_name() -> None:
+    if "means" not in teachers:
+        register("means", family="test")(Means)
+    teacher = create("means", gain=3.0)
+    assert isinstance(teacher, Means)
+    assert teacher.gain == 3.0
+    with pytest.raises(FedKDError, match=r"Unknown option of teacher means 'gian'. Did you mean 'gain'\?"):
+        create("means", gian=3.0)
+    with pytest.raises(FedKDError, match="already used"):
+        register("dinov2-s")(Means)

@@ -1,0 +1,203 @@
+"""The cache computes each output once, survives kills and truncation, and is never stale."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from fedkd.data import ImageSet
+from fedkd.errors import FedKDError
+from fedkd.teachers import Teacher, TeacherCache
+
+
+class Counting(Teacher):
+    """Notes every image that it looks at in a file, so that other processes' work is counted too."""
+
+    checkpoint: str
+
+    def __init__(self, log: Path, gain: float = 1.0, pause: float = 0.0) -> None:
+        super().__init__()
+        self.checkpoint = f"{log}|{pause}"  # not part of the fingerprint
+        self.gain = gain
+
+    def features(self, images: Tensor) -> Tensor:
+        log, pause = self.checkpoint.split("|")
+        time.sleep(float(pause))
+        with open(log, "a") as file:
+            file.writelines(f"{round(float(image.sum() * 255))}\n" for image in images)
+        return self.gain * images.flatten(1)
+
+
+@pytest.fixture
+def log(tmp_path: Path) -> Path:
+    path = tmp_path / "log"
+    path.touch()
+    return path
+
+
+def numbered(count: int = 40) -> ImageSet:
+    """Return images of which each has its own sum: the number of the image."""
+    images = torch.zeros(count, 1, 2, 2, dtype=torch.uint8)
+    images[:, 0, 0, 0] = torch.arange(count)
+    return ImageSet(images, torch.zeros(count, dtype=torch.int64), ("a",))
+
+
+def seen(log: Path) -> list[int]:
+    return [int(line) for line in log.read_text().split()]
+
+
+def get(folder: Path, teacher: Teacher, data: ImageSet) -> np.ndarray:
+    return TeacherCache(folder).get(teacher, data, batch_size=8, progress=False)
+
+
+def test_holds_every_output_in_order_and_computes_it_once(tmp_path: Path, log: Path) -> None:
+    data = numbered()
+    first = get(tmp_path / "c", Counting(log), data)
+    assert isinstance(first, np.memmap)
+    assert first.shape == (40, 1, 4)
+    assert first.dtype == np.float16
+    np.testing.assert_allclose(first[:, 0, 0], np.arange(40) / 255, rtol=1e-3)
+    assert seen(log) == list(range(40))
+    again = get(tmp_path / "c", Counting(log), data)
+    assert np.array_equal(first, again)
+    assert len(seen(log)) == 40
+
+
+def test_another_teacher_or_other_data_never_read_it(tmp_path: Path, log: Path) -> None:
+    data = numbered()
+    get(tmp_path / "c", Counting(log), data)
+    doubled = get(tmp_path / "c", Counting(log, gain=2.0), data)
+    np.testing.assert_allclose(doubled[:, 0, 0], 2 * np.arange(40) / 255, rtol=1e-3)
+    other = ImageSet(data.images.flip(0), data.targets, data.classes)
+    np.testing.assert_allclose(get(tmp_path / "c", Counting(log), other)[:, 0, 0], np.arange(40)[::-1] / 255, rtol=1e-3)
+    assert len(seen(log)) == 120
+
+
+def test_a_truncated_or_damaged_file_is_mended(tmp_path: Path, log: Path) -> None:
+    data = numbered()
+    whole = np.array(get(tmp_path / "c", Counting(log), data))
+    (path,) = (tmp_path / "c").glob("*.npy")
+    content = path.read_bytes()
+    for damaged, computed in (
+        (content[: len(content) - 3], 8),  # the last batch
+        (content[: len(content) - 20 * 8 - 1], 24),  # 19 rows and a bit: from row 16 on
+        (content[:60], 40),  # not even the header
+        (b"", 40),
+        (content + b"more", 40),
+        (b"\x00" * len(content), 40),
+    ):
+        path.write_bytes(damaged)
+        log.write_text("")
+        assert np.array_equal(get(tmp_path / "c", Counting(log), data), whole)
+        assert seen(log) == list(range(40 - computed, 40))
+        assert path.read_bytes() == content
+
+
+@pytest.mark.parametrize("gain", [1e8, 1e-8])
+def test_values_outside_float16_are_kept_in_float32(gain: float, tmp_path: Path, log: Path) -> None:
+    data = numbered()
+    for expected_work in (48, 0):  # one batch in vain, then never again
+        log.write_text("")
+        rows = get(tmp_path / "c", Counting(log, gain=gain), data)
+        assert rows.dtype == np.float32
+        np.testing.assert_allclose(rows[:, 0, 0], gain * np.arange(40) / 255, rtol=1e-6)
+        assert len(seen(log)) == expected_work
+
+
+def test_a_late_overflow_is_noticed(tmp_path: Path, log: Path) -> None:
+    data = numbered()
+    rows = get(tmp_path / "c", Counting(log, gain=65504 / 30 * 255), data)  # image 31 and on are beyond float16
+    assert np.isfinite(rows).all()
+    assert rows.dtype == np.float32
+
+
+class Broken(Teacher):
+    def __init__(self, value: float, dims: int) -> None:
+        super().__init__()
+        self.value, self.dims = value, dims
+
+    def features(self, images: Tensor) -> Tensor:
+        return torch.full((len(images),) + (2,) * self.dims, self.value)
+
+
+def test_bad_outputs_are_errors(tmp_path: Path) -> None:
+    with pytest.raises(FedKDError, match="not finite"):
+        get(tmp_path, Broken(float("nan"), 1), numbered())
+    with pytest.raises(FedKDError, match=r"one vector an image, \(B, D\): for 8 images it gave \(8, 2, 2\)"):
+        get(tmp_path, Broken(1.0, 2), numbered())
+    with pytest.raises(FedKDError, match="no images"):
+        get(tmp_path, Broken(1.0, 1), numbered(0))
+
+
+class Logits(Teacher):
+    """Its forward is its own, so its logits are cached, and depend on its head."""
+
+    def __init__(self, scale: float) -> None:
+        super().__init__()
+        self.head = nn.Linear(4, 1, bias=False)
+        nn.init.constant_(self.head.weight, scale)
+
+    def features(self, images: Tensor) -> Tensor:
+        return images.flatten(1)
+
+    def forward(self, images: Tensor) -> Tensor:
+        assert self.head is not None
+        return self.head(self.features(images)) + 1
+
+
+def test_logits_are_cached_where_forward_is_overridden(tmp_path: Path) -> None:
+    data = numbered()
+    for scale in (1.0, 2.0):
+        rows = get(tmp_path, Logits(scale), data)
+        np.testing.assert_allclose(rows[:, 0, 0], 1 + scale * np.arange(40) / 255, rtol=1e-3)
+
+
+BUILDER = """
+import sys
+sys.path[:0] = [{here!r}]
+from test_teacher_cache import Counting, get, numbered
+from pathlib import Path
+folder, log, pause = Path(sys.argv[1]), Path(sys.argv[2]), float(sys.argv[3])
+rows = get(folder, Counting(log, pause=pause), numbered())
+print(rows.shape, float(rows.astype("float64").sum()))
+"""
+
+
+def builder(folder: Path, log: Path, pause: float) -> subprocess.Popen[str]:
+    script = BUILDER.format(here=str(Path(__file__).parent))
+    arguments = [sys.executable, "-c", script, str(folder), str(log), str(pause)]
+    return subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+
+
+def test_killed_halfway_goes_on_and_two_processes_share_the_work(tmp_path: Path, log: Path) -> None:
+    killed = builder(tmp_path / "c", log, pause=0.5)
+    deadline = time.monotonic() + 60
+    while len(seen(log)) < 16 and time.monotonic() < deadline:  # the second batch is computed: the first is written
+        time.sleep(0.02)
+    killed.send_signal(signal.SIGKILL)
+    killed.wait()
+    before = len(seen(log))
+    assert 16 <= before < 40
+    (path,) = (tmp_path / "c").glob("*.npy")
+    written = path.read_bytes()
+
+    both = [builder(tmp_path / "c", log, pause=0.05) for _ in range(2)]
+    outputs = [process.communicate(timeout=60)[0] for process in both]
+    assert [process.returncode for process in both] == [0, 0]
+    assert outputs[0] == outputs[1] != ""
+
+    assert path.read_bytes().startswith(written)
+    numbers = seen(log)
+    assert set(numbers) == set(range(40))
+    assert len(numbers) <= 40 + 8, "only the batch that was under way when it was killed may be computed again"
+    alone = get(tmp_path / "fresh", Counting(log), numbered())
+    assert np.array_equal(np.load(path), alone), "the same as a build that nothing disturbed"
