@@ -162,9 +162,12 @@ class FedKDCLI(LightningCLI):
         """Make only what the subcommand uses: ``partition`` loads no teacher."""
         config = self.chosen
         wanted = SECTIONS[self.config.subcommand]
-        made = self._parser(self.subcommand).instantiate(
-            type(config)(**{key: config[key] for key in wanted if key in config})
-        )
+        try:
+            made = self._parser(self.subcommand).instantiate(
+                type(config)(**{key: config[key] for key in wanted if key in config})
+            )
+        except ValueError as error:
+            raise own_error(error) from error
         self.trainer_arguments = {
             key: value for key, value in dict(made.get("trainer") or {}).items() if value is not None
         }
@@ -189,6 +192,16 @@ class FedKDCLI(LightningCLI):
         config = self.chosen.clone()
         config.run_dir = config.ckpt_path = None
         return self._parser(self.subcommand).dump(config, skip_unset=False)
+
+
+def own_error(error: BaseException) -> FedKDError:
+    """Return the mistake behind an error: jsonargparse wraps what a constructor raises."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, FedKDError):
+            return cause
+        cause = cause.__cause__
+    return FedKDError(" ".join(str(error).split()))
 
 
 def expand_run_dir(args: Sequence[str]) -> list[str]:

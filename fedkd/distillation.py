@@ -37,8 +37,8 @@ class DistillationModule(LightningModule):
 
     def __init__(
         self,
-        student: str | nn.Module = "resnet8",
-        teacher: str | Teacher | None = None,
+        student: nn.Module | str = "resnet8",
+        teacher: Teacher | str | None = None,
         loss: DistillationLoss = KD(),  # noqa: B008  (stateless, and readable by the command line)
         optimizer: OptimizerFactory = lambda params: torch.optim.SGD(params, lr=0.05, momentum=0.9),
         student_options: dict[str, Any] | None = None,
@@ -101,6 +101,17 @@ class DistillationModule(LightningModule):
             teachers.prepare_teacher(
                 self.teacher, data.train, data.test, data.shards, cache=None, device=self.trainer.strategy.root_device
             )
+
+    def check_optimizer(self) -> None:
+        """Make an optimizer once, so that a wrong argument is said before any work.
+
+        Raises:
+            FedKDError: If torch refuses the arguments.
+        """
+        try:
+            self.configure_optimizers()
+        except (TypeError, ValueError) as error:
+            raise FedKDError(f"The optimizer refuses its arguments: {error}") from error
 
     def on_fit_start(self) -> None:
         """Bring the teacher to the training device; Lightning moves only what is part of the module."""

@@ -152,6 +152,11 @@ def test_print_config_is_complete(tmp_path):
         (["--trainer.max_epochs", "x"], "trainer.max_epochs: 'x' is none of int, null."),
         (["--trainer.accelerator", "abacus"], "abacus"),
         (["--data.dataset", "Digitz"], "data.dataset: Unknown class 'Digitz'. Did you mean 'Digits'?"),
+        (["--model.optimizer.lr", "-1"], "The optimizer refuses its arguments: Invalid learning rate: -1"),
+        (
+            ["--model.teacher", "fedkd.teachers.FeatureTeacher", "--model.teacher.checkpoint", "no/such"],
+            "No teacher checkpoint 'no/such'",
+        ),
         (["--model.loss.temperature", "0"], "temperature must be > 0"),
         (["--data.num_cliets", "1"], "There is no option --data.num_cliets. Did you mean --data.num_clients?"),
     ],

@@ -89,6 +89,7 @@ class Federation:
         datamodule.setup()
         with seeded(self.seed, "student"):
             module.build(datamodule.classes, datamodule.image_shape)
+        module.check_optimizer()
         assert module.student is not None
         run = RunDirectory(self.run_dir, resume=ckpt_path is not None)
         run.write_json("partition.json", partition_record(datamodule))

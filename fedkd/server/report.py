@@ -55,7 +55,7 @@ def summarise(
     """
     best = max(history, key=lambda row: row["balanced_accuracy"])
     final = history[-1]
-    head_bytes = signal.head_bytes if signal else 0
+    head_up, head_down = (signal.head_bytes, signal.head_bytes_down) if signal else (0, 0)
     return {
         "run_dir": str(run_dir),
         "rounds": len(history),
@@ -64,8 +64,8 @@ def summarise(
         "per_class_accuracy": {name: final[f"accuracy/{name}"] for name in module.classes},
         "best": {key: best[key] for key in ("round", "accuracy", "balanced_accuracy")},
         "teacher": describe_teacher(module, signal),
-        "bytes_up": sum(row["bytes_up"] for row in history) + head_bytes,
-        "bytes_down": sum(row["bytes_down"] for row in history),
+        "bytes_up": sum(row["bytes_up"] for row in history) + head_up,
+        "bytes_down": sum(row["bytes_down"] for row in history) + head_down,
         "round_seconds": round(sum(row["seconds"] for row in history), 3),
         "seconds": round(seconds, 3),
         "versions": {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}},
@@ -82,6 +82,7 @@ def describe_teacher(module: DistillationModule, signal: TeacherSignal | None) -
         "balanced_accuracy": signal.balanced_accuracy,
         "per_class_accuracy": dict(zip(module.classes, signal.per_class_accuracy, strict=True)),
         "head_bytes_up": signal.head_bytes,
+        "head_bytes_down": signal.head_bytes_down,
     }
 
 
