@@ -92,12 +92,12 @@ class FedKDCLI(LightningCLI):
         Args:
             output: The plot's file (PNG, PDF or SVG).
         """
-        from rich.console import Console
+        from fedkd.server.display import make_console
 
         self.datamodule.prepare_data()
         self.datamodule.setup()
         report = self.datamodule.partition_report()
-        Console().print(report.table())
+        make_console().print(report.table())
         report.plot(output)
         print(output)
 
@@ -167,6 +167,8 @@ class FedKDCLI(LightningCLI):
                 type(config)(**{key: config[key] for key in wanted if key in config})
             )
         except ValueError as error:
+            from fedkd.cli_errors import own_error
+
             raise own_error(error) from error
         self.trainer_arguments = {
             key: value for key, value in dict(made.get("trainer") or {}).items() if value is not None
@@ -192,16 +194,6 @@ class FedKDCLI(LightningCLI):
         config = self.chosen.clone()
         config.run_dir = config.ckpt_path = None
         return self._parser(self.subcommand).dump(config, skip_unset=False)
-
-
-def own_error(error: BaseException) -> FedKDError:
-    """Return the mistake behind an error: jsonargparse wraps what a constructor raises."""
-    cause: BaseException | None = error
-    while cause is not None:
-        if isinstance(cause, FedKDError):
-            return cause
-        cause = cause.__cause__
-    return FedKDError(" ".join(str(error).split()))
 
 
 def expand_run_dir(args: Sequence[str]) -> list[str]:

@@ -12,7 +12,7 @@ from typing import Any
 from jsonargparse import ArgumentParser
 
 from fedkd.data import ImageSource
-from fedkd.errors import unknown_name
+from fedkd.errors import FedKDError, unknown_name
 from fedkd.losses import DistillationLoss
 from fedkd.partition import Partitioner
 from fedkd.server.backends import Backend
@@ -83,3 +83,13 @@ def parameters_of(class_path: str) -> list[str]:
     module, _, name = class_path.rpartition(".")
     built: Any = getattr(importlib.import_module(module), name)
     return [parameter for parameter in inspect.signature(built).parameters]
+
+
+def own_error(error: BaseException) -> FedKDError:
+    """Return the mistake behind an error: jsonargparse wraps what a constructor raises."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, FedKDError):
+            return cause
+        cause = cause.__cause__
+    return FedKDError(" ".join(str(error).split()))

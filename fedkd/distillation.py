@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -14,6 +14,7 @@ from torchmetrics.classification import MulticlassConfusionMatrix
 from fedkd import students, teachers
 from fedkd.errors import FedKDError
 from fedkd.losses import KD, DistillationLoss
+from fedkd.metrics import accuracies
 from fedkd.teachers import Teacher
 
 OptimizerFactory = Callable[[Iterable], Optimizer]
@@ -83,7 +84,7 @@ class DistillationModule(LightningModule):
             self.student_spec |= {"num_classes": len(classes), "in_channels": channels, "image_size": height}
             self.student = students.create(**self.student_spec)
         self.student.to(memory_format=torch.channels_last)
-        check_student(self.student, len(classes), image_shape)
+        students.check(self.student, len(classes), image_shape)
         self.confusion = MulticlassConfusionMatrix(num_classes=len(classes))
 
     def describe(self) -> dict[str, Any]:
@@ -184,41 +185,3 @@ class DistillationModule(LightningModule):
         assert self.confusion is not None
         metrics = accuracies(self.confusion.compute(), self.classes)
         self.log_dict({f"{stage}/{name}": value for name, value in metrics.items()})
-
-
-def accuracies(confusion: Tensor, classes: Iterable[str]) -> Mapping[str, Tensor]:
-    """Derive accuracies from a confusion matrix.
-
-    Args:
-        confusion: (K, K) counts, rows are true classes.
-        classes: K names.
-
-    Returns:
-        ``accuracy``, ``balanced_accuracy`` (mean of the per-class ones, over the classes with images) and
-        ``accuracy/<class>``, each in [0, 1]; a class without images gives NaN.
-    """
-    confusion = confusion.double()
-    hits, counts = confusion.diagonal(), confusion.sum(dim=1)
-    per_class = hits / counts  # (K,), 0 / 0 is NaN
-    named = {f"accuracy/{name}": value.float() for name, value in zip(classes, per_class, strict=True)}
-    return {
-        "accuracy": (hits.sum() / counts.sum()).float(),
-        "balanced_accuracy": per_class.nanmean().float(),
-        **named,
-    }
-
-
-def check_student(student: nn.Module, num_classes: int, image_shape: tuple[int, int, int]) -> None:
-    """Raise unless ``student`` maps images of ``image_shape`` to (B, num_classes) logits."""
-    reference = next(iter(student.parameters()), torch.zeros(()))
-    images = torch.zeros(2, *image_shape, device=reference.device)
-    was_training = student.training
-    try:
-        with torch.no_grad():
-            shape = tuple(student.eval()(images).shape)
-    except RuntimeError as error:
-        raise FedKDError(f"The student does not take images of shape {tuple(images.shape)}: {error}") from error
-    finally:
-        student.train(was_training)
-    if shape != (2, num_classes):
-        raise FedKDError(f"The student must give logits of shape (2, {num_classes}) for 2 images, it gave {shape}.")

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 
 import fedkd
 from fedkd.data import Batch
-from fedkd.distillation import accuracies
+from fedkd.metrics import accuracies
 
 
 def trainer(tmp_path, **arguments):

@@ -14,7 +14,7 @@ PACKAGE = Path(fedkd.__file__).parent
 # each layer may import itself and the layers below; who stands side by side may not import each other
 LAYERS = [
     {"errors", "paths", "seeding", "tensors", "progress"},
-    {"registry", "types", "losses", "partition"},
+    {"registry", "types", "losses", "metrics", "partition"},
     {"data", "students"},
     {"teachers"},
     {"distillation"},

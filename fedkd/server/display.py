@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+
+
+def make_console() -> Console:
+    """Return a console as wide as the terminal; what goes into a file or a pipe is not cut at 80 characters."""
+    console = Console()
+    return console if console.is_terminal else Console(width=160)
 
 
 def print_summary(summary: Mapping[str, Any]) -> None:
@@ -27,7 +34,7 @@ def print_summary(summary: Mapping[str, Any]) -> None:
     table.add_section()
     for name, value in summary["per_class_accuracy"].items():
         row(name, value, None, teacher.get("per_class_accuracy", {}).get(name))
-    console = Console()
+    console = make_console()
     console.print(table)
     console.print(
         f"sent up {format_bytes(summary['bytes_up'])}, down {format_bytes(summary['bytes_down'])}; "
@@ -41,7 +48,7 @@ def print_metrics(metrics: Mapping[str, float]) -> None:
     table = Table("metric", "value")
     for name, value in metrics.items():
         table.add_row(name, f"{value:.4f}")
-    Console().print(table)
+    make_console().print(table)
 
 
 def print_teachers() -> None:
@@ -51,10 +58,10 @@ def print_teachers() -> None:
     table = Table("name", "checkpoint", "family", "parameters", "pixels", "licence")
     for name in teachers:
         entry = teachers[name]
-        table.add_row(
-            name, entry.checkpoint, entry.family, f"{entry.parameters:g} M", str(entry.image_size), entry.licence
-        )
-    Console().print(table)
+        place = "(in the package)" if Path(entry.checkpoint).is_absolute() else entry.checkpoint
+        parameters = "" if entry.parameters is None else f"{entry.parameters:g} M"
+        table.add_row(name, place, entry.family, parameters, str(entry.image_size or ""), entry.licence)
+    make_console().print(table)
 
 
 def format_bytes(count: float) -> str:

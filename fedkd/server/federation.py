@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.loggers import Logger
 
@@ -20,7 +19,7 @@ from fedkd.progress import progress_bar
 from fedkd.seeding import seeded
 from fedkd.server.backends import Backend, InProcess
 from fedkd.server.evaluation import evaluate
-from fedkd.server.report import run_identity, summarise
+from fedkd.server.report import partition_record, round_row, run_identity, summarise
 from fedkd.server.run_dir import RunDirectory
 from fedkd.server.sampling import sample_cohort
 from fedkd.server.strategies import FedAvg, Strategy
@@ -105,7 +104,12 @@ class Federation:
             seed=self.seed,
             teacher_logits=signal.logits if signal else None,
         )
-        identity = run_identity(self, module, datamodule)
+        identity = {
+            "seed": self.seed,
+            "strategy": type(self.strategy).__qualname__,
+            "clients_per_round": self.clients_per_round,
+            **run_identity(module, datamodule),
+        }
         state, history = self._start(run, ServerState(0, *split_state(module.student)), identity, ckpt_path)
         clients = [client for client, shard in enumerate(datamodule.shards) if len(shard)]
 
@@ -203,29 +207,3 @@ def check_trainer(arguments: Mapping[str, Any]) -> Any:
             return make_trainer(arguments).strategy.root_device
     except (MisconfigurationException, ValueError, TypeError) as error:
         raise FedKDError(f"Lightning's Trainer refuses its arguments: {error}") from error
-
-
-def partition_record(datamodule: FederatedDataModule) -> dict[str, Any]:
-    """Return what ``partition.json`` holds: the report and every client's indices into the training images."""
-    indices = [np.asarray(shard).tolist() for shard in datamodule.shards]
-    return {**datamodule.partition_report().to_dict(), "indices": indices}
-
-
-def round_row(
-    tasks: Sequence[ClientTask], updates: Sequence[ClientUpdate], metrics: Metrics, seconds: float
-) -> Metrics:
-    """Gather one row of ``metrics.csv``: test metrics, training terms weighted by examples, cohort, bytes, seconds."""
-    total = sum(update.num_examples for update in updates)
-    names = sorted({name for update in updates for name in update.metrics if name.startswith("train/")})
-    terms = {name: sum(u.metrics.get(name, 0.0) * u.num_examples for u in updates) / total for name in names}
-    return {
-        "round": tasks[0].round,
-        **metrics,
-        **terms,
-        "cohort": " ".join(str(task.client) for task in tasks),
-        "num_examples": total,
-        "num_steps": sum(update.num_steps for update in updates),
-        "bytes_up": sum(update.num_bytes for update in updates),
-        "bytes_down": sum(task.num_bytes for task in tasks),
-        "seconds": round(seconds, 3),
-    }

@@ -1,35 +1,58 @@
-"""What a run says of itself: its identity, and its summary."""
+"""What a run says of itself: its partition, its rounds, its summary, and what tells it from other runs."""
 
 from __future__ import annotations
 
 import hashlib
 import platform
+from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import numpy as np
 
 from fedkd.data import FederatedDataModule
 from fedkd.distillation import DistillationModule
 from fedkd.teachers import TeacherSignal
 from fedkd.tensors import split_state
-from fedkd.types import Metrics
-
-if TYPE_CHECKING:
-    from fedkd.server.federation import Federation
+from fedkd.types import ClientTask, ClientUpdate, Metrics
 
 PACKAGES = ("fedkd", "lightning", "torch", "torchvision", "transformers", "numpy")
 
 
-def run_identity(federation: Federation, module: DistillationModule, datamodule: FederatedDataModule) -> dict[str, Any]:
-    """Return what a run must agree on with a checkpoint to go on from it; ``rounds`` may grow."""
+def partition_record(datamodule: FederatedDataModule) -> dict[str, Any]:
+    """Return what ``partition.json`` holds: the report and every client's indices into the training images."""
+    indices = [np.asarray(shard).tolist() for shard in datamodule.shards]
+    return {**datamodule.partition_report().to_dict(), "indices": indices}
+
+
+def round_row(
+    tasks: Sequence[ClientTask], updates: Sequence[ClientUpdate], metrics: Metrics, seconds: float
+) -> Metrics:
+    """Gather one row of ``metrics.csv``: test metrics, training terms weighted by examples, cohort, bytes, seconds."""
+    total = sum(update.num_examples for update in updates)
+    names = sorted({name for update in updates for name in update.metrics if name.startswith("train/")})
+    terms = {name: sum(u.metrics.get(name, 0.0) * u.num_examples for u in updates) / total for name in names}
+    return {
+        "round": tasks[0].round,
+        **metrics,
+        **terms,
+        "cohort": " ".join(str(task.client) for task in tasks),
+        "num_examples": total,
+        "num_steps": sum(update.num_steps for update in updates),
+        "bytes_up": sum(update.num_bytes for update in updates),
+        "bytes_down": sum(task.num_bytes for task in tasks),
+        "seconds": round(seconds, 3),
+    }
+
+
+def run_identity(module: DistillationModule, datamodule: FederatedDataModule) -> dict[str, Any]:
+    """Return what data and module a checkpoint must agree on with the run that goes on from it."""
     assert module.student is not None
     parameters, buffers = split_state(module.student)
     shapes = {name: tuple(value.shape) for name, value in {**parameters, **buffers}.items()}
     shards = hashlib.sha256(b"|".join(shard.tobytes() for shard in datamodule.shards))
     return {
-        "seed": federation.seed,
-        "strategy": type(federation.strategy).__qualname__,
-        "clients_per_round": federation.clients_per_round,
         "teacher": type(module.teacher).__qualname__ if module.teacher else None,
         "data set": datamodule.train.fingerprint[:16],
         "partition": shards.hexdigest()[:16],

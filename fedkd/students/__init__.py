@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from fedkd.students.check import check
 from fedkd.students.cnn import CNN
 from fedkd.students.layers import BatchNorm2d, Normalize, make_norm, replace_batch_norms
 from fedkd.students.registry import create, register, students
@@ -20,6 +21,7 @@ __all__ = [
     "BatchNorm2d",
     "CifarResNet",
     "Normalize",
+    "check",
     "create",
     "make_norm",
     "mobilenet_v2",

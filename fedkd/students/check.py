@@ -1,0 +1,24 @@
+"""Whether a module can be a student."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from fedkd.errors import FedKDError
+
+
+def check(student: nn.Module, num_classes: int, image_shape: tuple[int, int, int]) -> None:
+    """Raise unless ``student`` maps images of ``image_shape`` to (B, num_classes) logits."""
+    reference = next(iter(student.parameters()), torch.zeros(()))
+    images = torch.zeros(2, *image_shape, device=reference.device)
+    was_training = student.training
+    try:
+        with torch.no_grad():
+            shape = tuple(student.eval()(images).shape)
+    except RuntimeError as error:
+        raise FedKDError(f"The student does not take images of shape {tuple(images.shape)}: {error}") from error
+    finally:
+        student.train(was_training)
+    if shape != (2, num_classes):
+        raise FedKDError(f"The student must give logits of shape (2, {num_classes}) for 2 images, it gave {shape}.")
