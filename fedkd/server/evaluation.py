@@ -25,8 +25,7 @@ def evaluate(
     Returns:
         ``loss``, ``accuracy``, ``balanced_accuracy`` and ``accuracy/<class>``, as floats.
     """
-    assert module.student is not None
-    module.student.load_state_dict({**state.parameters, **state.buffers})
+    load_state(module, state)
     with quiet_lightning():
         tester = make_trainer({key: value for key, value in trainer.items() if key not in ("callbacks", "logger")})
         loader = BatchLoader(
@@ -37,3 +36,9 @@ def evaluate(
         )
         metrics = tester.test(module, dataloaders=loader, verbose=False)[0]
     return {name.removeprefix("test/"): value for name, value in metrics.items()}
+
+
+def load_state(module: DistillationModule, state: ServerState) -> None:
+    """Overwrite the module's student with the state's tensors."""
+    assert module.student is not None
+    module.student.load_state_dict({**state.parameters, **state.buffers})

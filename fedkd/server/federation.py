@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.loggers import Logger
 
@@ -18,7 +19,7 @@ from fedkd.paths import cache_dir
 from fedkd.progress import progress_bar
 from fedkd.seeding import seeded
 from fedkd.server.backends import Backend, InProcess
-from fedkd.server.evaluation import evaluate
+from fedkd.server.evaluation import evaluate, load_state
 from fedkd.server.report import partition_record, round_row, run_identity, summarise
 from fedkd.server.run_dir import RunDirectory
 from fedkd.server.sampling import sample_cohort
@@ -81,36 +82,17 @@ class Federation:
             The summary, as in ``summary.json``.
         """
         start = time.perf_counter()
-        if self.clients_per_round is not None:
-            check_range("clients_per_round", self.clients_per_round, low=1, high=datamodule.num_clients)
-        device = check_trainer(self.trainer)
-        datamodule.prepare_data()
-        datamodule.setup()
-        with seeded(self.seed, "student"):
-            module.build(datamodule.classes, datamodule.image_shape)
-        module.check_optimizer()
-        assert module.student is not None
+        device = self._set_up(module, datamodule)
         run = RunDirectory(self.run_dir, resume=ckpt_path is not None)
+        identity = {**self._identity(), **run_identity(module, datamodule)}
+        state, history = self._start(run, module, identity, ckpt_path)
         run.write_json("partition.json", partition_record(datamodule))
         if self.config is not None:
             run.write_text("config.yaml", self.config)
 
-        signal = self._prepare_teacher(module, datamodule, device)
-        context = ClientContext(
-            module=module,
-            datamodule=datamodule,
-            trainer=self.trainer,
-            strategy=self.strategy,
-            seed=self.seed,
-            teacher_logits=signal.logits if signal else None,
-        )
-        identity = {
-            "seed": self.seed,
-            "strategy": type(self.strategy).__qualname__,
-            "clients_per_round": self.clients_per_round,
-            **run_identity(module, datamodule),
-        }
-        state, history = self._start(run, ServerState(0, *split_state(module.student)), identity, ckpt_path)
+        signal = self._ask_teacher(module, datamodule, device)
+        logits = signal.logits if signal else None
+        context = ClientContext(module, datamodule, self.trainer, self.strategy, self.seed, logits)
         clients = [client for client, shard in enumerate(datamodule.shards) if len(shard)]
 
         with progress_bar("Rounds", self.rounds, done=state.round) as bar:
@@ -121,13 +103,12 @@ class Federation:
                 updates = self._run_clients(context, tasks)
                 state = self.strategy.aggregate(state, updates)
                 metrics = evaluate(module, datamodule, self.trainer, state)
-                row = round_row(tasks, updates, metrics, seconds=time.perf_counter() - began)
-                history.append(row)
+                history.append(round_row(tasks, updates, metrics, seconds=time.perf_counter() - began))
                 run.commit(state, self.strategy.state_dict(), history, identity)
-                self._log(row)
-                bar.advance(note=f"balanced accuracy {row['balanced_accuracy']:.1%}")
+                self._log(history[-1])
+                bar.advance(note=f"balanced accuracy {metrics['balanced_accuracy']:.1%}")
 
-        module.student.load_state_dict({**state.parameters, **state.buffers})
+        load_state(module, state)
         run.save_student(state, module.describe())
         summary = summarise(module, history, signal, seconds=time.perf_counter() - start, run_dir=run.path)
         run.write_json("summary.json", summary)
@@ -135,22 +116,38 @@ class Federation:
             logger.finalize("success")
         return summary
 
-    def _prepare_teacher(
-        self, module: DistillationModule, datamodule: FederatedDataModule, device: Any
+    def _set_up(self, module: DistillationModule, datamodule: FederatedDataModule) -> torch.device:
+        """Say what is wrong before any work, load the data, build the student; return the device of training."""
+        if self.clients_per_round is not None:
+            check_range("clients_per_round", self.clients_per_round, low=1, high=datamodule.num_clients)
+        device = check_trainer(self.trainer)
+        datamodule.prepare_data()
+        datamodule.setup()
+        with seeded(self.seed, "student"):
+            module.build(datamodule.classes, datamodule.image_shape)
+        module.check_optimizer()
+        return device
+
+    def _ask_teacher(
+        self, module: DistillationModule, data: FederatedDataModule, device: torch.device
     ) -> TeacherSignal | None:
         if module.teacher is None:
             return None
-        data = datamodule
-        return prepare_teacher(
-            module.teacher, data.train, data.test, data.shards, cache=cache_dir("teachers"), device=device
-        )
+        cache = cache_dir("teachers")
+        return prepare_teacher(module.teacher, data.train, data.test, data.shards, cache=cache, device=device)
+
+    def _identity(self) -> dict[str, Any]:
+        strategy = type(self.strategy).__qualname__
+        return {"seed": self.seed, "strategy": strategy, "clients_per_round": self.clients_per_round}
 
     def _start(
-        self, run: RunDirectory, fresh: ServerState, identity: Mapping[str, Any], ckpt_path: str | Path | None
+        self, run: RunDirectory, module: DistillationModule, identity: Mapping[str, Any], ckpt_path: str | Path | None
     ) -> tuple[ServerState, list[Metrics]]:
+        """Return the state and the history to go on from."""
         found = run.load(ckpt_path, identity) if ckpt_path is not None else None
         if found is None:
-            return fresh, []
+            assert module.student is not None
+            return ServerState(0, *split_state(module.student)), []
         state, strategy_state, history = found
         self.strategy.load_state_dict(strategy_state)
         run.write_metrics(history)
@@ -193,7 +190,7 @@ def as_loggers(logger: Any) -> list[Logger]:
     return list(logger or [])
 
 
-def check_trainer(arguments: Mapping[str, Any]) -> Any:
+def check_trainer(arguments: Mapping[str, Any]) -> torch.device:
     """Make a Trainer once, before any work, so that a wrong argument is said at once.
 
     Returns:

@@ -136,8 +136,10 @@ def test_last_before_the_first_round_starts_from_the_beginning(tmp_path):
 
 def test_a_checkpoint_of_another_run_is_refused(tmp_path):
     fit(tmp_path / "run", rounds=1)
+    before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
     with pytest.raises(fedkd.FedKDError, match="belongs to another run: its seed is 0, this run's is 1"):
         fit(tmp_path / "run", ckpt_path="last", seed=1)
+    assert {path: path.read_bytes() for path in before} == before
 
 
 def test_a_broken_or_missing_checkpoint_is_named(tmp_path):
