@@ -6,6 +6,7 @@ import hashlib
 import inspect
 import json
 from collections.abc import Collection
+from dataclasses import fields, is_dataclass
 from typing import Any
 
 import torch
@@ -35,14 +36,38 @@ def fingerprint(module: nn.Module, ignore: Collection[str] = ()) -> str:
             kind = type(child)
             digest.update(json.dumps([name, kind.__module__, kind.__qualname__, settings]).encode())
             _hash_tensor_attributes(digest, child, skipped)
-    for cls in type(module).__mro__:
-        if cls.__module__.split(".")[0] not in ("torch", "fedkd", "builtins", "abc"):
-            digest.update(_source(cls).encode())
+    digest.update(own_code(type(module)).encode())
     for name, tensor in [*module.named_parameters(), *module.named_buffers()]:
         if name.split(".")[0] not in ignore:
             digest.update(name.encode())
             hash_tensor(digest, tensor)
     return digest.hexdigest()
+
+
+def own_code(cls: type) -> str:
+    """Return the source of a class and its bases, as far as they are not fedkd's, torch's or Python's."""
+    others = ("torch", "fedkd", "builtins", "abc")
+    return "".join(_source(base) for base in cls.__mro__ if base.__module__.split(".")[0] not in others)
+
+
+def settings(value: Any) -> str:
+    """Write an object's public settings down in a line, as in ``KD(ce_weight=0.1, kd_weight=0.9, temperature=2.0)``.
+
+    Of a module those of its parts follow; tensors, and what else cannot be written down, count by their type.
+    """
+    hidden = _TORCH_INTERNALS if isinstance(value, nn.Module) else frozenset()
+    shown = [(name, setting(item)) for name, item in vars(value).items() if name[0] != "_" and name not in hidden]
+    if isinstance(value, nn.Module):
+        shown += [(name, settings(part)) for name, part in value.named_children()]
+    return f"{type(value).__qualname__}({', '.join(f'{name}={text}' for name, text in shown)})"
+
+
+def setting(value: Any) -> str:
+    """Write down one setting: a plain value, a dataclass of such, or a type's name."""
+    if is_dataclass(value) and not isinstance(value, type):
+        return settings(value)
+    plain = _plain(value)
+    return plain if isinstance(plain, str) and not isinstance(value, str) else repr(plain)
 
 
 def hash_tensor(digest: hashlib._Hash, tensor: Tensor) -> None:
@@ -67,6 +92,8 @@ def _plain(value: Any) -> Any:
         return {str(key): _plain(item) for key, item in value.items() if key not in WHERE_FROM}
     if isinstance(value, torch.dtype | torch.Size):
         return str(value)
+    if is_dataclass(value) and not isinstance(value, type):
+        return [type(value).__qualname__, {field.name: _plain(getattr(value, field.name)) for field in fields(value)}]
     if hasattr(value, "to_dict"):  # a HuggingFace configuration
         return _plain(value.to_dict())
     return type(value).__qualname__
