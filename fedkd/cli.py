@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 
 from jsonargparse import Namespace
 from jsonargparse.typing import NonNegativeInt
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import seed_everything
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 
@@ -210,7 +211,7 @@ def main(args: Sequence[str] | None = None) -> None:
     """Run the ``fedkd`` command. A mistake of the caller's is one line on standard error and exit status 2."""
     try:
         FedKDCLI(expand_run_dir(sys.argv[1:] if args is None else args))
-    except FedKDError as error:
+    except (FedKDError, MisconfigurationException) as error:
         print(f"fedkd: error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
 

@@ -99,6 +99,36 @@ def test_test_and_predict_take_a_run_directory(run):
     assert all(max("0123456789", key=lambda k, row=row: float(row[k])) == row["prediction"] for row in rows)
 
 
+def test_a_logger_and_callbacks_can_be_named(tmp_path):
+    logger = ["--trainer.logger", "CSVLogger", "--trainer.logger.save_dir", "logs"]
+    callback = [
+        "--trainer.callbacks+=EarlyStopping",
+        "--trainer.callbacks.monitor",
+        "train/loss",
+        "--trainer.max_steps",
+        "2",
+    ]
+    done = fedkd("fit", *QUICK, *logger, "--federation.rounds", "1", "--run_dir", "run", cwd=tmp_path)
+    assert done.stderr == ""
+    (logged,) = (tmp_path / "logs").rglob("metrics.csv")
+    with open(logged) as ours, open(tmp_path / "run" / "metrics.csv") as theirs:
+        left, right = next(csv.DictReader(ours)), next(csv.DictReader(theirs))
+    assert float(left["balanced_accuracy"]) == float(right["balanced_accuracy"])
+
+    fedkd("fit", *QUICK, *callback, "--federation.rounds", "1", "--run_dir", "steps", cwd=tmp_path)
+    with open(tmp_path / "steps" / "metrics.csv") as file:
+        row = next(csv.DictReader(file))
+    assert int(row["num_steps"]) == 2 * len(row["cohort"].split())
+
+
+def test_what_lightning_refuses_later_is_one_error_too(tmp_path):
+    done = fedkd("fit", *QUICK, "--trainer.callbacks+=LearningRateMonitor", cwd=tmp_path, check=False)
+    assert done.returncode == 2
+    assert done.stderr == (
+        "fedkd: error: Cannot use `LearningRateMonitor` callback with `Trainer` that has no logger.\n"
+    )
+
+
 def test_predict_takes_image_files(run, tmp_path):
     from PIL import Image
     from sklearn.datasets import load_digits
