@@ -25,8 +25,8 @@ from fedkd.server.federation import Federation
 
 SECTIONS = {  # what each subcommand makes out of the configuration
     "fit": ("data", "model", "federation", "trainer"),
-    "test": ("data", "trainer"),
-    "predict": ("data", "trainer"),
+    "test": ("data", "model", "trainer"),
+    "predict": ("data", "model", "trainer"),
     "partition": ("data",),
     "teachers": (),
 }
@@ -51,7 +51,7 @@ class FedKDCLI(LightningCLI):
             FederatedDataModule,
             save_config_callback=None,
             trainer_defaults={key: value for key, value in TRAINER_DEFAULTS.items() if key != "logger"},
-            parser_kwargs={"prog": "fedkd", "description": __doc__, "version": __version__},
+            parser_kwargs={"prog": "fedkd", "description": __doc__, "version": __version__, "allow_abbrev": False},
             parser_class=Parser,
             args=args,
             auto_configure_optimizers=False,
@@ -70,9 +70,9 @@ class FedKDCLI(LightningCLI):
     def test(self) -> None:
         """Test a run's student on the global test set: fedkd test RUN_DIR."""
         from fedkd.server.display import print_metrics
-        from fedkd.server.inference import test_run
+        from fedkd.server.inference import evaluate_run
 
-        print_metrics(test_run(self.run_dir(), self.datamodule, self.trainer_arguments))
+        print_metrics(evaluate_run(self.run_dir(), self.datamodule, self.trainer_arguments, self.student))
 
     def predict(self, images: str | None = None, output: str | None = None) -> None:
         """Write a run's predictions as CSV: fedkd predict RUN_DIR.
@@ -85,7 +85,7 @@ class FedKDCLI(LightningCLI):
 
         run_dir = self.run_dir()
         path = Path(output) if output else run_dir / "predictions.csv"
-        print(predict_run(run_dir, self.datamodule, self.trainer_arguments, images, path))
+        print(predict_run(run_dir, self.datamodule, self.trainer_arguments, images, path, self.student))
 
     def partition(self, output: str = "partition.png") -> None:
         """Show which client holds how many images of which class, and plot it; nothing trains.
@@ -155,7 +155,9 @@ class FedKDCLI(LightningCLI):
         for name in self.subcommands():
             description = (getattr(type(self), name).__doc__ or "").strip().splitlines()[0]
             usage = f"fedkd {name} [--config FILE] [--SECTION.OPTION VALUE ...]"  # not a page of all there are
-            subparser = self._prepare_subcommand_parser(type(self), name, description=description, usage=usage)
+            subparser = self._prepare_subcommand_parser(
+                type(self), name, description=description, usage=usage, allow_abbrev=False
+            )
             self._subcommand_parsers[name] = subparser
             group.add_subcommand(name, subparser, help=description)
 
@@ -163,6 +165,11 @@ class FedKDCLI(LightningCLI):
         """Make only what the subcommand uses: ``partition`` loads no teacher."""
         config = self.chosen
         wanted = SECTIONS[self.config.subcommand]
+        for section in wanted:
+            if not isinstance(config.get(section), Namespace):
+                raise FedKDError(f"{section}: a section of options is needed, got {config.get(section)!r}.")
+        if self.config.subcommand in ("test", "predict"):
+            config.model.teacher = None  # the student works alone
         try:
             made = self._parser(self.subcommand).instantiate(
                 type(config)(**{key: config[key] for key in wanted if key in config})
@@ -175,6 +182,7 @@ class FedKDCLI(LightningCLI):
             key: value for key, value in dict(made.get("trainer") or {}).items() if value is not None
         }
         self.datamodule, self.model = made.get("data"), made.get("model")
+        self.student = self.model.student if self.model else None
         if "federation" in wanted:
             self.federation = Federation(
                 **made.federation, trainer=self.trainer_arguments, run_dir=config.run_dir, seed=config.seed_everything
@@ -211,7 +219,7 @@ def main(args: Sequence[str] | None = None) -> None:
     """Run the ``fedkd`` command. A mistake of the caller's is one line on standard error and exit status 2."""
     try:
         FedKDCLI(expand_run_dir(sys.argv[1:] if args is None else args))
-    except (FedKDError, MisconfigurationException) as error:
+    except (FedKDError, MisconfigurationException, OSError) as error:
         print(f"fedkd: error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
 

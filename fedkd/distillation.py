@@ -24,7 +24,9 @@ class DistillationModule(LightningModule):
     """A student that learns from labels and from a frozen teacher.
 
     It works with a plain ``Trainer`` (all data in one place: the upper bound) and is what `fedkd.Federation` trains on
-    every client. The teacher is not part of the module's state: it appears in no checkpoint and never travels.
+    every client. The teacher is not part of the module's state: it appears in no checkpoint and never travels. In a
+    plain ``Trainer`` it runs live, on what the student sees; a federation caches what it says of each clean image.
+    As with ``Trainer.fit``, a module that was trained goes on from its weights: make a new one for a fresh run.
 
     Args:
         student: A name out of ``fedkd.students`` (built to the data's classes and image shape when they are known) or
@@ -47,6 +49,8 @@ class DistillationModule(LightningModule):
         super().__init__()
         if student_options and not isinstance(student, str):
             raise FedKDError("student_options go with a student given by name, not with a module.")
+        if taken := {"num_classes", "in_channels", "image_size"} & set(student_options or {}):
+            raise FedKDError(f"student_options: {', '.join(sorted(taken))} come from the data; leave them out.")
         if isinstance(student, str):
             students.students[student]  # an unknown name is said now, not after the data was read
         self.student: nn.Module | None = student if isinstance(student, nn.Module) else None
@@ -75,8 +79,14 @@ class DistillationModule(LightningModule):
             FedKDError: If the student does not give (B, K) logits on such images.
         """
         classes = tuple(classes)
-        if self.student is not None and self.confusion is not None and classes == self.classes:
-            return
+        if self.student is not None and self.confusion is not None:
+            if (classes, tuple(image_shape)) == (self.classes, self.image_shape):
+                return
+            if self.student_spec is not None:
+                raise FedKDError(
+                    f"The student was built for classes {list(self.classes)} and images of {self.image_shape}, not for "
+                    f"{list(classes)} and {tuple(image_shape)}: make a new DistillationModule."
+                )
         self.classes, self.image_shape = classes, tuple(image_shape)
         if self.student is None:
             assert self.student_spec is not None
@@ -114,10 +124,14 @@ class DistillationModule(LightningModule):
         except (TypeError, ValueError) as error:
             raise FedKDError(f"The optimizer refuses its arguments: {error}") from error
 
-    def on_fit_start(self) -> None:
-        """Bring the teacher to the training device; Lightning moves only what is part of the module."""
-        if self.teacher is not None:
-            self.teacher.to(self.device)
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep beside the weights what is needed to build the student."""
+        checkpoint["fedkd"] = self.describe()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Build the student before its weights come."""
+        spec = checkpoint["fedkd"]
+        self.build(spec["classes"], tuple(spec["image_shape"]))
 
     def forward(self, images: Tensor) -> Tensor:
         """Map images (B, C, H, W) in [0, 1] to the student's logits (B, K)."""
@@ -139,7 +153,10 @@ class DistillationModule(LightningModule):
     def _teacher_logits(self, batch: Any) -> Tensor | None:
         logits = getattr(batch, "teacher_logits", None)  # cached: the teacher itself does not run
         if logits is None and self.teacher is not None:
-            logits = self.teacher(batch[0])
+            images = batch[0]
+            if self.teacher.device != images.device:  # Lightning moves only what is part of the module
+                self.teacher.to(images.device)
+            logits = self.teacher(images)
         return logits
 
     def configure_optimizers(self) -> Optimizer:

@@ -41,8 +41,9 @@ def kd_divergence(student_logits: Tensor, teacher_logits: Tensor, temperature: f
 class DistillationLoss(nn.Module):
     """Base of the losses of `fedkd.DistillationModule`.
 
-    Subclasses implement `forward`. ``teacher_logits`` is None when there is no teacher: the loss must then be the
-    plain supervised one, so that ``teacher: null`` is the federated baseline with nothing else changed.
+    Subclasses implement `forward` and keep no state between batches: clients take turns with one loss.
+    ``teacher_logits`` is None when there is no teacher: the loss must then be the plain supervised one, so that
+    ``teacher: null`` is the federated baseline with nothing else changed.
     """
 
     def forward(self, student_logits: Tensor, targets: Tensor, teacher_logits: Tensor | None) -> dict[str, Tensor]:

@@ -160,7 +160,8 @@ def test_print_config_is_complete(tmp_path):
     config = yaml.safe_load(fedkd("fit", *QUICK, "--print_config", cwd=tmp_path).stdout)
     assert {"data", "model", "federation", "trainer", "run_dir", "seed_everything", "ckpt_path"} <= config.keys()
     assert config["federation"]["strategy"]["class_path"].endswith("FedAvg")
-    assert config["model"]["optimizer"]["init_args"]["lr"] == 0.05
+    given = yaml.safe_load((ROOT / "examples" / "quickstart.yaml").read_text())
+    assert config["model"]["optimizer"]["init_args"]["lr"] == given["model"]["optimizer"]["init_args"]["lr"]
 
 
 @pytest.mark.parametrize(
@@ -188,6 +189,14 @@ def test_print_config_is_complete(tmp_path):
             "No teacher checkpoint 'no/such'",
         ),
         (["--model.loss.temperature", "0"], "temperature must be > 0"),
+        (["--trainer.max_epoch", "1"], "There is no option --trainer.max_epoch. Did you mean --trainer.max_epochs?"),
+        (["--trainer.devices", "2"], "each client trains on one device, got 2"),
+        (["--trainer.max_epochs", "-1"], "trainer.max_epochs: -1 never ends"),
+        (["--trainer.barebones", "true"], "trainer.barebones"),
+        (["--trainer.precision", "transformer-engine"], "Lightning's Trainer refuses its arguments"),
+        (["--data.public_fraction", "0.9999"], "public_fraction 0.9999 leaves the clients none"),
+        (["--run_dir", str(ROOT / "README.md")], "README.md' cannot be made"),
+        (["--model.student_options", "{num_classes: 3}"], "num_classes come from the data"),
         (["--data.num_cliets", "1"], "There is no option --data.num_cliets. Did you mean --data.num_clients?"),
     ],
 )

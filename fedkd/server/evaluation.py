@@ -10,6 +10,8 @@ from fedkd.data import BatchLoader, FederatedDataModule
 from fedkd.distillation import DistillationModule
 from fedkd.types import Metrics, ServerState
 
+COMPUTATION = ("accelerator", "benchmark", "deterministic", "devices", "inference_mode", "plugins", "precision")
+
 
 def evaluate(
     module: DistillationModule, datamodule: FederatedDataModule, trainer: Mapping[str, Any], state: ServerState
@@ -19,7 +21,7 @@ def evaluate(
     Args:
         module: Its student's weights are overwritten by the state's.
         datamodule: Set up; its test set is read.
-        trainer: Arguments of the Lightning Trainer; callbacks and loggers are left out.
+        trainer: Arguments of the Lightning Trainer; see `evaluation_arguments`.
         state: The state to test.
 
     Returns:
@@ -27,7 +29,7 @@ def evaluate(
     """
     load_state(module, state)
     with quiet_lightning():
-        tester = make_trainer({key: value for key, value in trainer.items() if key not in ("callbacks", "logger")})
+        tester = make_trainer(evaluation_arguments(trainer))
         loader = BatchLoader(
             datamodule.test,
             range(len(datamodule.test)),
@@ -36,6 +38,11 @@ def evaluate(
         )
         metrics = tester.test(module, dataloaders=loader, verbose=False)[0]
     return {name.removeprefix("test/"): value for name, value in metrics.items()}
+
+
+def evaluation_arguments(trainer: Mapping[str, Any]) -> dict[str, Any]:
+    """Return those of a Trainer's arguments that say how to compute; the rest is for training."""
+    return {key: value for key, value in trainer.items() if key in COMPUTATION}
 
 
 def load_state(module: DistillationModule, state: ServerState) -> None:
