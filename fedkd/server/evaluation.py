@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import torch
+
 from fedkd.client import make_trainer, quiet_lightning
 from fedkd.data import BatchLoader, FederatedDataModule
 from fedkd.distillation import DistillationModule
@@ -13,14 +15,20 @@ from fedkd.types import Metrics, ServerState
 COMPUTATION = ("accelerator", "benchmark", "deterministic", "devices", "inference_mode", "plugins", "precision")
 
 
+def test_loader(datamodule: FederatedDataModule, device: torch.device) -> BatchLoader:
+    """Put the global test set on a device, once for all rounds."""
+    everything = range(len(datamodule.test))
+    return BatchLoader(datamodule.test, everything, batch_size=datamodule.eval_batch_size, device=device)
+
+
 def evaluate(
-    module: DistillationModule, datamodule: FederatedDataModule, trainer: Mapping[str, Any], state: ServerState
+    module: DistillationModule, loader: BatchLoader, trainer: Mapping[str, Any], state: ServerState
 ) -> Metrics:
     """Test the global student with Lightning, in the clients' precision and on their device.
 
     Args:
         module: Its student's weights are overwritten by the state's.
-        datamodule: Set up; its test set is read.
+        loader: The test set; see `test_loader`.
         trainer: Arguments of the Lightning Trainer; see `evaluation_arguments`.
         state: The state to test.
 
@@ -30,12 +38,6 @@ def evaluate(
     load_state(module, state)
     with quiet_lightning():
         tester = make_trainer(evaluation_arguments(trainer))
-        loader = BatchLoader(
-            datamodule.test,
-            range(len(datamodule.test)),
-            batch_size=datamodule.eval_batch_size,
-            device=tester.strategy.root_device,
-        )
         metrics = tester.test(module, dataloaders=loader, verbose=False)[0]
     return {name.removeprefix("test/"): value for name, value in metrics.items()}
 

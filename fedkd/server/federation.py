@@ -20,7 +20,7 @@ from fedkd.paths import cache_dir
 from fedkd.progress import progress_bar
 from fedkd.seeding import seeded
 from fedkd.server.backends import Backend, InProcess
-from fedkd.server.evaluation import evaluate, load_state
+from fedkd.server.evaluation import evaluate, load_state, test_loader
 from fedkd.server.report import partition_record, round_row, run_identity, summarise
 from fedkd.server.run_dir import RunDirectory
 from fedkd.server.sampling import sample_cohort
@@ -96,6 +96,7 @@ class Federation:
         signal = self._ask_teacher(module, datamodule, device)
         logits = signal.logits if signal else None
         context = ClientContext(module, datamodule, self.trainer, self.strategy, self.seed, logits)
+        test_set = test_loader(datamodule, device)
         clients = [client for client, shard in enumerate(datamodule.shards) if len(shard)]
 
         with self._finalised_loggers(), progress_bar("Rounds", self.rounds, done=state.round) as bar:
@@ -105,7 +106,7 @@ class Federation:
                 tasks = self._make_tasks(state, cohort)
                 updates = self._run_clients(context, tasks)
                 state = self.strategy.aggregate(state, updates)
-                metrics = evaluate(module, datamodule, self.trainer, state)
+                metrics = evaluate(module, test_set, self.trainer, state)
                 history.append(round_row(tasks, updates, metrics, seconds=time.perf_counter() - began))
                 run.commit(state, self.strategy.state_dict(), history, identity)
                 self._log(history[-1])

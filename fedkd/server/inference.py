@@ -17,7 +17,7 @@ from fedkd.data.folder import EXTENSIONS, decode_file
 from fedkd.distillation import DistillationModule
 from fedkd.errors import FedKDError, MissingResourceError
 from fedkd.server.checkpoint import write_atomically
-from fedkd.server.evaluation import evaluate, evaluation_arguments
+from fedkd.server.evaluation import evaluate, evaluation_arguments, test_loader
 from fedkd.server.run_dir import load_student, read_spec
 from fedkd.tensors import split_state
 from fedkd.types import Metrics, ServerState
@@ -65,7 +65,9 @@ def evaluate_run(
     module, spec = load_module(run_dir, student)
     load_data(datamodule, spec)
     assert module.student is not None
-    return evaluate(module, datamodule, trainer, ServerState(0, *split_state(module.student)))
+    with quiet_lightning():
+        device = make_trainer(evaluation_arguments(trainer)).strategy.root_device
+    return evaluate(module, test_loader(datamodule, device), trainer, ServerState(0, *split_state(module.student)))
 
 
 def predict_run(
