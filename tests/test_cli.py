@@ -11,6 +11,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 from safetensors.torch import load_file
@@ -140,6 +141,45 @@ def test_predict_takes_image_files(run, tmp_path):
     fedkd("predict", run_dir, "--images", tmp_path / "pictures", "--output", tmp_path / "p.csv", cwd=tmp_path)
     rows = list(csv.reader((tmp_path / "p.csv").read_text().splitlines()))
     assert [Path(row[0]).name for row in rows[1:]] == ["0.png", "1.png", "2.png"]
+
+
+def test_predict_sees_the_pixels_that_training_saw(tmp_path):
+    from PIL import Image
+
+    from fedkd.data import ImageFolder
+    from fedkd.server.inference import read_image
+
+    rng = np.random.default_rng(0)
+    for part in ("train", "test"):
+        (tmp_path / part / "a").mkdir(parents=True)
+        Image.fromarray(rng.integers(0, 255, (30, 48, 3), dtype=np.uint8)).save(tmp_path / part / "a" / "0.png")
+    train, _ = ImageFolder(tmp_path, image_size=12).load()
+    assert (read_image(tmp_path / "train" / "a" / "0.png", (3, 12, 12)) == train.images[0]).all()
+    assert read_image(tmp_path / "train" / "a" / "0.png", (1, 12, 12)).shape == (1, 12, 12)
+
+
+def test_a_student_given_by_class_is_tested_and_predicts(tmp_path):
+    student = [
+        "--model.student",
+        "fedkd.students.CNN",
+        "--model.student.num_classes=10",
+        "--model.student.in_channels=1",
+        "--model.student.image_size=8",
+    ]
+    fedkd("fit", *QUICK, *student, "--federation.rounds", "1", "--run_dir", "run", cwd=tmp_path)
+    final = json.loads((tmp_path / "run" / "summary.json").read_text())["balanced_accuracy"]
+    assert f"{final:.4f}" in fedkd("test", "run", cwd=tmp_path).stdout
+    fedkd("predict", "run", cwd=tmp_path)
+    assert len((tmp_path / "run" / "predictions.csv").read_text().splitlines()) == 360
+
+
+def test_predict_names_a_file_that_is_no_image(run, tmp_path):
+    run_dir, _ = run
+    (tmp_path / "x.png").write_bytes(b"no image")
+    done = fedkd("predict", run_dir, "--images", tmp_path / "x.png", cwd=tmp_path, check=False)
+    assert done.returncode == 2
+    assert "x.png could not be read as an image" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
 
 
 def test_partition_shows_and_plots(tmp_path):
