@@ -86,6 +86,15 @@ def test_the_saved_config_reproduces_the_run(run):
     assert all((first[name] == again[name]).all() for name in first)
 
 
+def test_a_run_goes_on_from_the_command_line(run):
+    run_dir, _ = run
+    config = run_dir / "config.yaml"
+    fedkd("fit", "--config", config, "--run_dir", "parts", "--federation.rounds", "1", cwd=run_dir.parent)
+    fedkd("fit", "--config", config, "--run_dir", "parts", "--ckpt_path", "last", cwd=run_dir.parent)
+    parts, whole = (load_file(d / "student.safetensors") for d in (run_dir.parent / "parts", run_dir))
+    assert all((parts[name] == whole[name]).all() for name in whole)
+
+
 def test_test_and_predict_take_a_run_directory(run):
     run_dir, _ = run
     done = fedkd("test", run_dir, cwd=run_dir.parent)

@@ -65,7 +65,7 @@ class Federation:
         arguments = dict(trainer or {})
         self.loggers = as_loggers(arguments.pop("logger", None))
         self.trainer = arguments
-        self.run_dir, self.seed = run_dir, seed
+        self.run_dir, self.seed = run_dir, int(seed)  # jsonargparse has an int of its own
         self.config: str | None = None  # the command line's YAML, kept with the run
 
     def fit(
