@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+
 from fedkd import teachers
 from fedkd.cli_arguments import expand
 from fedkd.cli_base import BaseCLI
@@ -30,9 +32,9 @@ class FedKDCLI(BaseCLI):
     def test(self) -> None:
         """Test a run's student on the global test set: fedkd test RUN_DIR."""
         from fedkd.server.display import print_metrics
-        from fedkd.server.inference import test_run
+        from fedkd.server.inference import evaluate_run
 
-        print_metrics(test_run(self.run_dir(), self.datamodule, self.trainer_arguments))
+        print_metrics(evaluate_run(self.run_dir(), self.datamodule, self.trainer_arguments, self.student))
 
     def predict(self, images: str | None = None, output: str | None = None) -> None:
         """Write a run's predictions as CSV: fedkd predict RUN_DIR.
@@ -45,7 +47,7 @@ class FedKDCLI(BaseCLI):
 
         run_dir = self.run_dir()
         path = Path(output) if output else run_dir / "predictions.csv"
-        print(predict_run(run_dir, self.datamodule, self.trainer_arguments, images, path))
+        print(predict_run(run_dir, self.datamodule, self.trainer_arguments, images, path, self.student))
 
     def partition(self, output: str = "partition.png") -> None:
         """Show which client holds how many images of which class, and plot it; nothing trains.
@@ -123,7 +125,7 @@ def main(args: Sequence[str] | None = None) -> None:
     sys.path.append(here)  # so that class_path finds a module in the current folder, as it does with python -m
     try:
         FedKDCLI(expand(sys.argv[1:] if args is None else args))
-    except FedKDError as error:
+    except (FedKDError, MisconfigurationException, OSError) as error:
         print(f"fedkd: error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
     finally:

@@ -19,8 +19,8 @@ from fedkd.server.federation import Federation
 
 SECTIONS = {  # what each subcommand makes out of the configuration
     "fit": ("data", "model", "federation", "trainer"),
-    "test": ("data", "trainer"),
-    "predict": ("data", "trainer"),
+    "test": ("data", "model", "trainer"),
+    "predict": ("data", "model", "trainer"),
     "partition": ("data",),
     "teachers": (),
 }
@@ -45,7 +45,12 @@ class BaseCLI(LightningCLI):
             FederatedDataModule,
             save_config_callback=None,
             trainer_defaults={key: value for key, value in TRAINER_DEFAULTS.items() if key != "logger"},
-            parser_kwargs={"prog": "fedkd", "description": type(self).__doc__, "version": __version__},
+            parser_kwargs={
+                "prog": "fedkd",
+                "description": type(self).__doc__,
+                "version": __version__,
+                "allow_abbrev": False,
+            },
             parser_class=Parser,
             args=args,
             auto_configure_optimizers=False,
@@ -98,7 +103,9 @@ class BaseCLI(LightningCLI):
             description = (getattr(type(self), name).__doc__ or "").strip().splitlines()[0]
             first = f"{name} {POSITIONAL[name]}" if name in POSITIONAL else name
             usage = f"fedkd {first} [--config FILE] [--SECTION.OPTION VALUE ...]"  # not a page of all there are
-            subparser = self._prepare_subcommand_parser(type(self), name, description=description, usage=usage)
+            subparser = self._prepare_subcommand_parser(
+                type(self), name, description=description, usage=usage, allow_abbrev=False
+            )
             self._subcommand_parsers[name] = subparser
             group.add_subcommand(name, subparser, help=description)
 
@@ -110,6 +117,11 @@ class BaseCLI(LightningCLI):
         """Make only what the subcommand uses: ``partition`` loads no teacher."""
         config = self.chosen
         wanted = self.sections()
+        for section in wanted:
+            if not isinstance(config.get(section), Namespace):
+                raise FedKDError(f"{section}: a section of options is needed, got {config.get(section)!r}.")
+        if self.config.subcommand in ("test", "predict"):
+            config.model.teacher = None  # the student works alone
         try:
             made = self._parser(self.subcommand).instantiate(
                 type(config)(**{key: config[key] for key in wanted if key in config})
@@ -122,6 +134,7 @@ class BaseCLI(LightningCLI):
             key: value for key, value in dict(made.get("trainer") or {}).items() if value is not None
         }
         self.datamodule, self.model = made.get("data"), made.get("model")
+        self.student = self.model.student if self.model else None
         if "federation" in wanted:
             self.federation = Federation(
                 **made.federation, trainer=self.trainer_arguments, run_dir=config.run_dir, seed=config.seed_everything

@@ -25,7 +25,9 @@ class DistillationModule(Classifier):
     """A student that learns from labels and from a frozen teacher.
 
     It works with a plain ``Trainer`` (all data in one place: the upper bound) and is what `fedkd.Federation` trains on
-    every client. The teacher is not part of the module's state: it appears in no checkpoint and never travels.
+    every client. The teacher is not part of the module's state: it appears in no checkpoint and never travels. In a
+    plain ``Trainer`` it runs live, on what the student sees; a federation caches what it says of each clean image.
+    As with ``Trainer.fit``, a module that was trained goes on from its weights: make a new one for a fresh run.
 
     Args:
         student: A name out of ``fedkd.students`` (built to the data's classes and image shape when they are known) or
@@ -49,6 +51,8 @@ class DistillationModule(Classifier):
         super().__init__()
         if student_options and not isinstance(student, str):
             raise FedKDError("student_options go with a student given by name, not with a module.")
+        if taken := {"num_classes", "in_channels", "image_size"} & set(student_options or {}):
+            raise FedKDError(f"student_options: {', '.join(sorted(taken))} come from the data; leave them out.")
         if isinstance(student, str):
             students.students[student]  # an unknown name is said now, not after the data was read
         self.student = student if isinstance(student, nn.Module) else None
@@ -76,8 +80,14 @@ class DistillationModule(Classifier):
             FedKDError: If the student does not give (B, K) logits on such images.
         """
         classes = tuple(classes)
-        if self.student is not None and self.confusion is not None and classes == self.classes:
-            return
+        if self.student is not None and self.confusion is not None:
+            if (classes, tuple(image_shape)) == (self.classes, self.image_shape):
+                return
+            if self.student_spec is not None:
+                raise FedKDError(
+                    f"The student was built for classes {list(self.classes)} and images of {self.image_shape}, not for "
+                    f"{list(classes)} and {tuple(image_shape)}: make a new DistillationModule."
+                )
         self.classes, self.image_shape = classes, tuple(image_shape)
         if self.student is None:
             assert self.student_spec is not None
@@ -173,10 +183,14 @@ class DistillationModule(Classifier):
         except (TypeError, ValueError) as error:
             raise FedKDError(f"The optimizer refuses its arguments: {error}") from error
 
-    def on_fit_start(self) -> None:
-        """Bring the teacher to the training device; Lightning moves only what is part of the module."""
-        if self.teacher is not None:
-            self.teacher.to(self.device)
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep beside the weights what is needed to build the student."""
+        checkpoint["fedkd"] = self.describe()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Build the student before its weights come."""
+        spec = checkpoint["fedkd"]
+        self.build(spec["classes"], tuple(spec["image_shape"]))
 
     def on_train_epoch_start(self) -> None:
         """Log the numbers that the loss found for itself, such as an automatic temperature."""
@@ -216,12 +230,15 @@ class DistillationModule(Classifier):
             return Outputs(logits, features)
         if self.teacher is None:
             return None
+        images = batch[0]
+        if self.teacher.device != images.device:  # Lightning moves only what is part of the module
+            self.teacher.to(images.device)
         if not needs_features:
-            return Outputs(self.teacher(batch[0]))
+            return Outputs(self.teacher(images))
         with torch.no_grad():
-            features, head = self.teacher.features(batch[0]), self.teacher.head
+            features, head = self.teacher.features(images), self.teacher.head
             if head is None or overrides_forward(self.teacher):
-                return Outputs(self.teacher(batch[0]), features)
+                return Outputs(self.teacher(images), features)
             return Outputs(head(features).float(), features)
 
     def configure_optimizers(self) -> Optimizer:

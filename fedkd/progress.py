@@ -56,5 +56,5 @@ def progress_bar(description: str, total: int, done: int = 0) -> Iterator[Progre
         TimeRemainingColumn(),
         TextColumn("{task.fields[note]}"),
     )
-    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+    with Progress(*columns, console=console, disable=not (console.is_terminal or console.is_jupyter)) as progress:
         yield ProgressBar(progress, progress.add_task(description, total=total, completed=done, note=""))

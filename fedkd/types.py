@@ -64,7 +64,7 @@ class ClientUpdate:
         num_steps: Optimizer steps that it took.
         delta: Local minus global parameters, float32, by name.
         buffers: The local buffers.
-        metrics: Mean of each training term over the client's epochs, and ``seconds``.
+        metrics: Mean of each training term over the client's last epoch, and ``seconds``.
         extras: What the strategy sends beside the student.
         client_state: What the strategy keeps for this client; it does not travel.
     """

@@ -11,6 +11,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 from safetensors.torch import load_file
@@ -85,6 +86,15 @@ def test_the_saved_config_reproduces_the_run(run):
     assert all((first[name] == again[name]).all() for name in first)
 
 
+def test_a_run_goes_on_from_the_command_line(run):
+    run_dir, _ = run
+    config = run_dir / "config.yaml"
+    fedkd("fit", "--config", config, "--run_dir", "parts", "--federation.rounds", "1", cwd=run_dir.parent)
+    fedkd("fit", "--config", config, "--run_dir", "parts", "--ckpt_path", "last", cwd=run_dir.parent)
+    parts, whole = (load_file(d / "student.safetensors") for d in (run_dir.parent / "parts", run_dir))
+    assert all((parts[name] == whole[name]).all() for name in whole)
+
+
 def test_test_and_predict_take_a_run_directory(run):
     run_dir, _ = run
     done = fedkd("test", run_dir, cwd=run_dir.parent)
@@ -99,6 +109,36 @@ def test_test_and_predict_take_a_run_directory(run):
     assert all(max("0123456789", key=lambda k, row=row: float(row[k])) == row["prediction"] for row in rows)
 
 
+def test_a_logger_and_callbacks_can_be_named(tmp_path):
+    logger = ["--trainer.logger", "CSVLogger", "--trainer.logger.save_dir", "logs"]
+    callback = [
+        "--trainer.callbacks+=EarlyStopping",
+        "--trainer.callbacks.monitor",
+        "train/loss",
+        "--trainer.max_steps",
+        "2",
+    ]
+    done = fedkd("fit", *QUICK, *logger, "--federation.rounds", "1", "--run_dir", "run", cwd=tmp_path)
+    assert done.stderr == ""
+    (logged,) = (tmp_path / "logs").rglob("metrics.csv")
+    with open(logged) as ours, open(tmp_path / "run" / "metrics.csv") as theirs:
+        left, right = next(csv.DictReader(ours)), next(csv.DictReader(theirs))
+    assert float(left["balanced_accuracy"]) == float(right["balanced_accuracy"])
+
+    fedkd("fit", *QUICK, *callback, "--federation.rounds", "1", "--run_dir", "steps", cwd=tmp_path)
+    with open(tmp_path / "steps" / "metrics.csv") as file:
+        row = next(csv.DictReader(file))
+    assert int(row["num_steps"]) == 2 * len(row["cohort"].split())
+
+
+def test_what_lightning_refuses_later_is_one_error_too(tmp_path):
+    done = fedkd("fit", *QUICK, "--trainer.callbacks+=LearningRateMonitor", cwd=tmp_path, check=False)
+    assert done.returncode == 2
+    assert done.stderr == (
+        "fedkd: error: Cannot use `LearningRateMonitor` callback with `Trainer` that has no logger.\n"
+    )
+
+
 def test_predict_takes_image_files(run, tmp_path):
     from PIL import Image
     from sklearn.datasets import load_digits
@@ -110,6 +150,45 @@ def test_predict_takes_image_files(run, tmp_path):
     fedkd("predict", run_dir, "--images", tmp_path / "pictures", "--output", tmp_path / "p.csv", cwd=tmp_path)
     rows = list(csv.reader((tmp_path / "p.csv").read_text().splitlines()))
     assert [Path(row[0]).name for row in rows[1:]] == ["0.png", "1.png", "2.png"]
+
+
+def test_predict_sees_the_pixels_that_training_saw(tmp_path):
+    from PIL import Image
+
+    from fedkd.data import ImageFolder
+    from fedkd.server.inference import read_image
+
+    rng = np.random.default_rng(0)
+    for part in ("train", "test"):
+        (tmp_path / part / "a").mkdir(parents=True)
+        Image.fromarray(rng.integers(0, 255, (30, 48, 3), dtype=np.uint8)).save(tmp_path / part / "a" / "0.png")
+    train, _ = ImageFolder(tmp_path, image_size=12).load()
+    assert (read_image(tmp_path / "train" / "a" / "0.png", (3, 12, 12)) == train.images[0]).all()
+    assert read_image(tmp_path / "train" / "a" / "0.png", (1, 12, 12)).shape == (1, 12, 12)
+
+
+def test_a_student_given_by_class_is_tested_and_predicts(tmp_path):
+    student = [
+        "--model.student",
+        "fedkd.students.CNN",
+        "--model.student.num_classes=10",
+        "--model.student.in_channels=1",
+        "--model.student.image_size=8",
+    ]
+    fedkd("fit", *QUICK, *student, "--federation.rounds", "1", "--run_dir", "run", cwd=tmp_path)
+    final = json.loads((tmp_path / "run" / "summary.json").read_text())["balanced_accuracy"]
+    assert f"{final:.4f}" in fedkd("test", "run", cwd=tmp_path).stdout
+    fedkd("predict", "run", cwd=tmp_path)
+    assert len((tmp_path / "run" / "predictions.csv").read_text().splitlines()) == 360
+
+
+def test_predict_names_a_file_that_is_no_image(run, tmp_path):
+    run_dir, _ = run
+    (tmp_path / "x.png").write_bytes(b"no image")
+    done = fedkd("predict", run_dir, "--images", tmp_path / "x.png", cwd=tmp_path, check=False)
+    assert done.returncode == 2
+    assert "x.png could not be read as an image" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
 
 
 def test_partition_shows_and_plots(tmp_path):
@@ -130,7 +209,8 @@ def test_print_config_is_complete(tmp_path):
     config = yaml.safe_load(fedkd("fit", *QUICK, "--print_config", cwd=tmp_path).stdout)
     assert {"data", "model", "federation", "trainer", "run_dir", "seed_everything", "ckpt_path"} <= config.keys()
     assert config["federation"]["strategy"]["class_path"].endswith("FedAvg")
-    assert config["model"]["optimizer"]["init_args"]["lr"] == 0.05
+    given = yaml.safe_load((ROOT / "examples" / "quickstart.yaml").read_text())
+    assert config["model"]["optimizer"]["init_args"]["lr"] == given["model"]["optimizer"]["init_args"]["lr"]
 
 
 @pytest.mark.parametrize(
@@ -158,6 +238,14 @@ def test_print_config_is_complete(tmp_path):
             "No teacher checkpoint 'no/such'",
         ),
         (["--model.loss.temperature", "0"], "temperature must be > 0"),
+        (["--trainer.max_epoch", "1"], "There is no option --trainer.max_epoch. Did you mean --trainer.max_epochs?"),
+        (["--trainer.devices", "2"], "each client trains on one device, got 2"),
+        (["--trainer.max_epochs", "-1"], "trainer.max_epochs: -1 never ends"),
+        (["--trainer.barebones", "true"], "trainer.barebones"),
+        (["--trainer.precision", "transformer-engine"], "Lightning's Trainer refuses its arguments"),
+        (["--data.public_fraction", "0.9999"], "public_fraction 0.9999 leaves the clients none"),
+        (["--run_dir", str(ROOT / "README.md")], "README.md' cannot be made"),
+        (["--model.student_options", "{num_classes: 3}"], "num_classes come from the data"),
         (["--data.num_cliets", "1"], "There is no option --data.num_cliets. Did you mean --data.num_clients?"),
     ],
 )

@@ -103,3 +103,20 @@ def test_wrong_arguments_are_named():
         fedkd.DistillationModule("resnt8")
     with pytest.raises(fedkd.FedKDError, match="student_options go with a student given by name"):
         fedkd.DistillationModule(nn.Identity(), student_options={"norm": "group"})
+
+
+def test_lightning_loads_a_checkpoint_of_a_named_student(tmp_path):
+    trained = fedkd.DistillationModule("cnn")
+    fit = trainer(tmp_path, max_steps=1)
+    fit.fit(trained, datamodule=datamodule())
+    fit.save_checkpoint(tmp_path / "x.ckpt")
+    loaded = fedkd.DistillationModule.load_from_checkpoint(tmp_path / "x.ckpt", student="cnn", weights_only=False)
+    assert same(weights(trained), weights(loaded))
+    assert loaded.classes == ("0", "1", "2")
+
+
+def test_a_built_student_is_not_bent_to_other_data():
+    trained = fedkd.DistillationModule("cnn")
+    trained.build(["a", "b"], (1, 12, 12))
+    with pytest.raises(fedkd.FedKDError, match=r"was built for classes \['a', 'b'\].*make a new DistillationModule"):
+        trained.build(["a", "b", "c"], (1, 12, 12))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -9,21 +10,19 @@ import pytest
 from fedkd.cli import FedKDCLI
 
 CONFIG = Path(__file__).resolve().parents[1] / "examples" / "quickstart.yaml"
-MARGIN = 0.0  # see docs/results.md for what was measured
+MARGIN = 0.015  # a third of what was measured: docs/results.md
 
 
-def balanced_accuracy(monkeypatch, tmp_path, seed: int, *overrides: str) -> float:
+def balanced_accuracy(tmp_path, seed: int, *overrides: str) -> float:
     """Run the quickstart in this process and return the final balanced accuracy."""
-    import json
-
     run_dir = tmp_path / "-".join([str(seed), *overrides]).replace(".", "_")
     FedKDCLI(["fit", "--config", str(CONFIG), "--seed_everything", str(seed), "--run_dir", str(run_dir), *overrides])
     return json.loads((run_dir / "summary.json").read_text())["balanced_accuracy"]
 
 
 @pytest.mark.timeout(400)
-def test_distilled_beats_plain_averaging(monkeypatch, tmp_path):
+def test_distilled_beats_plain_averaging(tmp_path):
     seeds = (0, 1, 2)
-    distilled = [balanced_accuracy(monkeypatch, tmp_path, seed) for seed in seeds]
-    plain = [balanced_accuracy(monkeypatch, tmp_path, seed, "--model.teacher", "null") for seed in seeds]
+    distilled = [balanced_accuracy(tmp_path, seed) for seed in seeds]
+    plain = [balanced_accuracy(tmp_path, seed, "--model.teacher", "null") for seed in seeds]
     assert sum(distilled) / 3 > sum(plain) / 3 + MARGIN, (distilled, plain)

@@ -100,6 +100,10 @@ class FederatedDataModule(LightningDataModule):
         targets = self.train.targets.numpy()
         self.public_indices = stratified_split(targets, self.public_fraction, "public")
         private = np.setdiff1d(np.arange(len(targets)), self.public_indices)
+        if not len(private):
+            raise FedKDError(
+                f"public_fraction {self.public_fraction} leaves the clients none of the {len(targets)} training images."
+            )
         rng = np.random.default_rng(derive_seed(self.seed, "partition"))
         self.shards = [private[shard] for shard in self.partitioner(targets[private], self.num_clients, rng)]
 

@@ -114,10 +114,11 @@ def _decode_files(root: Path, names: list[str], image_size: int | None) -> Gener
     from rich.progress import track
 
     console = Console(stderr=True)
+    size = None if image_size is None else (image_size, image_size)
     chunks = [names[i : i + _CHUNK] for i in range(0, len(names), _CHUNK)]
     pool = ThreadPoolExecutor(min(16, os.cpu_count() or 1))
     try:
-        decoded = pool.map(lambda chunk: [decode_file(root, name, image_size) for name in chunk], chunks)
+        decoded = pool.map(lambda chunk: [decode_file(root, name, size) for name in chunk], chunks)
         what = f"Decoding {len(names):,} images"
         for images in track(decoded, what, len(chunks), console=console, disable=not console.is_terminal):
             yield from images
@@ -125,13 +126,14 @@ def _decode_files(root: Path, names: list[str], image_size: int | None) -> Gener
         pool.shutdown(cancel_futures=True)
 
 
-def decode_file(root: Path, name: str, image_size: int | None) -> np.ndarray:
+def decode_file(root: Path, name: str, size: tuple[int, int] | None) -> np.ndarray:
     """Decode one file to uint8 (C, H, W).
 
     Args:
         root: The folder that ``name`` is relative to.
         name: The file.
-        image_size: Resize the shorter side to this (bicubic, antialiased) and crop the centre, if given.
+        size: Width and height: resized (bicubic, antialiased) to cover them, then cropped to the centre; None leaves
+            the image as it is.
 
     Raises:
         FedKDError: If the file is not an image.
@@ -140,10 +142,9 @@ def decode_file(root: Path, name: str, image_size: int | None) -> np.ndarray:
 
     try:
         with Image.open(f"{root}{os.sep}{name}") as image:
-            if image_size is None or image.size == (image_size, image_size):
+            if size is None or image.size == size:
                 return pil_pixels(image)
             grey = image.mode in ("L", "1")  # palettes and the like cannot be resized as they are
-            size = (image_size, image_size)
             return pil_pixels(ImageOps.fit(image.convert("L" if grey else "RGB"), size, Image.Resampling.BICUBIC))
     except FedKDError as error:
         raise FedKDError(f"{root / name}: {error}") from error

@@ -44,6 +44,9 @@ class ImageSet:
             raise FedKDError(
                 f"targets must be int64 ({len(images)},), one an image, got {targets.dtype} {tuple(targets.shape)}."
             )
+        if len(set(self.classes)) < len(self.classes):
+            twice = next(name for name in self.classes if self.classes.count(name) > 1)
+            raise FedKDError(f"The class name {twice!r} stands twice: results are reported by name.")
         outside = targets[(targets < 0) | (targets >= len(self.classes))]
         if len(outside):
             raise FedKDError(

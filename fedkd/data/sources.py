@@ -84,5 +84,7 @@ def _names(dataset: Any) -> tuple[str, ...] | None:
 
 def _image_set(dataset: Any, classes: Sequence[str] | None) -> ImageSet:
     if not isinstance(dataset, ImageSet):
+        if isinstance(dataset, str) or not (hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")):
+            raise FedKDError(f"A map-style dataset of (image, label) is needed, got {dataset!r}.")
         return ImageSet.from_dataset(dataset, classes)
     return dataset if classes is None else ImageSet(dataset.images, dataset.targets, tuple(classes))

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import os
-import pickle
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -49,9 +48,7 @@ def save_checkpoint(
     torch.save(
         {
             "format": FORMAT,
-            "state": {
-                key: dict(value) if isinstance(value, Mapping) else value for key, value in asdict(state).items()
-            },
+            "state": {field.name: plain(getattr(state, field.name)) for field in fields(state)},
             "strategy": dict(strategy_state),
             "history": history,
             "identity": dict(identity),
@@ -59,6 +56,11 @@ def save_checkpoint(
         buffer,
     )
     write_atomically(path, buffer.getvalue())
+
+
+def plain(value: Any) -> Any:
+    """Turn mappings of any kind, at any depth, into dicts; tensors are not copied."""
+    return {key: plain(item) for key, item in value.items()} if isinstance(value, Mapping) else value
 
 
 def load_checkpoint(path: Path, identity: Mapping[str, Any]) -> tuple[ServerState, dict[str, Any], list[Metrics]]:
@@ -79,8 +81,9 @@ def load_checkpoint(path: Path, identity: Mapping[str, Any]) -> tuple[ServerStat
         raise MissingResourceError(f"No round checkpoint at {str(path)!r}; ckpt_path takes 'last' or the path of one.")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
-        raise FedKDError(f"{str(path)!r} is not a whole round checkpoint: {str(error).splitlines()[0]}") from error
+    except Exception as error:  # whatever torch, zipfile and pickle make of a file that is something else
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise FedKDError(f"{str(path)!r} is not a whole round checkpoint: {reason}") from error
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise FedKDError(f"{str(path)!r} is not a round checkpoint of fedkd, format {FORMAT}.")
     for key, value in identity.items():

@@ -5,21 +5,31 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import torch
+
 from fedkd.client import make_trainer, quiet_lightning
 from fedkd.data import BatchLoader, FederatedDataModule
 from fedkd.distillation import DistillationModule
 from fedkd.types import Metrics, ServerState
 
+COMPUTATION = ("accelerator", "benchmark", "deterministic", "devices", "inference_mode", "plugins", "precision")
+
+
+def test_loader(datamodule: FederatedDataModule, device: torch.device) -> BatchLoader:
+    """Put the global test set on a device, once for all rounds."""
+    everything = range(len(datamodule.test))
+    return BatchLoader(datamodule.test, everything, batch_size=datamodule.eval_batch_size, device=device)
+
 
 def evaluate(
-    module: DistillationModule, datamodule: FederatedDataModule, trainer: Mapping[str, Any], state: ServerState
+    module: DistillationModule, loader: BatchLoader, trainer: Mapping[str, Any], state: ServerState
 ) -> Metrics:
     """Test the global student with Lightning, in the clients' precision and on their device.
 
     Args:
         module: Its student's weights are overwritten by the state's.
-        datamodule: Set up; its test set is read.
-        trainer: Arguments of the Lightning Trainer; callbacks and loggers are left out.
+        loader: The test set; see `test_loader`.
+        trainer: Arguments of the Lightning Trainer; see `evaluation_arguments`.
         state: The state to test.
 
     Returns:
@@ -27,15 +37,14 @@ def evaluate(
     """
     load_state(module, state)
     with quiet_lightning():
-        tester = make_trainer({key: value for key, value in trainer.items() if key not in ("callbacks", "logger")})
-        loader = BatchLoader(
-            datamodule.test,
-            range(len(datamodule.test)),
-            batch_size=datamodule.eval_batch_size,
-            device=tester.strategy.root_device,
-        )
+        tester = make_trainer(evaluation_arguments(trainer))
         metrics = tester.test(module, dataloaders=loader, verbose=False)[0]
     return {name.removeprefix("test/"): value for name, value in metrics.items()}
+
+
+def evaluation_arguments(trainer: Mapping[str, Any]) -> dict[str, Any]:
+    """Return those of a Trainer's arguments that say how to compute; the rest is for training."""
+    return {key: value for key, value in trainer.items() if key in COMPUTATION}
 
 
 def load_state(module: DistillationModule, state: ServerState) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,7 +20,7 @@ from fedkd.paths import cache_dir
 from fedkd.progress import progress_bar
 from fedkd.seeding import seeded
 from fedkd.server.backends import Backend, InProcess
-from fedkd.server.evaluation import evaluate, load_state
+from fedkd.server.evaluation import evaluate, load_state, test_loader
 from fedkd.server.report import partition_record, round_row, run_identity, summarise
 from fedkd.server.run_dir import RunDirectory
 from fedkd.server.sampling import sample_cohort
@@ -72,7 +73,7 @@ class Federation:
         arguments = dict(trainer or {})
         self.loggers = as_loggers(arguments.pop("logger", None))
         self.trainer = arguments
-        self.run_dir, self.seed = run_dir, int(seed)  # jsonargparse's own kind of int could not be loaded again
+        self.run_dir, self.seed = run_dir, int(seed)  # jsonargparse has an int of its own
         self.config: str | None = None  # the command line's YAML, kept with the run
 
     def fit(
@@ -84,14 +85,14 @@ class Federation:
             module: Its student is trained in place and holds the global weights at the end.
             datamodule: The clients' shards and the global test set.
             ckpt_path: ``"last"`` goes on from the run directory's newest round (from the start where there is none);
-                a path goes on from that round checkpoint.
+                the path of another run's round checkpoint branches off it, into a run directory of its own.
 
         Returns:
             The summary, as in ``summary.json``.
         """
         start = time.perf_counter()
         device = self._set_up(module, datamodule)
-        run = RunDirectory(self.run_dir, resume=ckpt_path is not None)
+        run = RunDirectory(self.run_dir, resume=str(ckpt_path) == "last")
         identity = {**self._identity(), **run_identity(module, datamodule, self.trainer)}
         found = run.load(ckpt_path, identity) if ckpt_path is not None else None
         run.write_json("partition.json", partition_record(datamodule))
@@ -100,18 +101,21 @@ class Federation:
 
         signal = self._ask_teacher(module, datamodule, device)
         state, history = self._start(run, module, found)
+        for row in history:
+            self._log(row)
         logits, feature_file = (signal.logits, signal.feature_file) if signal else (None, None)
         context = ClientContext(module, datamodule, self.trainer, self.strategy, self.seed, logits, feature_file)
+        test_set = test_loader(datamodule, device)
         clients = [client for client, shard in enumerate(datamodule.shards) if len(shard)]
 
-        with progress_bar("Rounds", self.rounds, done=state.round) as bar:
+        with self._finalised_loggers(), progress_bar("Rounds", self.rounds, done=state.round) as bar:
             while state.round < self.rounds:
                 began = time.perf_counter()
                 cohort = sample_cohort(clients, self.clients_per_round, seed=self.seed, round=state.round)
                 tasks = self._make_tasks(state, cohort)
                 updates = self._run_clients(context, tasks)
                 state = self.strategy.aggregate(state, updates)
-                metrics = evaluate(module, datamodule, self.trainer, state)
+                metrics = evaluate(module, test_set, self.trainer, state)
                 history.append(round_row(tasks, updates, metrics, seconds=time.perf_counter() - began))
                 run.commit(state, self.strategy.state_dict(), history, identity)
                 self._log(history[-1])
@@ -121,8 +125,6 @@ class Federation:
         run.save_student(state, module.describe(), module.constants())
         summary = summarise(module, history, signal, seconds=time.perf_counter() - start, run_dir=run.path)
         run.write_json("summary.json", summary)
-        for logger in self.loggers:
-            logger.finalize("success")
         return summary
 
     def _set_up(self, module: DistillationModule, datamodule: FederatedDataModule) -> torch.device:
@@ -204,6 +206,16 @@ class Federation:
             )
         return updates
 
+    @contextmanager
+    def _finalised_loggers(self) -> Iterator[None]:
+        status = "failed"
+        try:
+            yield
+            status = "success"
+        finally:
+            for logger in self.loggers:
+                logger.finalize(status)
+
     def _log(self, row: Metrics) -> None:
         numbers = {name: value for name, value in row.items() if isinstance(value, int | float)}
         for logger in self.loggers:
@@ -225,6 +237,8 @@ def as_loggers(logger: Any) -> list[Logger]:
 def check_trainer(arguments: Mapping[str, Any]) -> torch.device:
     """Make a Trainer once, before any work, so that a wrong argument is said at once.
 
+    A client is one device's work for a bounded time: more would hang instead of failing.
+
     Returns:
         The device that clients will train on.
 
@@ -233,6 +247,15 @@ def check_trainer(arguments: Mapping[str, Any]) -> torch.device:
     """
     try:
         with quiet_lightning():
-            return make_trainer(arguments).strategy.root_device
-    except (MisconfigurationException, ValueError, TypeError) as error:
+            trainer = make_trainer(arguments)
+    except (MisconfigurationException, ImportError, ValueError, TypeError) as error:
         raise FedKDError(f"Lightning's Trainer refuses its arguments: {error}") from error
+    if trainer.world_size > 1:
+        raise FedKDError(f"trainer.devices: each client trains on one device, got {trainer.world_size}.")
+    if trainer.barebones:
+        raise FedKDError(
+            "trainer.barebones: true logs nothing, but a round's training losses are logged: leave it out."
+        )
+    if trainer.max_epochs == -1 and trainer.max_steps == -1 and "max_time" not in arguments:
+        raise FedKDError("trainer.max_epochs: -1 never ends on a client; give a number, or max_steps or max_time.")
+    return trainer.strategy.root_device

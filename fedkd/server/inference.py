@@ -9,28 +9,52 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fedkd.client import make_trainer, quiet_lightning
 from fedkd.data import BatchLoader, FederatedDataModule, ImageSet
+from fedkd.data.folder import EXTENSIONS, decode_file
 from fedkd.distillation import DistillationModule
 from fedkd.errors import FedKDError, MissingResourceError
 from fedkd.server.checkpoint import write_atomically
-from fedkd.server.evaluation import evaluate
+from fedkd.server.evaluation import evaluate, evaluation_arguments, test_loader
 from fedkd.server.run_dir import load_student, read_spec
 from fedkd.tensors import split_state
 from fedkd.types import Metrics, ServerState
 
-IMAGE_SUFFIXES = {".bmp", ".jpeg", ".jpg", ".png", ".webp"}
+
+def load_module(run_dir: Path, student: nn.Module | None) -> tuple[DistillationModule, dict[str, Any]]:
+    """Load a run's student into a module, and what was saved beside it."""
+    spec = read_spec(run_dir)
+    module = DistillationModule(load_student(run_dir, None if spec["student"] else student))
+    module.build(spec["classes"], tuple(spec["image_shape"]))
+    return module, spec
 
 
-def test_run(run_dir: Path, datamodule: FederatedDataModule, trainer: Mapping[str, Any]) -> Metrics:
+def load_data(datamodule: FederatedDataModule, spec: Mapping[str, Any]) -> None:
+    """Load the data.
+
+    Raises:
+        FedKDError: If its classes or image shape are not those that the student was trained on.
+    """
+    datamodule.prepare_data()
+    datamodule.setup()
+    for what in ("classes", "image_shape"):
+        trained, found = list(spec[what]), list(getattr(datamodule, what))
+        if trained != found:
+            raise FedKDError(f"The student was trained on {what} {trained}, the data has {found}.")
+
+
+def evaluate_run(
+    run_dir: Path, datamodule: FederatedDataModule, trainer: Mapping[str, Any], student: nn.Module | None = None
+) -> Metrics:
     """Test a run's student on the datamodule's global test set.
 
     Args:
         run_dir: The run.
         datamodule: Its test set need not be the run's, but the classes must be.
         trainer: Arguments of the Lightning Trainer.
+        student: A module like the run's student, where that was not made by name.
 
     Returns:
         As `fedkd.server.evaluation.evaluate`.
@@ -38,19 +62,21 @@ def test_run(run_dir: Path, datamodule: FederatedDataModule, trainer: Mapping[st
     Raises:
         FedKDError: If the data's classes are not those that the student was trained on.
     """
-    module = DistillationModule(load_student(run_dir))
-    datamodule.prepare_data()
-    datamodule.setup()
-    trained = tuple(read_spec(run_dir)["classes"])
-    if tuple(datamodule.classes) != trained:
-        raise FedKDError(f"The student knows the classes {list(trained)}, the data has {list(datamodule.classes)}.")
-    module.build(datamodule.classes, datamodule.image_shape)
+    module, spec = load_module(run_dir, student)
+    load_data(datamodule, spec)
     assert module.student is not None
-    return evaluate(module, datamodule, trainer, ServerState(0, *split_state(module.student)))
+    with quiet_lightning():
+        device = make_trainer(evaluation_arguments(trainer)).strategy.root_device
+    return evaluate(module, test_loader(datamodule, device), trainer, ServerState(0, *split_state(module.student)))
 
 
 def predict_run(
-    run_dir: Path, datamodule: FederatedDataModule, trainer: Mapping[str, Any], images: str | None, output: Path
+    run_dir: Path,
+    datamodule: FederatedDataModule,
+    trainer: Mapping[str, Any],
+    images: str | None,
+    output: Path,
+    student: nn.Module | None = None,
 ) -> Path:
     """Write a run's predictions as CSV: a row an image, its name, the predicted class, each class's probability.
 
@@ -60,16 +86,14 @@ def predict_run(
         trainer: Arguments of the Lightning Trainer.
         images: An image file, or a folder of them (searched recursively).
         output: The CSV file.
+        student: A module like the run's student, where that was not made by name.
 
     Returns:
         ``output``.
     """
-    spec = read_spec(run_dir)
-    module = DistillationModule(load_student(run_dir))
-    module.build(spec["classes"], tuple(spec["image_shape"]))
+    module, spec = load_module(run_dir, student)
     if images is None:
-        datamodule.prepare_data()
-        datamodule.setup()
+        load_data(datamodule, spec)
         data, names = datamodule.test, [str(i) for i in range(len(datamodule.test))]
     else:
         files = find_images(Path(images))
@@ -78,8 +102,7 @@ def predict_run(
         names = [str(file) for file in files]
     loader = BatchLoader(data, range(len(names)), batch_size=datamodule.eval_batch_size)
     with quiet_lightning():
-        arguments = {key: value for key, value in trainer.items() if key not in ("callbacks", "logger")}
-        batches = make_trainer(arguments).predict(module, dataloaders=loader)
+        batches = make_trainer(evaluation_arguments(trainer)).predict(module, dataloaders=loader)
     probabilities = torch.cat(batches)  # type: ignore[arg-type]
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
@@ -93,23 +116,19 @@ def predict_run(
 
 def find_images(path: Path) -> list[Path]:
     """Return the image files at or below ``path``, sorted."""
-    found = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
+    found = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.suffix.lower() in EXTENSIONS)
     if not found:
-        raise MissingResourceError(f"No images at {str(path)!r}; looked for {', '.join(sorted(IMAGE_SUFFIXES))}.")
+        raise MissingResourceError(f"No images at {str(path)!r}; looked for {', '.join(EXTENSIONS)}.")
     return found
 
 
 def read_image(path: Path, image_shape: tuple[int, int, int]) -> Tensor:
-    """Read one image file as a uint8 tensor (C, H, W) of the student's shape, resized where needed."""
+    """Read one image file as `fedkd.data.ImageFolder` would: uint8 (C, H, W) of the student's shape."""
     import numpy as np
-    from PIL import Image, UnidentifiedImageError
+    from PIL import Image
 
     channels, height, width = image_shape
-    try:
-        image = Image.open(path).convert("L" if channels == 1 else "RGB")
-    except UnidentifiedImageError as error:
-        raise FedKDError(f"{str(path)!r} is not an image.") from error
-    if image.size != (width, height):
-        image = image.resize((width, height), Image.Resampling.BICUBIC)
-    pixels = torch.from_numpy(np.array(image)).reshape(height, width, channels)
-    return pixels.permute(2, 0, 1)
+    pixels = decode_file(path.parent, path.name, (width, height))
+    if channels == 1 and len(pixels) == 3:
+        pixels = np.asarray(Image.fromarray(np.moveaxis(pixels, 0, -1)).convert("L"))[None]
+    return torch.from_numpy(pixels.copy()).expand(channels, -1, -1)

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
@@ -37,7 +37,8 @@ class RunDirectory:
     """One run's files.
 
     Args:
-        path: The folder, made if absent. None takes the next free ``runs/version_N`` of the working directory.
+        path: The folder, made if absent. None takes the next free ``runs/version_N`` of the working directory, or, to
+            resume, the newest.
         resume: Whether the folder may hold a run already.
 
     Raises:
@@ -45,12 +46,19 @@ class RunDirectory:
     """
 
     def __init__(self, path: str | Path | None = None, resume: bool = False) -> None:
-        self.path = Path(path) if path is not None else next_version(Path("runs"))
+        if path is None:
+            path = (newest_version(Path("runs")) if resume else None) or next_version(Path("runs"))
+        self.path = Path(path)
         if not resume and (self.path / "metrics.csv").exists():
             raise FedKDError(
                 f"{str(self.path)!r} already holds a run. Choose another run_dir, or go on with it: ckpt_path: last."
             )
-        (self.path / "checkpoints").mkdir(parents=True, exist_ok=True)
+        try:
+            (self.path / "checkpoints").mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise FedKDError(f"run_dir {str(self.path)!r} cannot be made: {error.strerror}.") from error
+        for leftover in (*self.path.glob(".*.tmp"), *self.path.glob("checkpoints/.*.tmp")):
+            leftover.unlink()  # of a process that was killed while it wrote
 
     def write_json(self, name: str, content: Mapping[str, Any]) -> None:
         """Write ``name`` as JSON; what is not a number (a class without test images) becomes null."""
@@ -133,8 +141,7 @@ def nan_to_none(value: Any) -> Any:
 def next_version(root: Path) -> Path:
     """Make and return the next free ``version_N`` below ``root``, also when several processes ask at once."""
     root.mkdir(parents=True, exist_ok=True)
-    taken = [int(p.name[8:]) for p in root.glob("version_*") if p.name[8:].isdigit()]
-    number = max(taken, default=-1) + 1
+    number = max(versions(root), default=-1) + 1
     while True:
         try:
             (root / f"version_{number}").mkdir()
@@ -142,6 +149,17 @@ def next_version(root: Path) -> Path:
             number += 1
         else:
             return root / f"version_{number}"
+
+
+def newest_version(root: Path) -> Path | None:
+    """Return the newest ``version_N`` below ``root``, if there is one."""
+    found = versions(root)
+    return root / f"version_{max(found)}" if found else None
+
+
+def versions(root: Path) -> list[int]:
+    """Return the numbers N of the folders ``version_N`` below ``root``."""
+    return [int(path.name[8:]) for path in root.glob("version_*") if path.name[8:].isdigit()]
 
 
 def read_spec(run_dir: str | Path) -> dict[str, Any]:
@@ -153,8 +171,11 @@ def read_spec(run_dir: str | Path) -> dict[str, Any]:
     path = Path(run_dir) / "student.safetensors"
     if not path.is_file():
         raise MissingResourceError(f"No student at {str(path)!r}: the run is not there, or has not finished.")
-    with safe_open(path, framework="pt") as file:
-        return json.loads(file.metadata()["fedkd"])
+    try:
+        with safe_open(path, framework="pt") as file:
+            return json.loads(file.metadata()["fedkd"])
+    except (SafetensorError, KeyError, TypeError) as error:
+        raise FedKDError(f"{str(path)!r} is not a student that fedkd saved: {error}") from error
 
 
 def load_student(run_dir: str | Path, student: nn.Module | None = None) -> nn.Module:

@@ -2,24 +2,35 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import inspect
 import json
+import pickle
 from collections.abc import Collection
 from dataclasses import fields, is_dataclass
+from importlib.metadata import PackageNotFoundError, version
+from types import CodeType
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
+
+from fedkd.errors import FedKDError
 
 WHERE_FROM = frozenset({"checkpoint", "revision", "name_or_path", "_name_or_path"})
 """Where weights were found says nothing about what they are: a moved folder keeps its cache."""
 
+LIBRARIES = frozenset({"abc", "builtins", "fedkd", "peft", "timm", "torch", "torchvision", "transformers"})
+"""Packages whose classes count by name and version; of all other classes the code itself counts."""
+
+_VERSIONED = ("fedkd", "timm", "transformers")
 _TORCH_INTERNALS = frozenset(vars(nn.Module()))
 
 
 def fingerprint(module: nn.Module, ignore: Collection[str] = ()) -> str:
-    """Hash a module's weights, buffers, plain attributes and, for classes outside fedkd, code.
+    """Hash a module's weights, buffers, attributes, code outside of `LIBRARIES`, and the versions of what is inside.
 
     Args:
         module: The module.
@@ -27,16 +38,25 @@ def fingerprint(module: nn.Module, ignore: Collection[str] = ()) -> str:
 
     Returns:
         SHA-256 in hex, the same in every process.
+
+    Raises:
+        FedKDError: If an attribute of a class outside of `LIBRARIES` cannot be told from another of its type.
     """
-    digest = hashlib.sha256()
+    digest = hashlib.sha256(json.dumps([_version(package) for package in _VERSIONED]).encode())
+    classes: dict[type, None] = {}
     for name, child in module.named_modules():
         if name.split(".")[0] not in ignore:
-            skipped = WHERE_FROM | _TORCH_INTERNALS | (frozenset(ignore) if child is module else frozenset())
-            settings = {key: _plain(value) for key, value in sorted(vars(child).items()) if key not in skipped}
             kind = type(child)
-            digest.update(json.dumps([name, kind.__module__, kind.__qualname__, settings]).encode())
-            _hash_tensor_attributes(digest, child, skipped)
-    digest.update(own_code(type(module)).encode())
+            classes |= dict.fromkeys(kind.__mro__)
+            skipped = WHERE_FROM | _TORCH_INTERNALS | (frozenset(ignore) if child is module else frozenset())
+            settings = {key: value for key, value in sorted(vars(child).items()) if key not in skipped}
+            plain = {
+                key: _plain(value, f"{kind.__qualname__}.{key}", _is_ours(kind)) for key, value in settings.items()
+            }
+            digest.update(json.dumps([name, kind.__module__, kind.__qualname__, plain]).encode())
+    for cls in classes:
+        if not _is_ours(cls):
+            digest.update(_source(cls).encode())
     for name, tensor in [*module.named_parameters(), *module.named_buffers()]:
         if name.split(".")[0] not in ignore:
             digest.update(name.encode())
@@ -45,9 +65,8 @@ def fingerprint(module: nn.Module, ignore: Collection[str] = ()) -> str:
 
 
 def own_code(cls: type) -> str:
-    """Return the source of a class and its bases, as far as they are not fedkd's, torch's or Python's."""
-    others = ("torch", "fedkd", "builtins", "abc")
-    return "".join(_source(base) for base in cls.__mro__ if base.__module__.split(".")[0] not in others)
+    """Return the source of a class and its bases, as far as they are outside of `LIBRARIES`."""
+    return "".join(_source(base) for base in cls.__mro__ if not _is_ours(base))
 
 
 def settings(value: Any) -> str:
@@ -66,7 +85,7 @@ def setting(value: Any) -> str:
     """Write down one setting: a plain value, a dataclass of such, or a type's name."""
     if is_dataclass(value) and not isinstance(value, type):
         return settings(value)
-    plain = _plain(value)
+    plain = _plain(value, "a setting", by_type=True)
     return plain if isinstance(plain, str) and not isinstance(value, str) else repr(plain)
 
 
@@ -76,32 +95,74 @@ def hash_tensor(digest: hashlib._Hash, tensor: Tensor) -> None:
     digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
 
 
-def _hash_tensor_attributes(digest: hashlib._Hash, module: nn.Module, skipped: Collection[str]) -> None:
-    for key, value in sorted(vars(module).items()):
-        if isinstance(value, Tensor) and key not in skipped:
-            hash_tensor(digest, value)
+def _is_ours(cls: type) -> bool:
+    return cls.__module__.split(".")[0] in LIBRARIES
 
 
-def _plain(value: Any) -> Any:
-    """Return what can be written down of a setting; objects whose text could hold an address count by their type."""
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return ""
+
+
+def _plain(value: Any, where: str, by_type: bool) -> Any:
+    """Return what JSON can hold and what tells a setting from any other.
+
+    With ``by_type``, an object that is none of the usual counts by its type: of a library's class, the rest of the
+    settings and the version decide what it is.
+    """
     if value is None or isinstance(value, bool | int | float | str):
         return value
     if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
+        return [_plain(item, where, by_type) for item in value]
     if isinstance(value, dict):
-        return {str(key): _plain(item) for key, item in value.items() if key not in WHERE_FROM}
-    if isinstance(value, torch.dtype | torch.Size):
+        return {str(key): _plain(item, where, by_type) for key, item in value.items() if key not in WHERE_FROM}
+    if isinstance(value, torch.dtype | torch.Size | torch.device):
         return str(value)
+    if isinstance(value, np.ndarray | np.generic | Tensor):
+        digest = hashlib.sha256()
+        hash_tensor(digest, torch.as_tensor(np.asarray(value) if not isinstance(value, Tensor) else value))
+        return digest.hexdigest()
+    if isinstance(value, nn.Module):  # in a list or a dict, where torch does not see it
+        return fingerprint(value)
     if is_dataclass(value) and not isinstance(value, type):
-        return [type(value).__qualname__, {field.name: _plain(getattr(value, field.name)) for field in fields(value)}]
+        return [
+            type(value).__qualname__,
+            {f.name: _plain(getattr(value, f.name), where, by_type) for f in fields(value)},
+        ]
     if hasattr(value, "to_dict"):  # a HuggingFace configuration
-        return _plain(value.to_dict())
-    return type(value).__qualname__
+        return _plain(value.to_dict(), where, by_type)
+    if by_type:
+        return type(value).__qualname__
+    if isinstance(value, functools.partial):
+        return [_plain(part, where, by_type) for part in (value.func, value.args, value.keywords)]
+    if inspect.isfunction(value):
+        caught = [cell.cell_contents for cell in value.__closure__ or ()]
+        return [
+            repr(_compiled(value.__code__)),
+            _plain([value.__defaults__, value.__kwdefaults__, caught], where, by_type),
+        ]
+    if isinstance(value, type):
+        return [value.__module__, value.__qualname__, _source(value)]
+    try:
+        return hashlib.sha256(pickle.dumps(value, protocol=4)).hexdigest()
+    except Exception as error:  # whatever an object's own code makes of being written down
+        raise FedKDError(
+            f"The teacher's cache cannot tell {where}, a {type(value).__qualname__}, from another one: make it "
+            "something that can be pickled, or name it in not_in_features if features do not depend on it."
+        ) from error
 
 
 def _source(cls: type) -> str:
+    """Return the source of a class; of one that was typed into an interpreter, its compiled methods."""
     try:
         return inspect.getsource(cls)
-    except (OSError, TypeError):  # typed into an interpreter: the names of what it calls and its constants remain
-        methods = [value.__code__ for value in vars(cls).values() if inspect.isfunction(value)]
-        return repr([(code.co_code, code.co_names) for code in methods])
+    except (OSError, TypeError):
+        return repr([_compiled(part.__code__) for part in vars(cls).values() if inspect.isfunction(part)])
+
+
+def _compiled(code: CodeType) -> tuple[Any, ...]:
+    """Return instructions, names and constants, those of inner functions too."""
+    constants = tuple(_compiled(item) if isinstance(item, CodeType) else repr(item) for item in code.co_consts)
+    return (code.co_code, code.co_names, constants)

@@ -178,3 +178,51 @@ def test_lightning_loggers_log_the_run(tmp_path):
     events = EventAccumulator(str(next((tmp_path / "tb").rglob("events.*")).parent))
     events.Reload()
     assert [event.step for event in events.Scalars("balanced_accuracy")] == [0, 1, 2]
+
+
+def test_a_checkpoint_by_path_branches_off_into_a_directory_of_its_own(tmp_path):
+    fit(tmp_path / "trunk", rounds=2)
+    checkpoint = tmp_path / "trunk" / "checkpoints" / "round_000001.ckpt"
+    before = {path: path.read_bytes() for path in (tmp_path / "trunk").rglob("*") if path.is_file()}
+    branch, summary = fit(tmp_path / "branch", rounds=3, ckpt_path=checkpoint)
+    whole, _ = fit(tmp_path / "whole", rounds=3)
+    assert summary["rounds"] == 3
+    assert same(weights(branch), weights(whole))
+    with pytest.raises(fedkd.FedKDError, match="already holds a run"):
+        fit(tmp_path / "trunk", rounds=3, ckpt_path=checkpoint)
+    assert {path: path.read_bytes() for path in before} == before
+
+
+def test_last_without_a_run_dir_goes_on_with_the_newest_version(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    fit(None, rounds=1)
+    fit(None, rounds=1)
+    _, summary = fit(None, rounds=2, ckpt_path="last")
+    assert summary["run_dir"] == "runs/version_1"
+    assert len(read_metrics(tmp_path / "runs" / "version_1")) == 2
+    assert sorted(path.name for path in (tmp_path / "runs").iterdir()) == ["version_0", "version_1"]
+
+
+def test_a_logger_has_all_rounds_after_going_on(tmp_path):
+    from lightning.pytorch.loggers import CSVLogger
+
+    for rounds in (1, 3):
+        logger = CSVLogger(tmp_path / "csv", version="one")
+        fit(tmp_path / "run", rounds=rounds, ckpt_path="last", trainer={"accelerator": "cpu", "logger": logger})
+    with open(tmp_path / "csv" / "lightning_logs" / "one" / "metrics.csv") as file:
+        assert [row["step"] for row in csv.DictReader(file)] == ["0", "1", "2"]
+
+
+def test_limits_of_training_do_not_limit_the_test(tmp_path):
+    _, whole = fit(tmp_path / "whole", rounds=1, trainer={"accelerator": "cpu", "max_steps": 1})
+    limits = {"accelerator": "cpu", "max_steps": 1, "limit_test_batches": 0}
+    _, limited = fit(tmp_path / "limited", rounds=1, trainer=limits)
+    assert limited["per_class_accuracy"] == whole["per_class_accuracy"]
+
+
+def test_what_a_killed_writer_left_is_swept(tmp_path):
+    leftover = tmp_path / "run" / "checkpoints" / ".round_000001.ckpt.123.tmp"
+    leftover.parent.mkdir(parents=True)
+    leftover.write_bytes(b"half")
+    fit(tmp_path / "run", rounds=1)
+    assert not leftover.exists()
