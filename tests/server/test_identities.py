@@ -87,6 +87,27 @@ def test_the_order_of_clients_does_not_matter(tmp_path):
     assert same(run("forward", fedkd.InProcess()), run("backward", Reversed()))
 
 
+def test_threads_are_set_for_the_clients_and_given_back(tmp_path):
+    seen = []
+
+    class Watch(fedkd.InProcess):
+        def map(self, function, context, tasks):
+            def watched(context, task):
+                seen.append(torch.get_num_threads())
+                return function(context, task)
+
+            return super().map(watched, context, tasks)
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    federate(tmp_path, rounds=1, backend=Watch(num_threads=1))
+    assert seen == [1, 1, 1]
+    assert torch.get_num_threads() == 2
+    torch.set_num_threads(before)
+    with pytest.raises(fedkd.FedKDError, match="num_threads must be >= 1, got 0"):
+        fedkd.InProcess(num_threads=0)
+
+
 def test_the_seed_decides_and_nothing_else(tmp_path):
     def run(name, seed, disturbance):
         trained = fedkd.DistillationModule("cnn")
