@@ -91,7 +91,7 @@ class LoRATeacher(FeatureTeacher):
         import_peft()
         super().__init__(checkpoint, head, pooling, image_size, dtype, revision)
         self.lora = lora
-        self.adapted: tuple[str, Adaptation] | None = None  # to what, and its cost
+        self.adapted: tuple[str, Adaptation, str] | None = None  # to what, its cost, and the identity before
 
     def adapt(self, train: ImageSet, shards: Sequence[np.ndarray]) -> Adaptation:
         """Adapt the backbone, on the teacher's device; a second call with the same images changes nothing.
@@ -114,7 +114,7 @@ class LoRATeacher(FeatureTeacher):
         file = hashlib.sha256(f"adapter 1 {self.fingerprint()} {key.hexdigest()}".encode()).hexdigest()[:32]
         path = cache_dir("adapters") / f"{file}.safetensors"
         path.parent.mkdir(parents=True, exist_ok=True)
-        adapter = inject(self.model, self.lora)
+        identity, adapter = self.identity(), inject(self.model, self.lora)
         with FileLock(path.with_suffix(".lock")):
             if not path.exists():
                 learnt, cost = self._train(adapter, train, shards)
@@ -123,8 +123,12 @@ class LoRATeacher(FeatureTeacher):
                 os.replace(path.with_suffix(".part"), path)
             cost = _read(path, adapter.learnt)
         self.model = adapter.merged()
-        self.adapted = (key.hexdigest(), cost)
+        self.adapted = (key.hexdigest(), cost, identity)
         return cost
+
+    def identity(self) -> str:
+        """Return a line that tells this teacher from others: that of before the adaptation, which follows from it."""
+        return self.adapted[2] if self.adapted else super().identity()
 
     def _train(self, adapter: Adapter, train: ImageSet, shards: Sequence[np.ndarray]) -> tuple[Tensors, Adaptation]:
         clients = {client: shard for client, shard in enumerate(shards) if len(shard)}

@@ -96,7 +96,7 @@ def test_adaptation_is_frozen_merged_kept_and_in_the_fingerprint(
 ) -> None:
     train = digits[0].subset(np.arange(40))
     teacher = LoRATeacher(checkpoint, lora=TINY)
-    names, before = list(weights(teacher)), teacher.fingerprint()
+    names, before, identity = list(weights(teacher)), teacher.fingerprint(), teacher.identity()
     cost = teacher.adapt(train, shards(40))
     assert list(weights(teacher)) == names  # no trace of adapters
     assert not any(parameter.requires_grad for parameter in teacher.parameters())
@@ -105,6 +105,8 @@ def test_adaptation_is_frozen_merged_kept_and_in_the_fingerprint(
     assert after != before
     assert teacher.adapt(train, shards(40)) == cost  # nothing happens
     assert teacher.fingerprint() == after
+    assert teacher.identity() == identity  # a resumed run has not adapted yet when it asks
+    assert LoRATeacher(checkpoint, lora=LoRA(seed=1)).identity() != LoRATeacher(checkpoint, lora=LoRA()).identity()
 
     again = LoRATeacher(checkpoint, lora=TINY)
     with monkeypatch.context() as patch:
