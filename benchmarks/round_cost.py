@@ -1,6 +1,6 @@
 """What a round costs: fedkd's client against a bare PyTorch loop (the floor), and a cached teacher against none.
 
-python benchmarks/round_cost.py [--runs 7] [--student resnet8] [--images 2000] [--device cpu]
+python benchmarks/round_cost.py [--runs 7] [--student resnet8] [--images 2000] [--views 4] [--device cpu]
 
 All three run in turn in one process; what is printed are ratios of seconds, median and spread over the runs.
 """
@@ -34,20 +34,27 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=7)
     parser.add_argument("--student", default="resnet8")
     parser.add_argument("--images", type=int, default=2000)
+    parser.add_argument("--views", type=int, help="teach consistently, on so many views; the image itself if not given")
     parser.add_argument("--device", default="cpu")
     options = parser.parse_args()
 
     pixels = torch.randint(0, 256, (options.images, 3, 32, 32), dtype=torch.uint8)
     pairs = [(image, i % 10) for i, image in enumerate(pixels)]
     data = FederatedDataModule.from_datasets(
-        pairs, pairs[:100], num_clients=1, partitioner=IID(), batch_size=64, augmentation=Augmentation(4, True)
+        pairs,
+        pairs[:100],
+        num_clients=1,
+        partitioner=IID(),
+        batch_size=64,
+        augmentation=Augmentation(4, True),
+        views=options.views,
     )
     data.setup()
     module = fedkd.DistillationModule(options.student)
     module.build(data.classes, data.image_shape)
     start = split_state(module.student)
     accelerator = "gpu" if options.device == "cuda" else "cpu"
-    logits = torch.randn(options.images, 10)
+    logits = torch.randn(options.images, options.views or 1, 10)
     contexts = {
         name: ClientContext(module, data, {"accelerator": accelerator}, FedAvg(), teacher_logits=signal)
         for name, signal in (("no teacher", None), ("cached teacher", logits))

@@ -8,57 +8,19 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
-from jsonargparse import Namespace
-from jsonargparse.typing import NonNegativeInt
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch import seed_everything
-from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 
-from fedkd import __version__
-from fedkd.client import TRAINER_DEFAULTS
-from fedkd.data import FederatedDataModule
-from fedkd.distillation import DistillationModule
-from fedkd.errors import FedKDError, MissingResourceError
-from fedkd.server.federation import Federation
-
-SECTIONS = {  # what each subcommand makes out of the configuration
-    "fit": ("data", "model", "federation", "trainer"),
-    "test": ("data", "model", "trainer"),
-    "predict": ("data", "model", "trainer"),
-    "partition": ("data",),
-    "teachers": (),
-}
+from fedkd import teachers
+from fedkd.cli_arguments import expand
+from fedkd.cli_base import BaseCLI
+from fedkd.errors import FedKDError
+from fedkd.server.federation import check_trainer
 
 
-class Parser(LightningArgumentParser):
-    """Reports a wrong value in one line."""
-
-    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """Raise the error for `main` to print."""
-        from fedkd.cli_errors import explain
-
-        raise FedKDError(explain(self, message)) from None
-
-
-class FedKDCLI(LightningCLI):
-    """The command line. Its subcommands are this class's methods; their parameters are options."""
-
-    def __init__(self, args: ArgsType = None) -> None:
-        super().__init__(
-            DistillationModule,
-            FederatedDataModule,
-            save_config_callback=None,
-            trainer_defaults={key: value for key, value in TRAINER_DEFAULTS.items() if key != "logger"},
-            parser_kwargs={"prog": "fedkd", "description": __doc__, "version": __version__, "allow_abbrev": False},
-            parser_class=Parser,
-            args=args,
-            auto_configure_optimizers=False,
-            load_from_checkpoint_support=False,
-        )
-
-    # -- subcommands -------------------------------------------------------------------------------------------------
+class FedKDCLI(BaseCLI):
+    """Federated distillation from foundation models."""
 
     def fit(self) -> None:
         """Run a federation."""
@@ -102,95 +64,47 @@ class FedKDCLI(LightningCLI):
         report.plot(output)
         print(output)
 
-    def teachers(self) -> None:
-        """List the teachers that are known by a short name; any HuggingFace id or local folder works too."""
-        from fedkd.server.display import print_teachers
+    def teachers(
+        self, name: str | None = None, options: dict[str, Any] | None = None, clear_cache: bool = False
+    ) -> None:
+        """List the teachers known by a short name; or measure one on the data: fedkd teachers NAME --config FILE.
 
-        print_teachers()
+        Args:
+            name: A short name, a HuggingFace id or a local folder; if not given, the configuration's own teacher.
+            options: Its options, such as --options.image_size 98.
+            clear_cache: Whether to delete what was computed by teachers, and say how many bytes that was.
+        """
+        from fedkd.server.display import format_bytes, print_teacher_report, print_teachers
 
-    # -- how LightningCLI is bent --------------------------------------------------------------------------------------
-
-    @staticmethod
-    def subcommands() -> dict[str, set[str]]:
-        """Name the subcommands; none of their parameters is hidden."""
-        return {name: set() for name in SECTIONS}
-
-    def add_default_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Add the seed: always a number, so that every run can be run again."""
-        text = "Decides the partition, the cohorts, the student's first weights and all that clients draw."
-        parser.add_argument("--seed_everything", type=NonNegativeInt, default=0, help=text)
-
-    def _set_seed(self) -> None:
-        seed_everything(self.chosen.seed_everything, workers=True, verbose=False)
-
-    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Add the sections that Lightning does not have, and let one seed govern all."""
-        parser.add_class_arguments(
-            Federation, "federation", skip={"trainer", "run_dir", "seed"}, instantiate=False, sub_configs=True
-        )
-        parser.add_argument(
-            "--run_dir", type=str | None, default=None, help="The run's folder (default: runs/version_N)."
-        )
-        parser.add_argument(
-            "--ckpt_path",
-            type=str | None,
-            default=None,
-            help="For fit: 'last' goes on from run_dir's newest round; or the path of a round checkpoint.",
-        )
-        parser.link_arguments("seed_everything", "data.seed")
-
-    def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
-        """Parse; LightningCLI's own warns when it is handed arguments, as `main` does."""
-        self.config = parser.parse_args(args)  # type: ignore[arg-type]
+        if options and not name:
+            raise FedKDError("options go with a teacher's name: fedkd teachers NAME --options.image_size 98.")
+        if clear_cache:
+            cache = teachers.TeacherCache()
+            freed = cache.clear()
+            print(f"{cache.folder} was cleared of {format_bytes(freed)} ({freed} bytes).")
+        elif not self.measures_teacher:
+            print_teachers()
+        else:
+            teacher = teachers.create(name, **options or {}) if name else self.model.teacher
+            device = check_trainer({key: value for key, value in self.trainer_arguments.items() if key != "logger"})
+            report = teachers.measure_teacher(teacher, self.datamodule, device=device)
+            print_teacher_report(name or type(teacher).__name__, report)
 
     @property
-    def chosen(self) -> Namespace:
-        """The configuration of the subcommand that was chosen."""
-        return self.config[self.config.subcommand]
-
-    def _add_subcommands(self, parser: LightningArgumentParser, **kwargs: Any) -> None:
-        # as LightningCLI's, with this class's methods in place of the Trainer's
-        self._subcommand_parsers: dict[str, LightningArgumentParser] = {}
-        group = parser.add_subcommands()
-        for name in self.subcommands():
-            description = (getattr(type(self), name).__doc__ or "").strip().splitlines()[0]
-            usage = f"fedkd {name} [--config FILE] [--SECTION.OPTION VALUE ...]"  # not a page of all there are
-            subparser = self._prepare_subcommand_parser(
-                type(self), name, description=description, usage=usage, allow_abbrev=False
-            )
-            self._subcommand_parsers[name] = subparser
-            group.add_subcommand(name, subparser, help=description)
-
-    def instantiate_classes(self) -> None:
-        """Make only what the subcommand uses: ``partition`` loads no teacher."""
+    def measures_teacher(self) -> bool:
+        """Whether a teacher was named, or configured, for ``teachers`` to measure."""
         config = self.chosen
-        wanted = SECTIONS[self.config.subcommand]
-        for section in wanted:
-            if not isinstance(config.get(section), Namespace):
-                raise FedKDError(f"{section}: a section of options is needed, got {config.get(section)!r}.")
-        if self.config.subcommand in ("test", "predict"):
-            config.model.teacher = None  # the student works alone
-        try:
-            made = self._parser(self.subcommand).instantiate(
-                type(config)(**{key: config[key] for key in wanted if key in config})
-            )
-        except ValueError as error:
-            from fedkd.cli_errors import own_error
+        return (
+            self.config.subcommand == "teachers"
+            and not config.clear_cache
+            and bool(config.name or getattr(config.model, "teacher", None))
+        )
 
-            raise own_error(error) from error
-        self.trainer_arguments = {
-            key: value for key, value in dict(made.get("trainer") or {}).items() if value is not None
-        }
-        self.datamodule, self.model = made.get("data"), made.get("model")
-        self.student = self.model.student if self.model else None
-        if "federation" in wanted:
-            self.federation = Federation(
-                **made.federation, trainer=self.trainer_arguments, run_dir=config.run_dir, seed=config.seed_everything
-            )
-
-    def _run_subcommand(self, subcommand: str) -> None:
-        names = self._subcommand_method_arguments[subcommand]
-        getattr(self, subcommand)(**{name: self.chosen[name] for name in names})
+    def sections(self) -> tuple[str, ...]:
+        """Return what the subcommand makes out of the configuration: a teacher that is named needs no model."""
+        if self.measures_teacher:
+            return ("data", "trainer") if self.chosen.name else ("data", "model", "trainer")
+        return super().sections()
 
     def run_dir(self) -> Path:
         """Return the run directory that a subcommand was given."""
@@ -205,23 +119,17 @@ class FedKDCLI(LightningCLI):
         return self._parser(self.subcommand).dump(config, skip_unset=False)
 
 
-def expand_run_dir(args: Sequence[str]) -> list[str]:
-    """Turn ``test RUN_DIR ...`` into ``test --config RUN_DIR/config.yaml --run_dir RUN_DIR ...``."""
-    if len(args) < 2 or args[0] not in ("test", "predict") or args[1].startswith("-"):
-        return list(args)
-    config = Path(args[1]) / "config.yaml"
-    if not config.is_file():
-        raise MissingResourceError(f"No run at {args[1]!r}: there is no {str(config)!r}. 'fedkd fit' writes it.")
-    return [args[0], "--config", str(config), "--run_dir", args[1], *args[2:]]
-
-
 def main(args: Sequence[str] | None = None) -> None:
     """Run the ``fedkd`` command. A mistake of the caller's is one line on standard error and exit status 2."""
+    here = str(Path.cwd())
+    sys.path.append(here)  # so that class_path finds a module in the current folder, as it does with python -m
     try:
-        FedKDCLI(expand_run_dir(sys.argv[1:] if args is None else args))
+        FedKDCLI(expand(sys.argv[1:] if args is None else args))
     except (FedKDError, MisconfigurationException, OSError) as error:
         print(f"fedkd: error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
+    finally:
+        sys.path.remove(here)
 
 
 if __name__ == "__main__":

@@ -9,8 +9,10 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from lightning.pytorch import Callback, Trainer
 from torch import Tensor
 
@@ -52,7 +54,8 @@ class ClientContext:
         trainer: Arguments of each client's Lightning Trainer, over `TRAINER_DEFAULTS`.
         strategy: Hooks on the client.
         seed: The run's seed.
-        teacher_logits: (N, K) over the training images, or None without a teacher.
+        teacher_logits: (N, K) over the training images, or (N, V, K) over their views; None without a teacher.
+        feature_file: The teacher's features (N, V, D), where the loss needs them: each client maps the file.
     """
 
     module: DistillationModule
@@ -61,6 +64,7 @@ class ClientContext:
     strategy: Strategy
     seed: int = 0
     teacher_logits: Tensor | None = None
+    feature_file: Path | None = None
 
 
 def make_trainer(arguments: Mapping[str, Any], callbacks: Sequence[Callback] = ()) -> Trainer:
@@ -119,6 +123,7 @@ def run_client(context: ClientContext, task: ClientTask) -> ClientUpdate:
             seed=derive_seed(*keys, "batches"),
             device=trainer.strategy.root_device,
             teacher_logits=context.teacher_logits,
+            teacher_features=np.load(context.feature_file, mmap_mode="r") if context.feature_file else None,
         )
         trainer.fit(module, train_dataloaders=loader)
     parameters, buffers = split_state(module.student)

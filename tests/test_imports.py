@@ -15,7 +15,7 @@ PACKAGE = Path(fedkd.__file__).parent
 LAYERS = [
     {"errors", "paths", "seeding", "tensors", "progress"},
     {"registry", "types", "losses", "metrics", "partition"},
-    {"data", "students"},
+    {"data", "students", "classifier"},
     {"teachers"},
     {"distillation"},
     {"server.strategies"},
@@ -23,7 +23,8 @@ LAYERS = [
     {"server.backends", "server.sampling", "server.checkpoint", "server.evaluation"},
     {"server.run_dir", "server.report", "server.display"},
     {"server.inference", "server.federation"},
-    {"cli_errors"},
+    {"cli_errors", "cli_arguments"},
+    {"cli_base"},
     {"cli"},
 ]
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}

@@ -1,4 +1,4 @@
-"""The loss against numbers worked out by hand."""
+"""KD against numbers worked out by hand, and what every loss must do."""
 
 from __future__ import annotations
 
@@ -7,8 +7,21 @@ import math
 import pytest
 import torch
 
+from fedkd import losses
 from fedkd.errors import FedKDError
-from fedkd.losses import KD, kd_divergence
+from fedkd.losses import KD, DistillationLoss, Outputs, WeightedLoss, kd_divergence
+
+LOSSES = [value for name in losses.__all__ if isinstance(value := getattr(losses, name), type)]
+LOSSES = [loss for loss in LOSSES if issubclass(loss, WeightedLoss) and not loss.__abstractmethods__]
+
+
+def a_batch(size=4):
+    """Return the student's outputs, targets and the teacher's outputs for three classes."""
+    generator = torch.Generator().manual_seed(0)
+    student, teacher = (
+        Outputs(*(torch.randn(size, n, generator=generator) for n in (3, 5))) for _ in ("student", "teacher")
+    )
+    return student, torch.arange(size) % 3, teacher
 
 
 def test_divergence_of_two_classes_by_hand():
@@ -51,25 +64,94 @@ def test_no_gradient_reaches_the_teacher():
 
 
 def test_terms_are_named_and_weighted():
-    logits, targets, teacher = torch.randn(4, 3), torch.tensor([0, 1, 2, 0]), torch.randn(4, 3)
-    terms = KD(ce_weight=0.3, kd_weight=0.5, temperature=3.0)(logits, targets, teacher)
-    ce = torch.nn.functional.cross_entropy(logits, targets)
-    kd = 9 * kd_divergence(logits, teacher, 3.0)
+    student, targets, teacher = a_batch()
+    terms = KD(ce_weight=0.3, kd_weight=0.5, temperature=3.0)(student, targets, teacher)
+    ce = torch.nn.functional.cross_entropy(student.logits, targets)
+    kd = 9 * kd_divergence(student.logits, teacher.logits, 3.0)
     torch.testing.assert_close(terms, {"loss": 0.3 * ce + 0.5 * kd, "ce": ce, "kd": kd})
 
 
 def test_zero_weights_mean_what_they_say():
-    logits, targets, teacher = torch.randn(4, 3), torch.tensor([0, 1, 2, 0]), torch.randn(4, 3)
-    terms = KD(ce_weight=0, kd_weight=1)(logits, targets, teacher)
-    assert torch.equal(terms["loss"], KD(ce_weight=0, kd_weight=1)(logits, 2 - targets, teacher)["loss"])
-    assert torch.equal(KD(ce_weight=1, kd_weight=0)(logits, targets, teacher)["loss"], terms["ce"])
+    student, targets, teacher = a_batch()
+    terms = KD(ce_weight=0, kd_weight=1)(student, targets, teacher)
+    assert torch.equal(terms["loss"], KD(ce_weight=0, kd_weight=1)(student, 2 - targets, teacher)["loss"])
+    assert torch.equal(KD(ce_weight=1, kd_weight=0)(student, targets, teacher)["loss"], terms["ce"])
 
 
-def test_without_a_teacher_it_is_plain_cross_entropy():
-    logits, targets = torch.randn(4, 3), torch.tensor([0, 1, 2, 0])
-    terms = KD(ce_weight=0.1, kd_weight=0.9)(logits, targets, None)
+def test_every_loss_is_here():
+    assert len(LOSSES) == 10
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_every_loss_is_its_weighted_terms(loss):
+    student, targets, teacher = a_batch()
+    names = [name.removesuffix("_weight") for name in loss().settings() if name.endswith("_weight")]
+    weights = {f"{name}_weight": 0.5 + i for i, name in enumerate(names)}
+    terms = loss(**weights)(student, targets, teacher)
+    assert terms.keys() == {"loss", *names}
+    expected = sum(weights[f"{name}_weight"] * terms[name] for name in names)
+    torch.testing.assert_close(terms["loss"].detach(), expected)
+    for name in names:  # a term is the same whatever the weights
+        alone = loss(**{**dict.fromkeys(weights, 0.0), f"{name}_weight": 1.0})(student, targets, teacher)
+        torch.testing.assert_close(alone["loss"].detach(), terms[name])
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_without_a_teacher_every_loss_is_plain_cross_entropy(loss):
+    student, targets, _ = a_batch()
+    terms = loss(ce_weight=0.1)(student, targets, None)
     assert terms.keys() == {"loss", "ce"}
-    torch.testing.assert_close(terms["loss"], torch.nn.functional.cross_entropy(logits, targets))
+    torch.testing.assert_close(terms["loss"], torch.nn.functional.cross_entropy(student.logits, targets))
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("size", [1, 2, 7])
+def test_every_loss_trains_batches_of_any_size_and_leaves_the_teacher_alone(loss, size):
+    student, targets, teacher = a_batch(size)
+    for tensor in (*student, *teacher):
+        tensor.requires_grad_()
+    loss(ce_weight=1.0)(student, targets, teacher)["loss"].backward()
+    assert student.logits.grad.isfinite().all()
+    assert student.features.grad is None or student.features.grad.isfinite().all()
+    assert teacher.logits.grad is None
+    assert teacher.features.grad is None
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_a_student_like_its_teacher_has_nothing_to_learn(loss):
+    _, targets, teacher = a_batch()
+    terms = loss()(Outputs(*(tensor.clone() for tensor in teacher)), targets, teacher)
+    for name in terms.keys() - {"loss", "ce"}:
+        assert float(terms[name]) == pytest.approx(0, abs=1e-5)
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_half_precision_is_computed_in_full(loss):
+    student, targets, teacher = a_batch()
+    half = Outputs(*(tensor.bfloat16() for tensor in student))
+    rounded = Outputs(*(tensor.float() for tensor in half))
+    torch.testing.assert_close(loss()(half, targets, teacher), loss()(rounded, targets, teacher))
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_settings_are_what_was_given(loss):
+    made = loss(ce_weight=0.25)
+    assert type(made)(**made.settings()).settings() == made.settings()
+    assert "ce_weight=0.25" in repr(made)
+
+
+def test_a_loss_of_ones_own_needs_terms_alone():
+    class Everywhere(WeightedLoss):
+        def __init__(self, square_weight: float = 1.0):
+            super().__init__(0.0, square_weight=square_weight)
+
+        def terms(self, student, targets, teacher):
+            return {"square": student.logits.square().mean()}
+
+    student, targets, teacher = a_batch()
+    terms = Everywhere(2.0)(student, targets, teacher)
+    torch.testing.assert_close(terms["loss"], 2 * student.logits.square().mean())
+    assert isinstance(Everywhere(), DistillationLoss)
 
 
 @pytest.mark.parametrize(
@@ -78,6 +160,8 @@ def test_without_a_teacher_it_is_plain_cross_entropy():
         ({"temperature": 0}, "temperature must be > 0, got 0"),
         ({"ce_weight": -1}, "ce_weight must be >= 0, got -1"),
         ({"kd_weight": float("nan")}, "kd_weight must be >= 0, got nan"),
+        ({"temperature": "auto", "target_entropy": 1.0}, "target_entropy must be > 0 and < 1, got 1.0"),
+        ({"temperature": "automatic"}, "temperature must be a number > 0 or 'auto', got 'automatic'"),
     ],
 )
 def test_wrong_values_are_named(arguments, message):

@@ -7,6 +7,7 @@ from fedkd.data.folder import ImageFolder
 from fedkd.data.images import ImageSet
 from fedkd.data.loader import Batch, BatchLoader
 from fedkd.data.sources import Datasets, Digits, ImageSource
+from fedkd.data.views import Views
 
 __all__ = [
     "CIFAR10",
@@ -21,4 +22,5 @@ __all__ = [
     "ImageFolder",
     "ImageSet",
     "ImageSource",
+    "Views",
 ]

@@ -57,14 +57,27 @@ class Augmentation:
             view: int64, (B,) or a scalar, counts the looks at an image.
             seed: The run's and client's seed.
         """
-        state = splitmix64(torch.full_like(index, _signed(seed)))
-        state = splitmix64(splitmix64(state + index * _GAMMA) + view * _GAMMA)
+        state = counter_state(index, view, seed)
         offsets = 2 * self.crop_padding + 1
         return Draw(
-            top=_below(splitmix64(state + _signed(_GAMMA)), offsets),
-            left=_below(splitmix64(state + _signed(2 * _GAMMA)), offsets),
-            flip=_below(splitmix64(state + _signed(3 * _GAMMA)), 2).bool() & self.flip,
+            top=below(splitmix64(state + _signed(_GAMMA)), offsets),
+            left=below(splitmix64(state + _signed(2 * _GAMMA)), offsets),
+            flip=below(splitmix64(state + _signed(3 * _GAMMA)), 2).bool() & self.flip,
         )
+
+    def look(self, index: Tensor, epoch: int, seed: int) -> tuple[Tensor, Draw]:
+        """Look at each image afresh: in every epoch the view is another, its number the epoch's.
+
+        Args:
+            index: int64 (B,), the image's position in its ImageSet.
+            epoch: The number of the pass.
+            seed: The run's and client's seed.
+
+        Returns:
+            The views, int64 (B,), and what was drawn.
+        """
+        view = torch.full_like(index, epoch)
+        return view, self.draw(index, view, seed)
 
     def apply(self, images: Tensor, draw: Draw) -> Tensor:
         """Crop and flip as drawn: (B, C, H, W) -> (B, C, H, W), in the memory format channels_last."""
@@ -97,6 +110,12 @@ class Augmentation:
         return self.apply(images, self.draw(index, view, seed))
 
 
+def counter_state(index: Tensor, view: Tensor, seed: int) -> Tensor:
+    """Hash (seed, index, view) to 64 bits: index int64 (B,), view int64 (B,) or a scalar -> int64 (B,)."""
+    state = splitmix64(torch.full_like(index, _signed(seed)))
+    return splitmix64(splitmix64(state + index * _GAMMA) + view * _GAMMA)
+
+
 def splitmix64(state: Tensor) -> Tensor:
     """Return SplitMix64's output for each int64 counter: a bijection of 64 bits that scatters neighbours."""
     z = state + _GAMMA
@@ -110,6 +129,6 @@ def _shift_right(z: Tensor, bits: int) -> Tensor:
     return (z >> bits) & ((1 << (64 - bits)) - 1)
 
 
-def _below(bits: Tensor, bound: int) -> Tensor:
+def below(bits: Tensor, bound: int) -> Tensor:
     """Turn random bits into [0, bound), even to one part in 2**63 / bound."""
     return (bits & (2**63 - 1)) % bound

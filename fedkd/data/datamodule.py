@@ -14,6 +14,7 @@ from fedkd.data.images import ImageSet
 from fedkd.data.loader import BatchLoader
 from fedkd.data.sources import Datasets, Digits, ImageSource
 from fedkd.data.splits import stratified_split
+from fedkd.data.views import Views
 from fedkd.errors import FedKDError, check_range
 from fedkd.partition import Dirichlet, Partitioner, PartitionReport
 from fedkd.seeding import derive_seed
@@ -29,6 +30,9 @@ class FederatedDataModule(LightningDataModule):
         batch_size: Images in a training batch.
         eval_batch_size: Images in a batch that is only looked at.
         augmentation: What is done to training images; None leaves them as they are.
+        views: None draws augmentations anew in every epoch. A number V draws V versions of each image once and for all,
+            of which every epoch shows one: then a teacher's answers to what the student sees can be kept
+            (``federation.teaching: consistent``).
         public_fraction: How much of every class belongs to no client, in [0, 1). It is a property of the data set: no
             seed changes it, so what is trained on it has never seen a client's image in any run.
         seed: Decides the partition, and the order of ``train_dataloader``.
@@ -56,6 +60,7 @@ class FederatedDataModule(LightningDataModule):
         batch_size: int = 32,
         eval_batch_size: int = 512,
         augmentation: Augmentation | None = None,
+        views: int | None = None,
         public_fraction: float = 0.0,
         seed: int = 0,
     ) -> None:
@@ -63,6 +68,8 @@ class FederatedDataModule(LightningDataModule):
         check_range("num_clients", num_clients, low=1)
         check_range("batch_size", batch_size, low=1)
         check_range("eval_batch_size", eval_batch_size, low=1)
+        if views is not None:
+            check_range("views", views, low=1)
         check_range("public_fraction", public_fraction, low=0, high=1, high_open=True)
         self.dataset = dataset
         self.num_clients = num_clients
@@ -70,6 +77,7 @@ class FederatedDataModule(LightningDataModule):
         self.batch_size = batch_size
         self.eval_batch_size = eval_batch_size
         self.augmentation = augmentation
+        self.views = views
         self.public_fraction = public_fraction
         self.seed = seed
 
@@ -125,8 +133,19 @@ class FederatedDataModule(LightningDataModule):
         """Return (C, H, W)."""
         return self.train.image_shape
 
+    @property
+    def image_views(self) -> Views | None:
+        """Return the fixed views of training images; None where they are drawn anew, or nothing is done to images."""
+        return None if self.views is None or self.augmentation is None else Views(self.views, self.augmentation)
+
     def client_loader(
-        self, client: int, *, seed: int, device: torch.device | str = "cpu", teacher_logits: Tensor | None = None
+        self,
+        client: int,
+        *,
+        seed: int,
+        device: torch.device | str = "cpu",
+        teacher_logits: Tensor | None = None,
+        teacher_features: np.ndarray | None = None,
     ) -> BatchLoader:
         """Return shuffled, augmented batches of one client's shard.
 
@@ -134,7 +153,8 @@ class FederatedDataModule(LightningDataModule):
             client: The client, in ``[0, num_clients)``.
             seed: Decides order and augmentation.
             device: Where batches are made.
-            teacher_logits: (N, K) over ``train``; the batches then carry their rows.
+            teacher_logits: (N, K) over ``train``, or (N, V, K) over its views; the batches then carry their rows.
+            teacher_features: (N, D) or (N, V, D), likewise; it may be mapped from a file.
 
         Raises:
             FedKDError: If there is no such client.
@@ -142,7 +162,8 @@ class FederatedDataModule(LightningDataModule):
         if client not in range(self.num_clients):
             raise FedKDError(f"There is no client {client!r}: choose one of 0..{self.num_clients - 1}.")
         self.setup()
-        return self._train_loader(self.shards[client], seed, device, teacher_logits)
+        teacher = {"teacher_logits": teacher_logits, "teacher_features": teacher_features}
+        return self._train_loader(self.shards[client], seed, device, **teacher)
 
     def train_dataloader(self) -> BatchLoader:
         """Return shuffled, augmented batches of all clients' images; with several devices, this one's part of them."""
@@ -153,7 +174,7 @@ class FederatedDataModule(LightningDataModule):
             # Lightning shards a DataLoader by itself, but not this. All parts are equally long, or ranks would wait.
             share = -(-len(indices) // trainer.world_size)
             indices = np.resize(indices, share * trainer.world_size)[trainer.global_rank :: trainer.world_size]
-        loader = self._train_loader(indices, derive_seed(self.seed, "train"), self._device(), None)
+        loader = self._train_loader(indices, derive_seed(self.seed, "train"), self._device())
         loader.epoch = trainer.current_epoch if trainer is not None else 0  # a resumed fit goes on
         return loader
 
@@ -186,18 +207,16 @@ class FederatedDataModule(LightningDataModule):
         """Return the attached Trainer's device, else the CPU."""
         return torch.device("cpu") if self.trainer is None else self.trainer.strategy.root_device
 
-    def _train_loader(
-        self, indices: np.ndarray, seed: int, device: torch.device | str, teacher_logits: Tensor | None
-    ) -> BatchLoader:
+    def _train_loader(self, indices: np.ndarray, seed: int, device: torch.device | str, **teacher: Any) -> BatchLoader:
         return BatchLoader(
             self.train,
             indices,
             batch_size=self.batch_size,
             shuffle=True,
             seed=seed,
-            augmentation=self.augmentation,
-            teacher_logits=teacher_logits,
+            augmentation=self.image_views or self.augmentation,
             device=device,
+            **teacher,
         )
 
     def _eval_loader(self, data: ImageSet, indices: np.ndarray) -> BatchLoader:

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
+
+from fedkd.errors import MissingResourceError
+
+if TYPE_CHECKING:
+    from fedkd.teachers import TeacherReport
 
 
 def make_console() -> Console:
@@ -57,10 +62,34 @@ def print_teachers() -> None:
 
     table = Table("name", "checkpoint", "family", "parameters", "pixels", "licence")
     for name in teachers:
-        entry = teachers[name]
-        place = "(in the package)" if Path(entry.checkpoint).is_absolute() else entry.checkpoint
+        try:
+            entry = teachers[name]
+        except MissingResourceError as error:  # a package that cannot be imported hides no other teacher
+            table.add_row(name, f"(not usable) {error}")
+            continue
+        place = "(in the package)" if Path(entry.checkpoint).is_absolute() else entry.checkpoint or f"({entry.source})"
         parameters = "" if entry.parameters is None else f"{entry.parameters:g} M"
         table.add_row(name, place, entry.family, parameters, str(entry.image_size or ""), entry.licence)
+    make_console().print(table)
+
+
+def print_teacher_report(name: str, report: TeacherReport) -> None:
+    """Print what a teacher is worth by itself."""
+    table = Table(title=f"{name}, alone on {report.num_images} test images", title_justify="left")
+    table.add_column("measure")
+    table.add_column("value", justify="right")
+    table.add_row("balanced accuracy", f"{report.balanced_accuracy:.1%}")
+    table.add_row("accuracy", f"{report.accuracy:.1%}")
+    table.add_section()
+    for label, value in report.per_class_accuracy.items():
+        table.add_row(label, f"{value:.1%}")
+    table.add_section()
+    table.add_row("calibration error (15 bins)", f"{report.calibration_error:.4f}")
+    for temperature, entropy in report.target_entropy.items():
+        table.add_row(f"target entropy / log K at T = {temperature:g}", f"{entropy:.4f}")
+    table.add_section()
+    table.add_row(f"images/s on {report.device}", f"{report.images_per_second:.1f}")
+    table.add_row("sent by clients for the head", format_bytes(report.head_bytes))
     make_console().print(table)
 
 

@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
@@ -15,7 +15,7 @@ from lightning.pytorch.loggers import Logger
 from fedkd.client import ClientContext, make_trainer, quiet_lightning, run_client
 from fedkd.data import FederatedDataModule
 from fedkd.distillation import DistillationModule
-from fedkd.errors import FedKDError, check_range
+from fedkd.errors import FedKDError, check_range, unknown_name
 from fedkd.paths import cache_dir
 from fedkd.progress import progress_bar
 from fedkd.seeding import seeded
@@ -29,6 +29,9 @@ from fedkd.teachers import TeacherSignal, prepare_teacher
 from fedkd.tensors import split_state
 from fedkd.types import ClientTask, ClientUpdate, Metrics, ServerState
 
+TEACHING = ("fixed", "consistent")
+Loaded = tuple[ServerState, dict[str, Any], list[Metrics]]  # what a round checkpoint holds
+
 
 class Federation:
     """Trains a module over the clients of a datamodule: ``Federation(rounds=20).fit(module, datamodule)``.
@@ -38,6 +41,8 @@ class Federation:
         clients_per_round: Size of each round's cohort; None takes every client that has data.
         strategy: The federated algorithm.
         backend: Where clients run.
+        teaching: What the teacher judges: "fixed" is the image itself, whatever the student sees of it; "consistent"
+            is the student's own crop and flip, which takes ``data.views``.
         trainer: Arguments of each client's Lightning Trainer, such as ``{"max_epochs": 2, "precision":
             "bf16-mixed"}``; they reach it unchanged, except ``logger``, which logs the run: a row a round.
         run_dir: Where the run is kept; None takes the next free ``runs/version_N``.
@@ -53,6 +58,7 @@ class Federation:
         clients_per_round: int | None = None,
         strategy: Strategy = FedAvg(),  # noqa: B008  (stateless, and readable by the command line)
         backend: Backend = InProcess(),  # noqa: B008
+        teaching: Literal["fixed", "consistent"] = "fixed",
         trainer: Mapping[str, Any] | None = None,
         run_dir: str | Path | None = None,
         seed: int = 0,
@@ -60,7 +66,9 @@ class Federation:
         check_range("rounds", rounds, low=1)
         if clients_per_round is not None:
             check_range("clients_per_round", clients_per_round, low=1)
-        self.rounds, self.clients_per_round = rounds, clients_per_round
+        if teaching not in TEACHING:
+            raise unknown_name("teaching", teaching, TEACHING)
+        self.rounds, self.clients_per_round, self.teaching = rounds, clients_per_round, teaching
         self.strategy, self.backend = strategy, backend
         arguments = dict(trainer or {})
         self.loggers = as_loggers(arguments.pop("logger", None))
@@ -85,17 +93,18 @@ class Federation:
         start = time.perf_counter()
         device = self._set_up(module, datamodule)
         run = RunDirectory(self.run_dir, resume=str(ckpt_path) == "last")
-        identity = {**self._identity(), **run_identity(module, datamodule)}
-        state, history = self._start(run, module, identity, ckpt_path)
-        for row in history:
-            self._log(row)
+        identity = {**self._identity(), **run_identity(module, datamodule, self.trainer)}
+        found = run.load(ckpt_path, identity) if ckpt_path is not None else None
         run.write_json("partition.json", partition_record(datamodule))
         if self.config is not None:
             run.write_text("config.yaml", self.config)
 
         signal = self._ask_teacher(module, datamodule, device)
-        logits = signal.logits if signal else None
-        context = ClientContext(module, datamodule, self.trainer, self.strategy, self.seed, logits)
+        state, history = self._start(run, module, found)
+        for row in history:
+            self._log(row)
+        logits, feature_file = (signal.logits, signal.feature_file) if signal else (None, None)
+        context = ClientContext(module, datamodule, self.trainer, self.strategy, self.seed, logits, feature_file)
         test_set = test_loader(datamodule, device)
         clients = [client for client, shard in enumerate(datamodule.shards) if len(shard)]
 
@@ -113,7 +122,7 @@ class Federation:
                 bar.advance(note=f"balanced accuracy {metrics['balanced_accuracy']:.1%}")
 
         load_state(module, state)
-        run.save_student(state, module.describe())
+        run.save_student(state, module.describe(), module.constants())
         summary = summarise(module, history, signal, seconds=time.perf_counter() - start, run_dir=run.path)
         run.write_json("summary.json", summary)
         return summary
@@ -122,6 +131,11 @@ class Federation:
         """Say what is wrong before any work, load the data, build the student; return the device of training."""
         if self.clients_per_round is not None:
             check_range("clients_per_round", self.clients_per_round, low=1, high=datamodule.num_clients)
+        if self._is_consistent(module) and datamodule.augmentation and datamodule.views is None:
+            raise FedKDError(
+                "teaching 'consistent' needs views that come back: set data.views to how many (such as 4), or choose "
+                "teaching 'fixed'."
+            )
         device = check_trainer(self.trainer)
         datamodule.prepare_data()
         datamodule.setup()
@@ -135,18 +149,36 @@ class Federation:
     ) -> TeacherSignal | None:
         if module.teacher is None:
             return None
-        cache = cache_dir("teachers")
-        return prepare_teacher(module.teacher, data.train, data.test, data.shards, cache=cache, device=device)
+        signal = prepare_teacher(
+            module.teacher,
+            data.train,
+            data.test,
+            data.shards,
+            public=data.public_indices,
+            views=data.image_views if self._is_consistent(module) else None,
+            features=module.loss.needs_features,
+            cache=cache_dir("teachers"),
+            device=device,
+        )
+        module.calibrate_to(signal, data.shards)
+        return signal
+
+    def _is_consistent(self, module: DistillationModule) -> bool:
+        return module.teacher is not None and self.teaching == "consistent"
 
     def _identity(self) -> dict[str, Any]:
         strategy = type(self.strategy).__qualname__
-        return {"seed": self.seed, "strategy": strategy, "clients_per_round": self.clients_per_round}
+        return {
+            "seed": self.seed,
+            "strategy": strategy,
+            "clients_per_round": self.clients_per_round,
+            "teaching": self.teaching,
+        }
 
     def _start(
-        self, run: RunDirectory, module: DistillationModule, identity: Mapping[str, Any], ckpt_path: str | Path | None
+        self, run: RunDirectory, module: DistillationModule, found: Loaded | None
     ) -> tuple[ServerState, list[Metrics]]:
-        """Return the state and the history to go on from."""
-        found = run.load(ckpt_path, identity) if ckpt_path is not None else None
+        """Return the state and the history to go on from: those of the checkpoint that was found, if one was."""
         if found is None:
             assert module.student is not None
             return ServerState(0, *split_state(module.student)), []

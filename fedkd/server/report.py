@@ -4,18 +4,31 @@ from __future__ import annotations
 
 import hashlib
 import platform
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from torch.optim import Optimizer
 
+from fedkd.client import TRAINER_DEFAULTS
 from fedkd.data import FederatedDataModule
 from fedkd.distillation import DistillationModule
 from fedkd.teachers import TeacherSignal
+from fedkd.teachers.fingerprint import settings
 from fedkd.tensors import split_state
 from fedkd.types import ClientTask, ClientUpdate, Metrics
+
+LEARNING = {
+    "max_epochs": TRAINER_DEFAULTS["max_epochs"],
+    "max_steps": -1,
+    "precision": "32-true",
+    "accumulate_grad_batches": 1,
+    "gradient_clip_val": None,
+    "gradient_clip_algorithm": None,
+}
+"""The Trainer's arguments that decide what is learnt, and what they are where they are not given."""
 
 PACKAGES = ("fedkd", "lightning", "torch", "torchvision", "transformers", "numpy")
 
@@ -46,18 +59,41 @@ def round_row(
     }
 
 
-def run_identity(module: DistillationModule, datamodule: FederatedDataModule) -> dict[str, Any]:
-    """Return what data and module a checkpoint must agree on with the run that goes on from it."""
+def run_identity(
+    module: DistillationModule, datamodule: FederatedDataModule, trainer: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return what a checkpoint must agree on with the run that goes on from it; each value can be shown in a line.
+
+    Args:
+        module: Built; its teacher has not seen the data yet.
+        datamodule: Set up.
+        trainer: Arguments of the clients' Trainers; those count that decide what is learnt, `LEARNING`.
+    """
     assert module.student is not None
     parameters, buffers = split_state(module.student)
     shapes = {name: tuple(value.shape) for name, value in {**parameters, **buffers}.items()}
     shards = hashlib.sha256(b"|".join(shard.tobytes() for shard in datamodule.shards))
+    training = {name: default if trainer.get(name) is None else trainer[name] for name, default in LEARNING.items()}
+    batches = {name: getattr(datamodule, name) for name in ("batch_size", "augmentation", "views")}
     return {
-        "teacher": type(module.teacher).__qualname__ if module.teacher else None,
+        "teacher": module.teacher.identity() if module.teacher else None,
+        "loss": " ".join(repr(module.loss).split()) if module.loss.extra_repr() else settings(module.loss),
+        "optimizer": optimizer_settings(module.configure_optimizers()),
+        "trainer": ", ".join(f"{name}={value}" for name, value in training.items() if value is not None),
         "data set": datamodule.train.fingerprint[:16],
+        "batches": ", ".join(f"{name}={value!r}" for name, value in batches.items()),
         "partition": shards.hexdigest()[:16],
         "student": hashlib.sha256(repr(shapes).encode()).hexdigest()[:16],
     }
+
+
+def optimizer_settings(optimizer: Any) -> str:
+    """Write down what an optimizer does, as in ``SGD(lr=0.05, momentum=0.9)``; what is off or zero is left out."""
+    if not isinstance(optimizer, Optimizer):  # Lightning takes lists and dictionaries too
+        return type(optimizer).__qualname__
+    groups = [{name: value for name, value in group.items() if name != "params"} for group in optimizer.param_groups]
+    texts = [", ".join(f"{name}={value}" for name, value in group.items() if value) for group in groups]
+    return f"{type(optimizer).__qualname__}({'; '.join(dict.fromkeys(texts))})"
 
 
 def summarise(

@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
-from torch import nn
+from torch import Tensor, nn
 
 from fedkd import students
 from fedkd.errors import FedKDError, MissingResourceError
@@ -112,15 +112,20 @@ class RunDirectory:
         writer.writerows(history)
         self.write_text("metrics.csv", text.getvalue())
 
-    def save_student(self, state: ServerState, spec: Mapping[str, Any]) -> None:
+    def save_student(
+        self, state: ServerState, spec: Mapping[str, Any], constants: Mapping[str, Tensor] | None = None
+    ) -> None:
         """Write ``student.safetensors``.
 
         Args:
             state: The state with the student's tensors.
             spec: What is needed to build the student again, JSON-able: ``student`` (arguments of
-                `fedkd.students.create`, or None for a module of the user's), ``classes``, ``image_shape``.
+                `fedkd.students.create`, or None for a module of the user's), ``projection`` (of
+                `fedkd.students.ProjectedStudent`, or None), ``classes``, ``image_shape``.
+            constants: Tensors that belong to the student and never travel, such as a frozen head's.
         """
-        tensors = {name: value.contiguous() for name, value in {**state.parameters, **state.buffers}.items()}
+        everything = {**state.parameters, **state.buffers, **(constants or {})}
+        tensors = {name: value.contiguous() for name, value in everything.items()}
         write_atomically(self.path / "student.safetensors", save(tensors, metadata={"fedkd": json.dumps(spec)}))
 
 
@@ -187,14 +192,17 @@ def load_student(run_dir: str | Path, student: nn.Module | None = None) -> nn.Mo
         MissingResourceError: If the run has no student.
         FedKDError: If the student was a module of the user's and none is given, or it does not fit the weights.
     """
-    spec = read_spec(run_dir)["student"]
+    spec = read_spec(run_dir)
     if student is None:
-        if spec is None:
+        if spec["student"] is None:
             raise FedKDError(f"The student of {str(run_dir)!r} was not made by name: pass load_student(..., student=).")
-        student = students.create(**spec)
+        student = students.create(**spec["student"])
+    tensors = load_file(Path(run_dir) / "student.safetensors")
+    if spec.get("projection"):
+        student = students.ProjectedStudent.restore(student, spec["projection"], tensors)
     student.to(memory_format=torch.channels_last)  # as it was trained
     try:
-        student.load_state_dict(load_file(Path(run_dir) / "student.safetensors"))
+        student.load_state_dict(tensors)
     except RuntimeError as error:
         raise FedKDError(f"The given student does not fit the weights of {str(run_dir)!r}: {error}") from error
     return student.eval()

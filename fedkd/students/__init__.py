@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from fedkd.students.check import check
 from fedkd.students.cnn import CNN
+from fedkd.students.features import feature_layer, features_and_logits
 from fedkd.students.layers import BatchNorm2d, Normalize, make_norm, replace_batch_norms
+from fedkd.students.projected import ProjectedStudent
 from fedkd.students.registry import create, register, students
 from fedkd.students.resnet_cifar import CifarResNet
 from fedkd.students.torchvision_models import (
@@ -21,8 +23,11 @@ __all__ = [
     "BatchNorm2d",
     "CifarResNet",
     "Normalize",
+    "ProjectedStudent",
     "check",
     "create",
+    "feature_layer",
+    "features_and_logits",
     "make_norm",
     "mobilenet_v2",
     "mobilenet_v3_large",

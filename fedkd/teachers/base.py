@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from fedkd.errors import FedKDError
-from fedkd.teachers.fingerprint import fingerprint
+from fedkd.teachers.fingerprint import fingerprint, setting
 from fedkd.teachers.heads import FederatedHead, RidgeHead
 
 
@@ -82,6 +82,13 @@ class Teacher(nn.Module, ABC):
         """Return a hash of all that the features depend on: weights, code, settings, preprocessing, dtype."""
         return fingerprint(self, ignore=self.not_in_features)
 
+    def identity(self) -> str:
+        """Return a line that tells this teacher from others, before it has seen the data: a resumed run compares it."""
+        what = fingerprint(self, ignore={"classes"}) if overrides_forward(self) else self.fingerprint()
+        names = sorted(self.not_in_features - {"head", "head_is_fitted", "classes"})
+        texts = [f"{name}={setting(vars(self)[name])}" for name in names if name in vars(self)]
+        return f"{type(self).__qualname__} {what[:16]}, {', '.join(texts)}"
+
     @property
     def device(self) -> torch.device:
         """Return where the weights are."""
@@ -110,3 +117,8 @@ class Teacher(nn.Module, ABC):
         """Call `forward` without gradients (not in inference mode: a loss must be able to use what comes out)."""
         with torch.no_grad():
             return super().__call__(*args, **kwargs)
+
+
+def overrides_forward(teacher: Teacher) -> bool:
+    """Whether a teacher makes its logits otherwise than by its head from its features."""
+    return type(teacher).forward is not Teacher.forward

@@ -64,6 +64,31 @@ def fingerprint(module: nn.Module, ignore: Collection[str] = ()) -> str:
     return digest.hexdigest()
 
 
+def own_code(cls: type) -> str:
+    """Return the source of a class and its bases, as far as they are outside of `LIBRARIES`."""
+    return "".join(_source(base) for base in cls.__mro__ if not _is_ours(base))
+
+
+def settings(value: Any) -> str:
+    """Write an object's public settings down in a line, as in ``KD(ce_weight=0.1, kd_weight=0.9, temperature=2.0)``.
+
+    Of a module those of its parts follow; tensors, and what else cannot be written down, count by their type.
+    """
+    hidden = _TORCH_INTERNALS if isinstance(value, nn.Module) else frozenset()
+    shown = [(name, setting(item)) for name, item in vars(value).items() if name[0] != "_" and name not in hidden]
+    if isinstance(value, nn.Module):
+        shown += [(name, settings(part)) for name, part in value.named_children()]
+    return f"{type(value).__qualname__}({', '.join(f'{name}={text}' for name, text in shown)})"
+
+
+def setting(value: Any) -> str:
+    """Write down one setting: a plain value, a dataclass of such, or a type's name."""
+    if is_dataclass(value) and not isinstance(value, type):
+        return settings(value)
+    plain = _plain(value, "a setting", by_type=True)
+    return plain if isinstance(plain, str) and not isinstance(value, str) else repr(plain)
+
+
 def hash_tensor(digest: hashlib._Hash, tensor: Tensor) -> None:
     """Add a tensor's dtype, shape and bytes to a digest."""
     digest.update(f"{tensor.dtype} {tuple(tensor.shape)}".encode())

@@ -135,7 +135,7 @@ def _open(auto_config: Any, name: str, path: str, options: dict[str, Any]) -> Ch
 
 
 def _nearest(name: str) -> str:
-    if any(name in (known, teachers[known].checkpoint) for known in teachers):
+    if name in teachers or any(name == entry.checkpoint for entry in teachers.registered.values()):
         return ""  # rightly spelt
     nearest = difflib.get_close_matches(name, list(teachers), n=1, cutoff=0.5)
     return f" Did you mean {nearest[0]!r}?" if nearest else ""

@@ -13,6 +13,7 @@ from fedkd.errors import FedKDError, unknown_name
 from fedkd.teachers.base import Teacher
 from fedkd.teachers.heads import FederatedHead, RidgeHead
 from fedkd.teachers.hub import Checkpoint, find_checkpoint
+from fedkd.teachers.patches import naflex_inputs, unmasked
 from fedkd.teachers.pooling import POOLINGS, num_prefix_tokens, pool
 from fedkd.teachers.preprocess import load_preprocess
 
@@ -47,24 +48,35 @@ class HuggingFaceTeacher(Teacher):
         self.dtype = dtype
         self.preprocess = load_preprocess(checkpoint, image_size, channels)
         self.model = model
+        if hasattr(model.config, "mask_ratio"):
+            model.config.mask_ratio = 0.0  # MAE would look at a random quarter of the image
         self._fit_precision()
 
     def pixel_values(self, images: Tensor) -> Tensor:
-        """Images (B, C, H, W) in [0, 1] -> what the network takes, in its precision."""
+        """Images (B, C, H, W) in [0, 1] -> pixels of the network's size, (B, channels, H', W'), in its precision."""
         return self.preprocess(images).to(self.model.dtype)
 
     def _call(self, function: Callable[..., Any], pixels: Tensor) -> Any:
         """Call the network on pixels of any size, its position embeddings interpolated if it must be asked to."""
-        options = {}
-        if "interpolate_pos_encoding" in inspect.signature(function).parameters:
-            options["interpolate_pos_encoding"] = True
         try:
-            return function(pixel_values=pixels, **options)
+            return function(**self._inputs(function, pixels))
         except (ValueError, AssertionError, NotImplementedError) as error:
             raise FedKDError(
                 f"{type(self.model).__name__} of {self.checkpoint!r} cannot take images of {tuple(pixels.shape[1:])}: "
                 f"{str(error).splitlines()[0] if str(error) else type(error).__name__}"
             ) from error
+
+    def _inputs(self, function: Callable[..., Any], pixels: Tensor) -> dict[str, Any]:
+        """Return the keywords that a function of the network is called with."""
+        takes = inspect.signature(function).parameters
+        if "spatial_shapes" in takes:  # SigLIP 2 of any aspect ratio: patches and their grid
+            return naflex_inputs(pixels, self.preprocess.patch_size)
+        inputs: dict[str, Any] = {"pixel_values": pixels}
+        if "interpolate_pos_encoding" in takes:
+            inputs["interpolate_pos_encoding"] = True
+        if "noise" in takes:  # MAE keeps the patches of least noise, in its order: all, as they are
+            inputs["noise"] = unmasked(pixels, self.model.config.patch_size)
+        return inputs
 
     def _fit_precision(self) -> None:
         wanted = _DTYPES[self.dtype]

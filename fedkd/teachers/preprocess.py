@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fedkd.errors import FedKDError, check_range, unknown_name
+from fedkd.teachers.patches import naflex_size
 
 _IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 # PIL's numbers and timm's names -> torch's modes; torch has no Lanczos or Hamming filter, so the nearest in kind.
@@ -31,6 +32,8 @@ class Preprocess(nn.Module):
         shift: and then this is added. Their number is the number of channels.
         round_crop: Whether a crop that cannot be in the middle exactly is half a pixel off by rounding (torchvision)
             rather than to the upper left (transformers).
+        patch_size: Side of a patch, for a model that takes any aspect ratio (see `naflex_size`); else 0.
+        max_patches: For such a model.
     """
 
     scale: Tensor
@@ -44,8 +47,11 @@ class Preprocess(nn.Module):
         scale: Sequence[float],
         shift: Sequence[float],
         round_crop: bool = False,
+        patch_size: int = 0,
+        max_patches: int = 0,
     ) -> None:
         super().__init__()
+        self.patch_size, self.max_patches = patch_size, max_patches
         self.resize, self.crop, self.mode, self.round_crop = resize, crop, mode, round_crop
         self.register_buffer("scale", torch.tensor(scale, dtype=torch.float32).view(1, -1, 1, 1), persistent=False)
         self.register_buffer("shift", torch.tensor(shift, dtype=torch.float32).view(1, -1, 1, 1), persistent=False)
@@ -61,19 +67,19 @@ class Preprocess(nn.Module):
             channels: What the model takes.
 
         Raises:
-            FedKDError: If the processor is of a kind that does something else to images.
+            FedKDError: If the processor resamples in an unknown way.
         """
         settings = processor.to_dict()
+        patch_size = max_patches = 0
         if "data_config" in settings:  # timm's
             resize, crop, resample = _timm_geometry(settings["data_config"])
         elif settings.get("max_num_patches"):
-            raise FedKDError(
-                f"{type(processor).__name__} cuts images into patches by itself (NaFlex), which fedkd does not do: "
-                "use a checkpoint of fixed resolution, such as google/siglip2-base-patch16-224."
-            )
+            resize, crop, resample, patch_size = None, None, settings["resample"], settings["patch_size"]
+            check_range("image_size", image_size or patch_size, low=patch_size)
+            max_patches = (image_size // patch_size) ** 2 if image_size else settings["max_num_patches"]
         else:
             resize, crop, resample = _geometry(settings)
-        if image_size is not None:
+        if image_size is not None and not patch_size:
             square = (image_size, image_size)
             resize, crop = (image_size, square) if isinstance(resize, int) else (square, None)
         if resample not in _MODES:
@@ -81,8 +87,8 @@ class Preprocess(nn.Module):
         # Whatever it does to pixel values is affine (rescaling, mean, standard deviation, offsets, twice for some):
         # black tells the shift, and white less black the scale.
         black, white = (_middle_pixel(processor, value, channels) for value in (0, 255))
-        scale, shift = (white - black).tolist(), black.tolist()
-        return cls(resize, crop, _MODES[resample], scale, shift, round_crop="data_config" in settings)
+        values = (white - black).tolist(), black.tolist()
+        return cls(resize, crop, _MODES[resample], *values, "data_config" in settings, patch_size, max_patches)
 
     @classmethod
     def from_config(cls, config: Any, image_size: int | None = None, channels: int = 3) -> Preprocess:
@@ -99,6 +105,8 @@ class Preprocess(nn.Module):
         images, channels = images.float(), self.scale.shape[1]
         if images.shape[1] != channels:
             images = images.expand(-1, channels, -1, -1) if images.shape[1] == 1 else images.mean(1, keepdim=True)
+        if self.patch_size:
+            images = self._resized(images, naflex_size(images.shape[-2:], self.patch_size, self.max_patches))
         if self.resize is not None:
             images = self._resized(images, self.resize)
         if self.crop is not None and tuple(images.shape[-2:]) != tuple(self.crop):
@@ -121,7 +129,7 @@ class Preprocess(nn.Module):
 
     def extra_repr(self) -> str:
         """Name the settings."""
-        return f"resize={self.resize}, crop={self.crop}, mode={self.mode!r}"
+        return f"resize={self.resize}, crop={self.crop}, mode={self.mode!r}, max_patches={self.max_patches}"
 
 
 def load_preprocess(checkpoint: Any, image_size: int | None = None, channels: int = 3) -> Preprocess:
@@ -180,8 +188,9 @@ def _middle_pixel(processor: Any, value: int, channels: int) -> Tensor:
     from PIL import Image
 
     pixels = np.full((64, 64, 3) if channels == 3 else (64, 64), value, np.uint8)
-    out = processor(Image.fromarray(pixels), return_tensors="pt")["pixel_values"][0]
-    return out[:, out.shape[1] // 2, out.shape[2] // 2].double()
+    out = processor(Image.fromarray(pixels), return_tensors="pt")["pixel_values"][0].double()
+    # (channels, H, W); or, of a model of patches, (N, P * P * channels)
+    return out[:, out.shape[1] // 2, out.shape[2] // 2] if out.ndim == 3 else out[0, :channels]
 
 
 def _center_crop(images: Tensor, height: int, width: int, nearest: bool) -> Tensor:

@@ -11,13 +11,15 @@ x a feature vector, y its one-hot target and n the number of images:
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
-from functools import cached_property
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from fedkd.errors import FedKDError
+from fedkd.teachers.privacy import SUMS_SHARE, GaussianPrivacy
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,10 +29,12 @@ class RidgeStatistics:
     Args:
         second_moments: Upper triangle, row by row, of sum [x 1] [x 1]^T: ((D + 1) (D + 2) / 2,). Its last number is n.
         cross_moments: sum [x 1] y^T, (D + 1, K). Its last row counts the images of each class.
+        noise: The variance of the noise that was added to each number; everybody knows it.
     """
 
     second_moments: Tensor
     cross_moments: Tensor
+    noise: float = 0.0
 
     @classmethod
     def from_features(cls, features: Tensor, targets: Tensor, num_classes: int) -> RidgeStatistics:
@@ -45,7 +49,7 @@ class RidgeStatistics:
             [features.double(), features.new_ones(len(features), 1, dtype=torch.float64)], dim=1
         )  # (n, D + 1)
         cross = x.new_zeros(num_classes, x.shape[1]).index_add_(0, targets.to(x.device), x)
-        return cls(_pack(x.T @ x).cpu(), cross.T.contiguous().cpu())
+        return cls(pack(x.T @ x).cpu(), cross.T.contiguous().cpu())
 
     def __add__(self, other: RidgeStatistics) -> RidgeStatistics:
         """Return the sums over both clients' images."""
@@ -54,7 +58,31 @@ class RidgeStatistics:
                 "Cannot add statistics of different features or classes: "
                 f"{tuple(self.cross_moments.shape)} and {tuple(other.cross_moments.shape)}."
             )
-        return RidgeStatistics(self.second_moments + other.second_moments, self.cross_moments + other.cross_moments)
+        return RidgeStatistics(
+            self.second_moments + other.second_moments,
+            self.cross_moments + other.cross_moments,
+            self.noise + other.noise,
+        )
+
+    def noisy(self, privacy: GaussianPrivacy, *keys: int | str) -> RidgeStatistics:
+        """Return what a client sends in their place when features, of norm c = ``privacy.clip`` at most, are private.
+
+        One image adds x x^T, whose upper triangle has the squared norm (|x|^4 + sum x_i^4) / 2 <= c^4, and [x 1] to one
+        column of B, at most c^2 + 1. So the sensitivity is sqrt(c^4 + c^2 + 1), reached by x = (c, 0, ..., 0). What is
+        left of A, its last column, is B summed over the classes: it is taken from there, and spends nothing.
+
+        Args:
+            privacy: The budget, of which this spends the share for sums.
+            keys: Say which release it is.
+        """
+        c, size = privacy.clip, len(self.cross_moments)
+        sensitivity = math.sqrt(c**4 + c**2 + 1)
+        flat = torch.cat([self.second_moments, self.cross_moments.flatten()])
+        noisy = privacy.add_noise(flat, sensitivity, SUMS_SHARE, *keys)
+        second, cross = noisy[: len(self.second_moments)], noisy[len(self.second_moments) :].view(size, -1)
+        full = unpack(second, size)
+        full[-1], full[:, -1] = cross.sum(1), cross.sum(1)
+        return RidgeStatistics(pack(full), cross, self.noise + privacy.sigma(sensitivity, SUMS_SHARE) ** 2)
 
     @property
     def num_bytes(self) -> int:
@@ -72,83 +100,27 @@ class RidgeStatistics:
         return self.cross_moments[-1]
 
 
-@dataclass(frozen=True, eq=False)
-class RidgeSolution:
-    """A solved ridge regression, in float64.
+def is_held_out(indices: np.ndarray) -> np.ndarray:
+    """Whether each image is one of the fifth that is held out, (n,) bool.
 
-    Args:
-        weight: W, (D, K).
-        bias: b, (K,).
-        mean: m, the mean feature vector, (D,).
-        precision: (S + lambda I)^-1, (D, D).
-        count: n.
+    It is a fixed hash (SplitMix64, Steele et al. 2014) of the image's index in the data set, not of its place in a
+    shard: so it is the same for every partition.
     """
-
-    weight: Tensor
-    bias: Tensor
-    mean: Tensor
-    precision: Tensor
-    count: int
-
-    @cached_property
-    def num_bytes(self) -> int:
-        """Return the bytes of all that is sent to a client that computes `leave_one_out` (precision: one triangle)."""
-        dim = len(self.mean)
-        return 8 * (self.weight.numel() + self.bias.numel() + dim + dim * (dim + 1) // 2 + 1)
-
-    def predict(self, features: Tensor) -> Tensor:
-        """Features (n, D) -> fitted values (n, K) float64."""
-        return features.double() @ self.weight + self.bias
-
-    def leave_one_out(self, features: Tensor, targets: Tensor) -> Tensor:
-        """Return, for images that were fitted, what a fit without that one image would have predicted: (n, K) float64.
-
-        It is exact: (f - h y) / (1 - h), with f the fitted value, y the one-hot target and the leverage
-        h = 1/n + (x - m)^T (S + lambda I)^-1 (x - m).
-
-        Args:
-            features: (n, D).
-            targets: (n,) labels.
-        """
-        x = features.double() - self.mean
-        leverage = (1 / self.count + ((x @ self.precision) * x).sum(1, keepdim=True)).clamp(max=1 - 1e-9)  # (n, 1)
-        one_hot = torch.nn.functional.one_hot(targets, self.weight.shape[1])
-        return (self.predict(features) - leverage * one_hot) / (1 - leverage)
+    with np.errstate(over="ignore"):
+        z = (indices.astype(np.uint64) + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
+        z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return (z ^ (z >> np.uint64(31))) % np.uint64(5) == 0
 
 
-def solve_ridge(statistics: RidgeStatistics, regularization: float) -> RidgeSolution:
-    """Solve the ridge regression of one-hot targets on features.
-
-    Args:
-        statistics: Summed over all clients.
-        regularization: lambda is this times the features' summed variance over D, tr(S) / D: so it means the same
-            whatever the features' scale and the number of images.
-
-    Raises:
-        FedKDError: If there is no image at all.
-    """
-    n = statistics.count
-    if n == 0:
-        raise FedKDError("Cannot fit a head: no client has an image.")
-    full = _unpack(statistics.second_moments, statistics.cross_moments.shape[0])
-    mean, target_mean = full[-1, :-1] / n, statistics.class_counts / n
-    scatter = full[:-1, :-1] - n * torch.outer(mean, mean)  # S
-    cross = statistics.cross_moments[:-1] - torch.outer(mean, statistics.class_counts)  # C
-    penalty = regularization * float(scatter.trace()) / len(mean)
-    ridge = torch.eye(len(mean), dtype=torch.float64) * (penalty if penalty > 0 else 1.0)  # constant features: W = 0
-    precision = torch.cholesky_inverse(torch.linalg.cholesky(scatter + ridge))
-    weight = precision @ cross
-    return RidgeSolution(weight, target_mean - mean @ weight, mean, precision, n)
-
-
-def _pack(matrix: Tensor) -> Tensor:
+def pack(matrix: Tensor) -> Tensor:
     """Return the upper triangle of a symmetric matrix, row by row."""
     rows, columns = torch.triu_indices(*matrix.shape, device=matrix.device)
     return matrix[rows, columns]
 
 
-def _unpack(triangle: Tensor, size: int) -> Tensor:
-    """Undo `_pack`."""
+def unpack(triangle: Tensor, size: int) -> Tensor:
+    """Undo `pack`."""
     rows, columns = torch.triu_indices(size, size)
     matrix = triangle.new_zeros(size, size)
     matrix[rows, columns] = triangle

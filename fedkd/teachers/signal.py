@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,11 +13,11 @@ import torch
 from torch import Tensor
 
 from fedkd.errors import FedKDError
-from fedkd.teachers.base import Teacher
-from fedkd.teachers.cache import TeacherCache, overrides_forward
+from fedkd.teachers.base import Teacher, overrides_forward
+from fedkd.teachers.cache import TeacherCache
 
 if TYPE_CHECKING:
-    from fedkd.data import ImageSet
+    from fedkd.data import ImageSet, Views
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,13 +25,14 @@ class TeacherSignal:
     """What a teacher says about all images, and how good it is by itself.
 
     Args:
-        logits: For every training image, (N, K) float32 on the CPU.
+        logits: For every training image, (N, K) float32 on the CPU; (N, V, K) where it looked at V views of each.
         test_logits: For every test image, (M, K) float32 on the CPU.
         accuracy: On the test set, in [0, 1].
         balanced_accuracy: Mean of the per-class accuracies.
         per_class_accuracy: On the test images of each class; NaN where there is none.
-        head_bytes: What clients sent, all together, to fit the head; 0 for a head that is given.
+        head_bytes: What clients sent, all together, to adapt the teacher and fit its head; 0 for a head that is given.
         head_bytes_down: What was sent to them for it, all together.
+        feature_file: The cache's file of the features (N, V, D), to be mapped, if they were asked for.
     """
 
     logits: Tensor
@@ -40,6 +42,11 @@ class TeacherSignal:
     per_class_accuracy: list[float]
     head_bytes: int
     head_bytes_down: int
+    feature_file: Path | None = None
+
+    def logits_of(self, shards: Sequence[np.ndarray]) -> Tensor:
+        """Return the logits for the clients' images alone, all views of each: (n V, K)."""
+        return self.logits[torch.from_numpy(np.concatenate(shards))].flatten(0, -2)
 
 
 def prepare_teacher(
@@ -48,6 +55,9 @@ def prepare_teacher(
     test: ImageSet,
     shards: Sequence[np.ndarray],
     *,
+    public: np.ndarray | None = None,
+    views: Views | None = None,
+    features: bool = False,
     cache: Path | str | None = None,
     device: torch.device | str = "cpu",
     batch_size: int = 128,
@@ -55,11 +65,20 @@ def prepare_teacher(
 ) -> TeacherSignal:
     """Show a teacher the data: embed the class names, compute features once, fit the head federatedly, classify.
 
+    The head is fitted to the images themselves, also where ``views`` are what the student is taught: so it is the same
+    for both ways to teach. Two hooks are called if the teacher has them: ``adapt(train, shards)`` before any feature is
+    computed, which may change its weights and returns what that cost (``bytes_up``, ``bytes_down``); and, once the head
+    is there, ``fit_weights(outputs, targets)`` with its cached outputs (P, D) on the public split, float32 on the CPU,
+    and their labels (P,), where P may be 0.
+
     Args:
         teacher: The teacher; its head is fitted here unless it has one. It works on ``device`` and returns from there.
         train: All training images, public ones included.
         test: The test images, which nothing is fitted to.
         shards: For each client its positions in ``train``; the head is fitted to these images only.
+        public: Positions in ``train`` that belong to no client; None is none.
+        views: What the student will see of each image; None has the teacher judge the images themselves.
+        features: Whether the student is to be taught features too.
         cache: Folder of the `TeacherCache`; None is fedkd's own.
         device: Where the teacher works.
         batch_size: Images in a batch.
@@ -68,37 +87,59 @@ def prepare_teacher(
     Raises:
         FedKDError: If the head's number of classes is not the data's, or no client has an image.
     """
-    store, home = TeacherCache(cache), teacher.device
-    teacher.to(device)
-    try:
+    store = TeacherCache(cache)
+
+    def look(data: ImageSet, views: Views | None = None, features: bool = False) -> np.memmap:
+        return store.get(teacher, data, views=views, features=features, batch_size=batch_size, progress=progress)
+
+    adapt, fit_weights = (getattr(teacher, hook, None) for hook in ("adapt", "fit_weights"))
+    bytes_up = bytes_down = 0
+    with _working_on(teacher, device):
         teacher.prepare(train.classes)
-        outputs, test_outputs = (
-            store.get(teacher, data, batch_size=batch_size, progress=progress)[:, 0] for data in (train, test)
-        )
-    finally:
-        teacher.to(home)
+        if adapt:
+            cost = adapt(train, shards)
+            bytes_up, bytes_down = cost.bytes_up, cost.bytes_down
+        fits_head = (teacher.head is None or teacher.head_is_fitted) and not overrides_forward(teacher)
+        clean = look(train) if fits_head or fit_weights or views is None else None
+        taught = look(train, views) if clean is None or views is not None else clean
+        seen_features = look(train, views, features=True) if features and overrides_forward(teacher) else taught
+        test_outputs = look(test)
 
-    head_bytes = head_bytes_down = 0
-    if (teacher.head is None or teacher.head_is_fitted) and not overrides_forward(teacher):
-        fitted = teacher.head_method.fit(outputs, train.targets, shards, train.num_classes)
-        teacher.head, teacher.head_is_fitted = fitted.module.to(home), True
-        head_bytes, head_bytes_down = fitted.bytes_up, fitted.bytes_down
+    if clean is not None and fits_head:
+        fitted = teacher.head_method.fit(clean[:, 0], train.targets, shards, train.num_classes)
+        teacher.head, teacher.head_is_fitted = fitted.module.to(teacher.device), True
+        bytes_up, bytes_down = bytes_up + fitted.bytes_up, bytes_down + fitted.bytes_down
+    if clean is not None and fit_weights:
+        rows = np.empty(0, np.int64) if public is None else public
+        fit_weights(torch.from_numpy(clean[rows, 0].astype(np.float32)), train.targets[torch.from_numpy(rows)])
 
-    logits, test_logits = (_logits(teacher, rows) for rows in (outputs, test_outputs))
-    if logits.shape[1] != train.num_classes:
+    logits, test_logits = _logits(teacher, taught), _logits(teacher, test_outputs)[:, 0]
+    if logits.shape[-1] != train.num_classes:
         raise FedKDError(
-            f"{type(teacher).__name__} tells {logits.shape[1]} classes apart, but the data has {train.num_classes}."
+            f"{type(teacher).__name__} tells {logits.shape[-1]} classes apart, but the data has {train.num_classes}."
         )
     per_class = per_class_accuracy(test_logits, test.targets, test.num_classes)
     return TeacherSignal(
-        logits=logits,
+        logits=logits[:, 0] if views is None else logits,
         test_logits=test_logits,
         accuracy=float((test_logits.argmax(1) == test.targets).double().mean()),
         balanced_accuracy=float(per_class.nanmean()),
         per_class_accuracy=per_class.tolist(),
-        head_bytes=head_bytes,
-        head_bytes_down=head_bytes_down,
+        head_bytes=bytes_up,
+        head_bytes_down=bytes_down,
+        feature_file=Path(str(seen_features.filename)) if features else None,
     )
+
+
+@contextmanager
+def _working_on(teacher: Teacher, device: torch.device | str) -> Iterator[None]:
+    """Bring a teacher to a device, and back."""
+    home = teacher.device
+    teacher.to(device)
+    try:
+        yield
+    finally:
+        teacher.to(home)
 
 
 def per_class_accuracy(logits: Tensor, targets: Tensor, num_classes: int) -> Tensor:
@@ -114,12 +155,12 @@ def per_class_accuracy(logits: Tensor, targets: Tensor, num_classes: int) -> Ten
 
 
 def _logits(teacher: Teacher, outputs: np.ndarray, chunk: int = 8192) -> Tensor:
-    """Cached outputs (N, D) -> logits (N, K) float32."""
-    parts = []
-    for start in range(0, len(outputs), chunk):
-        rows = torch.from_numpy(outputs[start : start + chunk].astype(np.float32))
+    """Cached outputs (N, V, D) -> logits (N, V, K) float32."""
+    rows, parts = outputs.reshape(-1, outputs.shape[-1]), []  # (N V, D), still mapped
+    for start in range(0, len(rows), chunk):
+        part = torch.from_numpy(rows[start : start + chunk].astype(np.float32))
         if not overrides_forward(teacher) and teacher.head is not None:
             with torch.no_grad():
-                rows = teacher.head(rows.to(teacher.device)).float().cpu()
-        parts.append(rows)
-    return torch.cat(parts)
+                part = teacher.head(part.to(teacher.device)).float().cpu()
+        parts.append(part)
+    return torch.cat(parts).unflatten(0, outputs.shape[:2])

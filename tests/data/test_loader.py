@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 
@@ -94,7 +95,8 @@ def test_wrong_values_are_named(kwargs: dict, message: str) -> None:
 def test_cuda_batches_equal_cpu_batches() -> None:
     def batches(device: str) -> list:
         options = {"batch_size": 3, "shuffle": True, "seed": 2, "augmentation": Augmentation(2, True)}
-        return list(BatchLoader(DATA, SHARD, teacher_logits=torch.ones(50, 7).half(), device=device, **options))
+        outputs = {"teacher_logits": torch.ones(50, 7).half(), "teacher_features": np.ones((50, 2), np.float16)}
+        return list(BatchLoader(DATA, SHARD, **outputs, device=device, **options))
 
     for cpu, cuda in zip(batches("cpu"), batches("cuda"), strict=True):
         assert all(tensor.is_cuda for tensor in cuda)

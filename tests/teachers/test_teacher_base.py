@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from fedkd.data import ImageSet
 from fedkd.errors import FedKDError
-from fedkd.teachers import RidgeHead, Teacher, create, prepare_teacher, register, teachers
+from fedkd.teachers import EnsembleTeacher, RidgeHead, Teacher, create, prepare_teacher, register, teachers
 
 
 class Means(Teacher):
@@ -84,10 +84,33 @@ def test_fingerprint_changes_with_what_features_depend_on_and_nothing_else() -> 
     assert Means().bfloat16().fingerprint() != before
 
 
+def test_identity_tells_what_makes_logits_apart_before_any_data_is_seen() -> None:
+    before = Means().identity()
+    assert before.startswith(f"Means {Means().fingerprint()[:16]}, head_method=RidgeHead(")
+    assert Means(gain=2.0).identity() != before
+    assert Given().identity() != before
+    teacher = Means()
+    teacher.prepare(["a", "b"])
+    teacher.head, teacher.head_is_fitted = nn.Linear(5, 2), True
+    assert teacher.identity() == before, "what follows from the data is not the teacher's"
+    teacher.head_method = RidgeHead(0.5)
+    assert teacher.identity() != before
+    changed = Overridden()
+    changed.head = nn.Linear(5, 2)
+    assert changed.identity() != Overridden().identity(), "all of it makes its logits"
+    both = EnsembleTeacher([Means(), Overridden()])
+    alike = EnsembleTeacher([Means(), Overridden()])
+    alike.prepare(["a", "b"])
+    assert both.identity() == alike.identity()
+    assert both.identity() != EnsembleTeacher([Means(), Overridden()], weights=[1, 2]).identity()
+    assert both.identity() != EnsembleTeacher([teacher, Overridden()]).identity(), "a member's head counts"
+
+
 def test_signal_of_a_subclass(images: ImageSet, tmp_path: object) -> None:
     test = images.subset(np.arange(12))
     shards = [np.arange(0, 20), np.empty(0, np.int64), np.arange(20, 40)]
     teacher = Means()
+    teacher.head_method = RidgeHead(0.01)
     signal = prepare_teacher(teacher, images, test, shards, cache=str(tmp_path))
     assert signal.accuracy == 1.0  # the classes differ by their colour
     assert signal.logits.shape == (40, 3)

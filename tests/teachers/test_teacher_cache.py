@@ -12,9 +12,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from filelock import FileLock
 from torch import Tensor, nn
 
-from fedkd.data import ImageSet
+from fedkd.data import Augmentation, ImageSet, Views
 from fedkd.errors import FedKDError
 from fedkd.teachers import Teacher, TeacherCache
 
@@ -55,8 +56,8 @@ def seen(log: Path) -> list[int]:
     return [int(line) for line in log.read_text().split()]
 
 
-def get(folder: Path, teacher: Teacher, data: ImageSet) -> np.ndarray:
-    return TeacherCache(folder).get(teacher, data, batch_size=8, progress=False)
+def get(folder: Path, teacher: Teacher, data: ImageSet, views: Views | None = None) -> np.ndarray:
+    return TeacherCache(folder).get(teacher, data, views=views, batch_size=8, progress=False)
 
 
 def test_holds_every_output_in_order_and_computes_it_once(tmp_path: Path, log: Path) -> None:
@@ -100,6 +101,77 @@ def test_a_truncated_or_damaged_file_is_mended(tmp_path: Path, log: Path) -> Non
         assert np.array_equal(get(tmp_path / "c", Counting(log), data), whole)
         assert seen(log) == list(range(40 - computed, 40))
         assert path.read_bytes() == content
+
+
+FLIPPED = Views(3, Augmentation(0, True))  # no crop: the sum of an image, by which it is counted, stays
+
+
+def test_holds_every_view_of_every_image(tmp_path: Path, log: Path) -> None:
+    data = ImageSet(torch.randint(0, 256, (21, 3, 4, 4)).to(torch.uint8), torch.arange(21) % 2, ("a", "b"))
+    views, index = Views(3, Augmentation(1, True), seed=7), torch.arange(21)
+    rows = get(tmp_path / "c", Counting(log), data, views)
+    assert rows.shape == (21, 3, 48)
+    for v in range(3):
+        seen_there = views.augmentation(data.images, index, torch.tensor(v), 7).float() / 255
+        np.testing.assert_allclose(rows[:, v], seen_there.flatten(1), rtol=1e-3)
+    assert not np.array_equal(rows[:, 0], rows[:, 1])
+    for batch_size in (2, 64):  # fewer than an image's views, and more than all images
+        store = TeacherCache(tmp_path / f"{batch_size}")
+        again = store.get(Counting(log), data, views=views, batch_size=batch_size, progress=False)
+        assert np.array_equal(again, rows)
+
+
+def test_truncated_views_are_completed_by_whole_images(tmp_path: Path, log: Path) -> None:
+    data = numbered()
+    whole = np.array(get(tmp_path / "c", Counting(log), data, FLIPPED))
+    (path,) = (tmp_path / "c").glob("*.npy")
+    content = path.read_bytes()
+    image_bytes = 3 * 4 * 2
+    for removed, computed in ((1, 2), (2 * image_bytes, 2), (2 * image_bytes + 1, 4), (39 * image_bytes, 40)):
+        path.write_bytes(content[: len(content) - removed])
+        log.write_text("")
+        assert np.array_equal(get(tmp_path / "c", Counting(log), data, FLIPPED), whole)
+        assert seen(log) == [i for i in range(40 - computed, 40) for _ in range(3)]
+        assert path.read_bytes() == content
+
+
+class Darker(Augmentation):
+    def apply(self, images: Tensor, draw: object) -> Tensor:
+        return images // 2
+
+
+def test_other_views_never_read_it(tmp_path: Path, log: Path) -> None:
+    data = numbered()
+    for number, views in enumerate(
+        (
+            None,
+            FLIPPED,
+            Views(1, Augmentation(0, True)),
+            Views(3, Augmentation(1, True)),
+            Views(3, Augmentation(0, True), seed=1),
+            Views(3, Darker(0, True)),
+        )
+    ):
+        get(tmp_path / "c", Counting(log), data, views)
+        assert len(list((tmp_path / "c").glob("*.npy"))) == number + 1
+    looked = len(seen(log))
+    get(tmp_path / "c", Counting(log), data, Views(3, Augmentation(0, True)))
+    assert len(seen(log)) == looked, "equal views are found again"
+
+
+def test_clearing_frees_all_but_what_is_just_being_built(tmp_path: Path, log: Path) -> None:
+    store, data = TeacherCache(tmp_path / "c"), numbered()
+    get(store.folder, Counting(log), data)
+    get(store.folder, Counting(log, gain=2.0), data, FLIPPED)
+    sizes = [path.stat().st_size for path in store.folder.glob("*.npy")]
+    busy = sorted(store.folder.glob("*.npy"))[0]
+    with FileLock(store.folder / f"{busy.name.split('.')[0]}.lock"):
+        assert store.clear() == sum(sizes) - busy.stat().st_size
+    assert store.clear() > 0
+    assert (store.clear(), list(store.folder.glob("*.npy"))) == (0, [])
+    log.write_text("")
+    get(store.folder, Counting(log), data)
+    assert len(seen(log)) == 40
 
 
 @pytest.mark.parametrize("gain", [1e8, 1e-8])
@@ -159,6 +231,9 @@ def test_logits_are_cached_where_forward_is_overridden(tmp_path: Path) -> None:
     for scale in (1.0, 2.0):
         rows = get(tmp_path, Logits(scale), data)
         np.testing.assert_allclose(rows[:, 0, 0], 1 + scale * np.arange(40) / 255, rtol=1e-3)
+    features = TeacherCache(tmp_path).get(Logits(2.0), data, features=True, progress=False)
+    assert features.shape == (40, 1, 4)
+    np.testing.assert_allclose(features[:, 0, 0], np.arange(40) / 255, rtol=1e-3)
 
 
 BUILDER = """
@@ -201,3 +276,24 @@ def test_killed_halfway_goes_on_and_two_processes_share_the_work(tmp_path: Path,
     assert len(numbers) <= 40 + 8, "only the batch that was under way when it was killed may be computed again"
     alone = get(tmp_path / "fresh", Counting(log), numbered())
     assert np.array_equal(np.load(path), alone), "the same as a build that nothing disturbed"
+
+
+class Pixels(Teacher):
+    """Has a weight, and so a device."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gain = nn.Parameter(torch.ones(1))
+
+    def features(self, images: Tensor) -> Tensor:
+        return self.gain * images.flatten(1)
+
+
+@pytest.mark.gpu
+def test_what_cuda_works_ahead_arrives_whole_and_in_order(tmp_path: Path) -> None:
+    images = torch.randint(0, 256, (301, 3, 64, 64)).to(torch.uint8)
+    data = ImageSet(images, torch.zeros(301, dtype=torch.int64), ("a",))
+    for views in (None, Views(3, Augmentation(4, True))):
+        cpu = get(tmp_path / "cpu", Pixels(), data, views)
+        cuda = get(tmp_path / "cuda", Pixels().to("cuda"), data, views)
+        np.testing.assert_allclose(cuda, cpu, rtol=1e-3, atol=1e-6)

@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 
 from fedkd.errors import FedKDError
+from fedkd.teachers.patches import naflex_inputs
 from fedkd.teachers.preprocess import Preprocess
 
 
@@ -78,8 +79,33 @@ def test_normalises_by_hand() -> None:
     torch.testing.assert_close(preprocess(levels).mean((1, 2, 3)), torch.tensor([-1.0, 0.0, 1.0]))
 
 
-def test_a_processor_that_cuts_patches_is_refused() -> None:
+def naflex(side: int) -> Any:
     from transformers import Siglip2ImageProcessor
 
-    with pytest.raises(FedKDError, match="NaFlex"):
-        Preprocess.from_processor(Siglip2ImageProcessor())
+    return Siglip2ImageProcessor(patch_size=16, max_num_patches=side)
+
+
+@pytest.mark.parametrize("size", [(32, 32), (427, 640), (28, 28), (500, 20), (96, 64)])
+def test_any_aspect_ratio_is_cut_into_patches_as_siglip2s_processor_does(
+    size: tuple[int, int], photo: np.ndarray
+) -> None:
+    pixels = np.resize(photo, (*size, 3))
+    expected = naflex(64)(Image.fromarray(pixels), return_tensors="pt")
+    preprocess = Preprocess.from_processor(naflex(64))
+    ours = preprocess(torch.from_numpy(pixels).permute(2, 0, 1)[None] / 255)
+    inputs = naflex_inputs(ours, 16)
+
+    assert inputs["spatial_shapes"].tolist() == expected["spatial_shapes"].tolist()
+    count = int(expected["pixel_attention_mask"].sum())
+    assert inputs["pixel_attention_mask"].tolist() == [[1] * count]
+    apart = (inputs["pixel_values"] - expected["pixel_values"][:, :count]).abs() / 2  # -1..1: in units of the image
+    assert apart.max() <= 2.5 / 255
+    assert apart.mean() <= 0.5 / 255
+
+
+def test_image_size_of_a_model_of_patches_by_hand() -> None:
+    preprocess = Preprocess.from_processor(naflex(256), image_size=70)  # 4 x 4 patches of 16 pixels
+    assert preprocess(torch.rand(1, 3, 32, 32)).shape == (1, 3, 64, 64)
+    assert preprocess(torch.rand(1, 3, 32, 64)).shape == (1, 3, 48, 80)  # 3 x 5 patches; next would be 3 x 6
+    with pytest.raises(FedKDError, match="image_size must be >= 16, got 15"):
+        Preprocess.from_processor(naflex(256), image_size=15)

@@ -12,7 +12,8 @@ from fedkd.errors import FedKDError
 from fedkd.partition import IID, ClassSpecific, Dirichlet, Partitioner
 from fedkd.teachers import RidgeHead, RidgeStatistics
 from fedkd.teachers.heads import LinearClassifier, scale_grid
-from fedkd.teachers.ridge import solve_ridge
+from fedkd.teachers.ridge import is_held_out
+from fedkd.teachers.ridge_solution import REGULARIZATIONS, RidgeProblem, solve_ridge
 
 N, D, K = 120, 7, 4
 
@@ -100,12 +101,66 @@ def test_statistics_by_hand() -> None:
 def test_bytes_are_counted_by_hand() -> None:
     features, targets = problem()
     shards = [np.arange(0, 50), np.empty(0, np.int64), np.arange(50, N)]
-    fitted = RidgeHead().fit(features, targets, shards, K)
+    fitted, given = (RidgeHead(choice).fit(features, targets, shards, K) for choice in ("auto", 0.1))
     clients = 2  # the empty one sends nothing and is sent nothing
     sums = (D + 1) * (D + 2) // 2 + (D + 1) * K
-    assert fitted.bytes_up == clients * 8 * (sums + 33)
+    assert fitted.bytes_up == clients * 8 * (2 * sums + 33)
+    assert given.bytes_up == clients * 8 * (sums + 33)
     solution = D * K + K + D + D * (D + 1) // 2 + 1  # weights, bias, mean, precision, n
-    assert fitted.bytes_down == clients * 8 * (solution + 33)
+    assert fitted.bytes_down == given.bytes_down == clients * 8 * (solution + 33)
+
+
+def noisy_problem() -> tuple[np.ndarray, Tensor]:
+    """Return features of which most are noise, so that little regularisation fits the noise."""
+    rng = np.random.default_rng(3)
+    targets = rng.permutation(np.arange(300) % K)
+    features = rng.normal(size=(300, 60))
+    features[:, :K] += 2 * np.eye(K)[targets]
+    return features.astype(np.float32), torch.from_numpy(targets)
+
+
+def test_regularization_is_chosen_by_squared_error_on_held_out_images() -> None:
+    features, targets = noisy_problem()
+    held_out = is_held_out(np.arange(300))
+    fit, other = (
+        RidgeStatistics.from_features(torch.from_numpy(features[rows]), targets[rows], K)
+        for rows in (~held_out, held_out)
+    )
+    errors = []
+    for regularization in REGULARIZATIONS:  # image by image, which the server cannot do
+        predicted = solve_ridge(fit, regularization).predict(torch.from_numpy(features[held_out]))
+        errors.append(float((predicted - F.one_hot(targets[held_out], K)).square().sum()))
+    from_sums = RidgeProblem.from_statistics(fit).errors(REGULARIZATIONS, other)
+    np.testing.assert_allclose(from_sums, errors, rtol=1e-9)
+
+    best = int(np.argmin(errors))
+    assert 0 < best < len(errors) - 1  # inside the grid
+    fitted = RidgeHead().fit(features, targets, [np.arange(300)], K)
+    assert fitted.chosen["regularization"] == REGULARIZATIONS[best]
+    given = RidgeHead(REGULARIZATIONS[best]).fit(features, targets, [np.arange(300)], K)
+    torch.testing.assert_close(fitted.module.weight, given.module.weight, rtol=0, atol=1e-6)  # solved on all images
+
+
+@pytest.mark.parametrize("name", list(PARTITIONS))
+def test_chosen_regularization_is_the_same_for_every_partition(name: str) -> None:
+    features, targets = noisy_problem()
+    partitioner, clients = PARTITIONS[name]
+    shards = partitioner(targets.numpy(), clients, np.random.default_rng(1))
+    fitted = RidgeHead().fit(features, targets, shards, K)
+    whole = RidgeHead().fit(features, targets, [np.arange(300)], K)
+    assert fitted.chosen == whole.chosen
+    torch.testing.assert_close(fitted.module.weight, whole.module.weight, rtol=0, atol=1e-6)
+
+
+def test_a_fifth_is_held_out_whatever_the_place_in_the_shard() -> None:
+    whole = is_held_out(np.arange(100_000))
+    assert abs(whole.mean() - 0.2) < 0.005  # 4 standard deviations
+    shard = np.array([99_999, 5, 70_000, 12])
+    assert is_held_out(shard).tolist() == whole[shard].tolist()
+    assert is_held_out(np.empty(0, np.int64)).tolist() == []
+    # the published first numbers of SplitMix64 with seed 0
+    first = [0xE220A8397B1DCDAF, 0x6E789E6AA1B965F4, 0x06C45D188009454F, 0xF88BB8A8724C81EC, 0x1B39896A51A8749B]
+    assert whole[:5].tolist() == [number % 5 == 0 for number in first]
 
 
 def test_leave_one_out_is_what_refitting_without_the_image_gives() -> None:
@@ -155,6 +210,8 @@ def test_errors() -> None:
         RidgeHead().fit(features, targets, [np.empty(0, np.int64)], K)
     with pytest.raises(FedKDError, match=r"regularization must be > 0, got 0"):
         RidgeHead(0)
+    with pytest.raises(FedKDError, match=r"regularization must be > 0 or 'auto', got 'auot'"):
+        RidgeHead("auot")  # type: ignore[arg-type]
     one = RidgeStatistics.from_features(torch.ones(1, 2), torch.tensor([0]), 2)
     with pytest.raises(FedKDError, match="different features"):
         one + RidgeStatistics.from_features(torch.ones(1, 3), torch.tensor([0]), 2)

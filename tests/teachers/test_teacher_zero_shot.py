@@ -16,12 +16,13 @@ from tiny_checkpoints import text_config, word_tokenizer
 from fedkd.data import Digits, ImageSet
 from fedkd.errors import FedKDError
 from fedkd.teachers import ZeroShotTeacher, create, prepare_teacher
+from fedkd.teachers.templates import CIFAR, GENERAL, choose_templates, is_cifar, plain_name
 
 WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 Tiny = Callable[[str], str]
 
 
-@pytest.mark.parametrize("family", ["clip", "siglip"])
+@pytest.mark.parametrize("family", ["clip", "siglip", "siglip2", "align"])
 def test_logits_are_transformers_own(family: str, tiny: Tiny, photo: np.ndarray) -> None:
     from transformers import AutoImageProcessor, AutoModel, AutoTokenizer
 
@@ -33,17 +34,20 @@ def test_logits_are_transformers_own(family: str, tiny: Tiny, photo: np.ndarray)
 
     model = AutoModel.from_pretrained(tiny(family)).eval()
     prompts = ["a photo of a cat.", "a photo of a dog.", "a photo of a bird."]
-    padding: Any = {"padding": "max_length", "max_length": 16} if family == "siglip" else {"padding": True}
+    length = {"siglip": 16, "siglip2": 32}
+    padding: Any = {"padding": "max_length", "max_length": length[family]} if family in length else {"padding": True}
     tokens = AutoTokenizer.from_pretrained(tiny(family))(prompts, return_tensors="pt", **padding)
-    if family == "siglip":
-        tokens.pop("attention_mask")  # SigLIP's own tokenizer makes none
+    if family in length:
+        tokens.pop("attention_mask", None)  # SigLIP attends to the padding
     pixels = AutoImageProcessor.from_pretrained(tiny(family))([Image.fromarray(i) for i in batch], return_tensors="pt")
     with torch.no_grad():
         expected = model(**tokens, **pixels).logits_per_image
-    torch.testing.assert_close(logits, expected, rtol=0.01, atol=0.01 * float(expected.std()))
-    if family == "siglip":
+    torch.testing.assert_close(logits, expected, rtol=0.02, atol=0.02 * float(expected.std()))
+    if family in length:
         assert float(teacher.head.scale) == pytest.approx(np.exp(2.0))
         assert float(teacher.head.bias) == -3.0
+    if family == "align":
+        assert float(teacher.head.scale) == pytest.approx(1 / 0.25)  # it learns a temperature instead
 
 
 def test_templates_are_normalised_averaged_and_normalised(tiny: Tiny) -> None:
@@ -68,6 +72,57 @@ def test_templates_are_checked(tiny: Tiny) -> None:
         ZeroShotTeacher(tiny("clip"), templates=["a photo"])
     with pytest.raises(FedKDError, match="templates is empty"):
         ZeroShotTeacher(tiny("clip"), templates=[])
+    with pytest.raises(FedKDError, match=r"Unknown set of templates 'cifar10'\. Did you mean 'cifar'\?"):
+        ZeroShotTeacher(tiny("clip"), templates="cifar10")  # type: ignore[arg-type]
+
+
+CIFAR10 = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
+
+
+def test_clips_own_templates_for_cifar() -> None:
+    assert len(set(CIFAR)) == len(CIFAR) == 18
+    assert CIFAR[:3] == ("a photo of a {}.", "a blurry photo of a {}.", "a black and white photo of a {}.")
+    assert {"a good photo of the {}.", "a photo of a small {}.", "a photo of the big {}."} <= set(CIFAR)
+
+
+def test_templates_follow_the_data_and_the_model() -> None:
+    assert choose_templates("auto", CIFAR10, "clip") == CIFAR
+    assert choose_templates("auto", reversed(CIFAR10), "siglip") == CIFAR
+    assert choose_templates("auto", CIFAR10[:9], "clip") == GENERAL
+    assert choose_templates("auto", ["cat", "dog"], "siglip2") == ("This is a photo of {}.",)
+    assert choose_templates("general", CIFAR10, "siglip") == GENERAL
+    assert choose_templates(["{}!"], CIFAR10, "clip") == ("{}!",)
+    assert is_cifar(name.title() for name in CIFAR10)
+
+
+def test_the_classes_of_cifar100_are_recognised() -> None:
+    names = ["maple_tree", "aquarium fish", "lawn_mower", "worm", "sweet_pepper"]
+    assert not is_cifar(names)
+    from fedkd.teachers import templates
+
+    assert len(templates._CIFAR100) == 100
+    assert is_cifar(name.replace(" ", "_") for name in templates._CIFAR100)
+    assert {plain_name(name) for name in names} <= templates._CIFAR100
+
+
+def test_a_teacher_takes_the_templates_of_its_data(tiny: Tiny) -> None:
+    auto, given = ZeroShotTeacher(tiny("clip")), ZeroShotTeacher(tiny("clip"), templates=list(CIFAR))
+    for teacher in (auto, given):
+        teacher.prepare(CIFAR10)
+    assert torch.equal(auto.head.text, given.head.text)
+    for teacher in (auto, given):
+        teacher.prepare(["cat", "dog"])
+    assert not torch.equal(auto.head.text, given.head.text)
+
+
+def test_siglip_is_asked_in_small_letters(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    teacher, seen = ZeroShotTeacher(tiny("siglip2")), []
+    tokenizer = teacher.tokenizer
+    monkeypatch.setattr(
+        teacher, "tokenizer", lambda prompts, **options: seen.extend(prompts) or tokenizer(prompts, **options)
+    )
+    teacher.prepare(["Persian_Cat"])
+    assert seen == ["this is a photo of persian cat."]
 
 
 def train_tiny_clip(data: ImageSet, folder: Path) -> None:

@@ -1,0 +1,153 @@
+"""Distillation of features: the student's, brought to the teacher's size by a projector, regress the teacher's."""
+
+from __future__ import annotations
+
+from abc import ABC
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fedkd.errors import FedKDError
+from fedkd.losses.base import FeatureMoments, Outputs, WeightedLoss, check_shapes, features_of
+
+
+def feature_mse(student: Tensor, teacher: Tensor) -> Tensor:
+    r"""Mean squared difference of features.
+
+    .. math:: \frac{1}{BD} \sum_b \|s_b - t_b\|^2
+
+    Romero, Ballas, Kahou, Chassang, Gatta and Bengio, "FitNets" (arXiv 1412.6550), equation 3, but for its factor 1/2
+    and the mean over D.
+
+    Args:
+        student: s, (B, D), projected.
+        teacher: t, (B, D); no gradient flows into them.
+
+    Returns:
+        A scalar >= 0, in squared units of the teacher's features.
+    """
+    check_shapes("features", student, teacher)
+    return F.mse_loss(student.float(), teacher.detach().float())
+
+
+def feature_cosine(student: Tensor, teacher: Tensor) -> Tensor:
+    r"""Cosine distance of features.
+
+    .. math:: \frac{1}{B} \sum_b 1 - \frac{s_b \cdot t_b}{\|s_b\| \|t_b\|}
+
+    As for the image-level features of Ranzinger, Heinrich, Kautz and Molchanov, "AM-RADIO" (arXiv 2312.06709).
+
+    Args:
+        student: s, (B, D), projected.
+        teacher: t, (B, D); no gradient flows into them.
+
+    Returns:
+        A scalar in [0, 2].
+    """
+    check_shapes("features", student, teacher)
+    return 1 - F.cosine_similarity(student.float(), teacher.detach().float(), dim=1).mean()
+
+
+def feature_moments(features: np.ndarray | Tensor, rows: np.ndarray | None = None, chunk: int = 8192) -> FeatureMoments:
+    """Find where features lie, from sums that clients can form alone: of x, of |x|^2, and of the images.
+
+    Args:
+        features: (N, D), or (N, V, D) with every view counted. It may be mapped from a file: it is read in chunks.
+        rows: The positions of the clients' images, (n,); None is all.
+        chunk: Images read at a time.
+    """
+    rows = np.arange(len(features)) if rows is None else np.sort(rows)
+    dim = features.shape[-1]
+    total, squares, count = torch.zeros(dim, dtype=torch.float64), 0.0, 0
+    for start in range(0, len(rows), chunk):
+        x = torch.as_tensor(features[rows[start : start + chunk]]).double().reshape(-1, dim).cpu()
+        total, squares, count = total + x.sum(0), squares + float(x.square().sum()), count + len(x)
+    if count == 0:
+        raise FedKDError("Cannot measure the teacher's features: no client has an image.")
+    mean = total / count
+    variance = (squares / count - float(mean.square().sum())) / dim
+    return FeatureMoments(mean.float(), variance**0.5 if variance > 1e-24 else 1.0)
+
+
+class FeatureLoss(WeightedLoss, ABC):
+    """A loss that compares projected features with the teacher's standardised ones: (t - mean) / scale.
+
+    `calibrate` sets mean and scale from all clients' images, one number for all of D (the global standardisation of
+    Ranzinger et al., "PHI-S", arXiv 2410.01680): so a weight means the same for every teacher, and the part that all
+    images share, which would make every cosine near 1, is left out. Before, they are 0 and 1.
+
+    Args:
+        ce_weight: As for `WeightedLoss`.
+        weights: As for `WeightedLoss`.
+    """
+
+    needs_features = True
+    needs_projector = True
+
+    _mean: Tensor | None
+
+    def __init__(self, ce_weight: float, **weights: float) -> None:
+        super().__init__(ce_weight, **weights)
+        self.register_buffer("_mean", None, persistent=False)  # the teacher's: no checkpoint keeps it
+        self._scale = 1.0
+
+    @property
+    def calibrated(self) -> bool:  # type: ignore[override]
+        """Whether mean and scale were set."""
+        return self._mean is not None
+
+    def calibrate(self, logits: Tensor, moments: FeatureMoments | None = None) -> None:
+        """Set mean and scale: see `DistillationLoss.calibrate`."""
+        if moments is None:
+            raise FedKDError(f"{type(self).__name__} needs the teacher's features to calibrate, not its logits alone.")
+        self._mean, self._scale = moments
+
+    def resolved(self) -> dict[str, float]:
+        """Return the scale, once it is set."""
+        return {"feature_scale": self._scale} if self.calibrated else {}
+
+    def compared(self, student: Outputs, teacher: Outputs) -> tuple[Tensor, Tensor]:
+        """Return both sides as they are compared: (B, D) float32 each."""
+        ours, theirs = features_of(student, teacher)
+        return ours, (theirs if self._mean is None else theirs - self._mean.to(theirs.device)) / self._scale
+
+
+class FeatureMSE(FeatureLoss):
+    """``ce_weight * CE + feature_weight * MSE`` of projected and standardised features.
+
+    Romero et al., "FitNets" (arXiv 1412.6550); see `feature_mse` and `FeatureLoss`. The term is the share of the
+    teacher's variance that the student does not explain: 1 for one that always answers the mean. Features do not train
+    the student's last layer, the labels do, hence the full weight of the cross-entropy; `FrozenHead` needs no labels.
+
+    Args:
+        ce_weight: Weight of the cross-entropy on the labels, >= 0.
+        feature_weight: Weight of the squared difference, >= 0.
+    """
+
+    def __init__(self, ce_weight: float = 1.0, feature_weight: float = 1.0) -> None:
+        super().__init__(ce_weight, feature_weight=feature_weight)
+
+    def terms(self, student: Outputs, targets: Tensor, teacher: Outputs) -> dict[str, Tensor]:
+        """Return ``feature``."""
+        return {"feature": feature_mse(*self.compared(student, teacher))}
+
+
+class FeatureCosine(FeatureLoss):
+    """``ce_weight * CE + feature_weight * (1 - cosine)`` of projected and standardised features.
+
+    Ranzinger et al., "AM-RADIO" (arXiv 2312.06709); see `feature_cosine` and `FeatureLoss`. The labels train the
+    student's last layer, as for `FeatureMSE`.
+
+    Args:
+        ce_weight: Weight of the cross-entropy on the labels, >= 0.
+        feature_weight: Weight of the cosine distance, >= 0.
+    """
+
+    def __init__(self, ce_weight: float = 1.0, feature_weight: float = 1.0) -> None:
+        super().__init__(ce_weight, feature_weight=feature_weight)
+
+    def terms(self, student: Outputs, targets: Tensor, teacher: Outputs) -> dict[str, Tensor]:
+        """Return ``feature``."""
+        return {"feature": feature_cosine(*self.compared(student, teacher))}

@@ -1,0 +1,104 @@
+"""Feature distillation through the teacher's frozen head (SimKD).
+
+Chen, Mei, Zhang, Wang, Feng and Chen, "Knowledge Distillation with the Reused Teacher Classifier" (arXiv 2203.14001).
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from fedkd.errors import FedKDError, unknown_name
+from fedkd.losses.base import FeatureMoments, Outputs
+from fedkd.losses.features import FeatureLoss, feature_cosine, feature_mse
+
+_DISTANCES = {"mse": feature_mse, "cosine": feature_cosine}
+
+
+def affine_map(head: nn.Module, dim: int) -> tuple[Tensor, Tensor]:
+    """Read a head off as logits = W x + b, up to what it adds to all classes alike, which changes no softmax.
+
+    An ensemble that averages its members' log-probabilities is linear in this sense.
+
+    Args:
+        head: Features (B, D) -> logits (B, K), such as a ridge or a zero-shot head.
+        dim: D.
+
+    Returns:
+        W, (K, D), and b, (K,), float32 on the CPU, both with mean zero over the classes.
+
+    Raises:
+        FedKDError: If the head is not affine, as one that scales features to unit length.
+    """
+    device = next((t.device for t in [*head.parameters(), *head.buffers()]), torch.device("cpu"))
+    step = 1024.0  # far above b, so that subtracting b loses nothing
+    probe = torch.randn(8, dim, generator=torch.Generator().manual_seed(0))
+
+    def centred(features: Tensor) -> Tensor:
+        logits = head(features.to(device)).double().cpu()  # (B, D) -> (B, K)
+        return (logits - logits.mean(1, keepdim=True)).float()
+
+    with torch.no_grad():
+        bias = centred(torch.zeros(1, dim))[0]
+        weight = ((centred(step * torch.eye(dim)) - bias) / step).T  # (K, D)
+        found = centred(probe)
+    if not torch.allclose(found, probe @ weight.T + bias, rtol=1e-3, atol=1e-3 * float(found.abs().max())):
+        raise FedKDError(
+            f"The teacher's {type(head).__name__} is not linear in features: FrozenHead needs one that is."
+        )
+    return weight.contiguous(), bias
+
+
+class FrozenHead(FeatureLoss):
+    r"""``ce_weight * CE + feature_weight * distance``, with logits that the teacher's own head makes of the features.
+
+    Chen et al., SimKD (arXiv 2203.14001), section 3. The student's projected features z regress the teacher's
+    standardised ones, (t - m) / scale, and its logits are ``W (m + scale z) + b``: W and b are the head that was fitted
+    on all clients' data, the same on every client, frozen, and no part of what clients send back. With the default
+    ``ce_weight=0`` nothing that a client trains on mentions its labels: a shard of one class has nothing to bend a
+    classifier with. A client gets W and b once, K (D + 1) numbers.
+
+    Args:
+        feature_weight: Weight of the distance between features, >= 0.
+        ce_weight: Weight of the cross-entropy on the labels, >= 0.
+        distance: ``"mse"``, see `feature_mse`, or ``"cosine"``, see `feature_cosine`; then z is scaled to unit length
+            before the head, and the head to the root mean square length of the teacher's centred features.
+    """
+
+    def __init__(
+        self, feature_weight: float = 1.0, ce_weight: float = 0.0, distance: Literal["mse", "cosine"] = "mse"
+    ) -> None:
+        super().__init__(ce_weight, feature_weight=feature_weight)
+        if distance not in _DISTANCES:
+            raise unknown_name("distance", distance, _DISTANCES)
+        self.distance = distance
+
+    @property
+    def unit(self) -> bool:
+        """Whether features are scaled to unit length before the head."""
+        return self.distance == "cosine"
+
+    def classifier(self, head: nn.Module, moments: FeatureMoments) -> tuple[Tensor, Tensor]:
+        """Return the frozen head in the units of the student's projected features.
+
+        Args:
+            head: The teacher's, features (B, D) -> logits (B, K).
+            moments: Of the teacher's features.
+
+        Returns:
+            Weight (K, D) and bias (K,).
+        """
+        mean, scale = moments
+        weight, bias = affine_map(head, len(mean))
+        length = scale * len(mean) ** 0.5 if self.unit else scale
+        return length * weight, weight @ mean + bias
+
+    def terms(self, student: Outputs, targets: Tensor, teacher: Outputs) -> dict[str, Tensor]:
+        """Return ``feature``."""
+        return {"feature": _DISTANCES[self.distance](*self.compared(student, teacher))}
+
+    def settings(self) -> dict[str, Any]:
+        """See `WeightedLoss.settings`."""
+        return {**super().settings(), "distance": self.distance}

@@ -1,0 +1,75 @@
+"""Not-true distillation (FedNTD).
+
+Lee, Jeong, Shin, Bae and Yun, "Preservation of the Global Knowledge by Not-True Distillation in Federated Learning"
+(arXiv 2106.03097).
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from fedkd.losses.base import Outputs, check_shapes
+from fedkd.losses.kd import kd_divergence
+from fedkd.losses.temperature import TemperedLoss
+
+
+def not_true(logits: Tensor, targets: Tensor) -> Tensor:
+    """Leave out every row's own class: logits (B, K), targets (B,) -> (B, K - 1), the classes' order kept."""
+    batch, classes = logits.shape
+    others = torch.arange(classes, device=logits.device) != targets[:, None]  # (B, K)
+    return logits[others].reshape(batch, classes - 1)
+
+
+def not_true_divergence(
+    student_logits: Tensor, teacher_logits: Tensor, targets: Tensor, temperature: float = 1.0
+) -> Tensor:
+    r"""Divergence of the softened student from the softened teacher over the classes that are not the image's own.
+
+    .. math:: \frac{1}{B} \sum_b \sum_{k \ne y_b} \tilde p_{bk} \log (\tilde p_{bk} / \tilde q_{bk}), \quad
+              \tilde p_{bk} = \frac{\exp(t_{bk} / T)}{\sum_{j \ne y_b} \exp(t_{bj} / T)}
+
+    FedNTD (arXiv 2106.03097), section 3.2; the non-target part of DKD (arXiv 2203.08679), equation 7, is the same.
+
+    Args:
+        student_logits: s, (B, K).
+        teacher_logits: t, (B, K); no gradient flows into them.
+        targets: y, (B,) class indices.
+        temperature: T > 0.
+
+    Returns:
+        A scalar in nats, >= 0; 0 for two classes, since one alone is left.
+    """
+    check_shapes("logits", student_logits, teacher_logits)
+    return kd_divergence(not_true(student_logits, targets), not_true(teacher_logits, targets), temperature)
+
+
+class NotTrue(TemperedLoss):
+    r"""FedNTD's loss with the foundation model for its teacher: ``ce_weight * CE + not_true_weight * T^2 * KL``.
+
+    Lee et al. (arXiv 2106.03097), section 3.2; see `not_true_divergence`. The image's own class is learnt from the
+    label alone, so the cross-entropy has full weight by default; what the teacher preserves is how the other classes
+    compare, which a skewed shard makes a client forget.
+
+    Args:
+        ce_weight: Weight of the cross-entropy on the labels, >= 0.
+        not_true_weight: The paper's beta, >= 0, of T^2 times the divergence.
+        temperature: The paper's tau > 0, or ``"auto"``: see `TemperedLoss`.
+        target_entropy: For ``"auto"``, the teacher's mean entropy as a share of log K.
+    """
+
+    def __init__(
+        self,
+        ce_weight: float = 1.0,
+        not_true_weight: float = 1.0,
+        temperature: float | Literal["auto"] = 3.0,
+        target_entropy: float = 0.3,
+    ) -> None:
+        super().__init__(ce_weight, temperature, target_entropy, not_true_weight=not_true_weight)
+
+    def terms(self, student: Outputs, targets: Tensor, teacher: Outputs) -> dict[str, Tensor]:
+        """Return ``not_true``, times T^2."""
+        divergence = not_true_divergence(student.logits, teacher.logits, targets, self.T)
+        return {"not_true": self.T**2 * divergence}

@@ -1,0 +1,95 @@
+"""Relational knowledge distillation (RKD).
+
+Park, Kim, Lu and Cho, "Relational Knowledge Distillation" (arXiv 1904.05068).
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fedkd.losses.base import Outputs, WeightedLoss, features_of
+
+
+def rkd_distance(student: Tensor, teacher: Tensor) -> Tensor:
+    r"""Compare the distances between the images of a batch, each side's in units of its own mean distance.
+
+    .. math:: \frac{2}{B (B - 1)} \sum_{i < j} \ell(\psi(s_i, s_j), \psi(t_i, t_j)), \quad
+              \psi(x_i, x_j) = \|x_i - x_j\| / \mu
+
+    RKD (arXiv 1904.05068), equations 5 to 7, with Huber's loss l and the mean mu over the pairs. The sum over pairs is
+    a mean here, so that its weight means the same for every batch size.
+
+    Args:
+        student: (B, D_student) features; the two sides' sizes may differ.
+        teacher: (B, D) features; no gradient flows into them.
+
+    Returns:
+        A scalar >= 0; 0 for fewer than two images.
+    """
+    student, teacher = student.float(), teacher.detach().float()
+    if len(student) < 2:
+        return 0 * student.sum()
+    return F.smooth_l1_loss(_relative_distances(student), _relative_distances(teacher))
+
+
+def _relative_distances(features: Tensor) -> Tensor:
+    distances = F.pdist(features)  # (B (B - 1) / 2,)
+    return distances / distances.mean().clamp(min=1e-12)
+
+
+def rkd_angle(student: Tensor, teacher: Tensor) -> Tensor:
+    r"""Compare the angles that the images of a batch form, three at a time.
+
+    .. math:: \frac{1}{B (B - 1) (B - 2)} \sum_{i, j, k} \ell(\psi(s_i, s_j, s_k), \psi(t_i, t_j, t_k)), \quad
+              \psi(x_i, x_j, x_k) = \cos \angle x_i x_j x_k
+
+    RKD (arXiv 1904.05068), equations 8 and 9, over triplets of three different images, with Huber's loss l. As in
+    `rkd_distance` the sum is a mean. Time and memory grow with B^3.
+
+    Args:
+        student: (B, D_student) features; the two sides' sizes may differ.
+        teacher: (B, D) features; no gradient flows into them.
+
+    Returns:
+        A scalar >= 0; 0 for fewer than three images.
+    """
+    student, teacher = student.float(), teacher.detach().float()
+    count = len(student)
+    if count < 3:
+        return 0 * student.sum()
+    # entries where two of the three are one image are equal on both sides (0 or 1), and add nothing
+    total = F.smooth_l1_loss(_cosines(student), _cosines(teacher), reduction="sum")
+    return total / (count * (count - 1) * (count - 2))
+
+
+def _cosines(features: Tensor) -> Tensor:
+    """(B, D) -> cosines of the angle at j between i and k, (B, B, B) by [j, i, k]."""
+    edges = F.normalize(features[None] - features[:, None], dim=2)  # (B, B, D): [j, i] is from j to i
+    return edges @ edges.transpose(1, 2)
+
+
+class RKD(WeightedLoss):
+    """``ce_weight * CE + distance_weight * distance + angle_weight * angle``.
+
+    Park et al. (arXiv 1904.05068), section 3.2; see `rkd_distance` and `rkd_angle`. What is compared is how images lie
+    to each other in a batch, so student and teacher need no common space and there is no projector. It does not train
+    the student's last layer: the labels do.
+
+    Args:
+        ce_weight: Weight of the cross-entropy on the labels, >= 0.
+        distance_weight: The paper's lambda_D, >= 0; 25 for classification there.
+        angle_weight: The paper's lambda_A, >= 0; 50 for classification there.
+    """
+
+    needs_features = True
+
+    def __init__(self, ce_weight: float = 1.0, distance_weight: float = 25.0, angle_weight: float = 50.0) -> None:
+        super().__init__(ce_weight, distance_weight=distance_weight, angle_weight=angle_weight)
+
+    def terms(self, student: Outputs, targets: Tensor, teacher: Outputs) -> dict[str, Tensor]:
+        """Return ``distance`` and ``angle``."""
+        ours, theirs = features_of(student, teacher)
+        with torch.autocast(ours.device.type, enabled=False):  # differences of near features need float32
+            return {"distance": rkd_distance(ours, theirs), "angle": rkd_angle(ours, theirs)}

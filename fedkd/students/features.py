@@ -1,0 +1,79 @@
+"""A student's features: what goes into its last linear layer, whatever its architecture."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from fedkd.errors import FedKDError
+
+
+def feature_layer(student: nn.Module, num_classes: int, image_shape: tuple[int, int, int]) -> str:
+    """Find the layer that turns features into logits: the last ``nn.Linear`` with K outputs that a forward pass calls.
+
+    Args:
+        student: Images (B, C, H, W) in [0, 1] -> logits (B, K).
+        num_classes: K.
+        image_shape: (C, H, W) of its images.
+
+    Returns:
+        The layer's name among the student's modules.
+
+    Raises:
+        FedKDError: If there is no such layer.
+    """
+    called: list[str] = []
+
+    def watch(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+        def note(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            if inputs and inputs[0].ndim == 2:  # one vector an image
+                called.append(name)
+
+        return note
+
+    hooks = [
+        layer.register_forward_pre_hook(watch(name))
+        for name, layer in student.named_modules()
+        if isinstance(layer, nn.Linear) and layer.out_features == num_classes
+    ]
+    reference = next(iter(student.parameters()), torch.zeros(()))
+    was_training = student.training
+    try:
+        with torch.no_grad():
+            student.eval()(torch.zeros(2, *image_shape, device=reference.device))
+    finally:
+        student.train(was_training)
+        for hook in hooks:
+            hook.remove()
+    if not called:
+        raise FedKDError(
+            f"{type(student).__name__} has no features to distil: it has no nn.Linear from a vector an image to "
+            f"{num_classes} classes. Choose a loss on logits, such as KD, or a student that ends in such a layer."
+        )
+    return called[-1]
+
+
+def features_and_logits(student: nn.Module, images: Tensor, layer: str) -> tuple[Tensor, Tensor]:
+    """Run a student once for both.
+
+    Args:
+        student: Images (B, C, H, W) in [0, 1] -> logits (B, K).
+        images: (B, C, H, W).
+        layer: As `feature_layer` found it.
+
+    Returns:
+        Features (B, D_student), with gradients, and logits (B, K).
+    """
+    caught: list[Tensor] = []
+
+    def catch(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        caught.append(inputs[0])
+
+    hook = student.get_submodule(layer).register_forward_pre_hook(catch)
+    try:
+        logits = student(images)
+    finally:
+        hook.remove()
+    return caught[-1], logits

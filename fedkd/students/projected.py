@@ -1,0 +1,91 @@
+"""A student with a linear layer to the teacher's feature space, and perhaps the teacher's head behind it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fedkd.students.features import features_and_logits
+
+
+class ProjectedStudent(nn.Module):
+    """A student and its projector, trained, averaged and saved as one.
+
+    Without a head it classifies as the student does by itself, and the projector serves the loss alone. With
+    `freeze_head` its logits are the frozen head's on the projected features. The head is the teacher's: it is in no
+    ``state_dict``, so no client sends it and no average changes it; the run directory keeps it beside the student.
+
+    Args:
+        student: Images (B, C, H, W) in [0, 1] -> logits (B, K).
+        layer: Its last linear layer, as `fedkd.students.feature_layer` finds it.
+        feature_dim: D, the size of the teacher's features.
+    """
+
+    head_weight: Tensor | None
+    head_bias: Tensor | None
+
+    def __init__(self, student: nn.Module, layer: str, feature_dim: int) -> None:
+        super().__init__()
+        self.student, self.layer = student, layer
+        last = student.get_submodule(layer)
+        assert isinstance(last, nn.Linear)
+        self.projector = nn.Linear(last.in_features, feature_dim)
+        self.register_buffer("head_weight", None, persistent=False)
+        self.register_buffer("head_bias", None, persistent=False)
+        self.unit = False
+
+    @property
+    def has_head(self) -> bool:
+        """Whether a frozen head classifies."""
+        return self.head_weight is not None
+
+    def freeze_head(self, weight: Tensor, bias: Tensor, unit: bool = False) -> None:
+        """Classify through a frozen head from now on.
+
+        Args:
+            weight: (K, D).
+            bias: (K,).
+            unit: Whether projected features are scaled to unit length first.
+        """
+        self.head_weight, self.head_bias = (t.detach().to(self.projector.weight.device) for t in (weight, bias))
+        self.unit = unit
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Map images (B, C, H, W) in [0, 1] to logits (B, K)."""
+        return self.features_and_logits(images)[1] if self.has_head else self.student(images)
+
+    def features_and_logits(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Map images (B, C, H, W) to projected features (B, D) and logits (B, K)."""
+        features, logits = features_and_logits(self.student, images, self.layer)
+        projected = self.projector(features)  # (B, D_student) -> (B, D)
+        if self.head_weight is not None:
+            seen = F.normalize(projected.float(), dim=1) if self.unit else projected
+            logits = F.linear(seen.to(self.head_weight.dtype), self.head_weight, self.head_bias)
+        return projected, logits
+
+    def constants(self) -> dict[str, Tensor]:
+        """Return the frozen head, if there is one: what is kept with the student and never travels."""
+        if self.head_weight is None or self.head_bias is None:
+            return {}
+        return {"head_weight": self.head_weight.cpu(), "head_bias": self.head_bias.cpu()}
+
+    def describe(self) -> dict[str, Any]:
+        """Return what is needed to wrap the student again, JSON-able: see `restore`."""
+        return {"layer": self.layer, "feature_dim": self.projector.out_features, "unit": self.unit}
+
+    @classmethod
+    def restore(cls, student: nn.Module, description: dict[str, Any], tensors: dict[str, Tensor]) -> ProjectedStudent:
+        """Wrap a student as `describe` says.
+
+        Args:
+            student: The student, or one that is wrapped already.
+            description: What `describe` returned.
+            tensors: All that was saved; `constants` are taken out of it.
+        """
+        if not isinstance(student, cls):
+            student = cls(student, description["layer"], description["feature_dim"])
+        if "head_weight" in tensors:
+            student.freeze_head(tensors.pop("head_weight"), tensors.pop("head_bias"), description["unit"])
+        return student

@@ -1,0 +1,101 @@
+"""Low-rank adapters in a model, through the peft library: Hu et al. 2021, "LoRA" (arXiv 2106.09685)."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from fedkd.errors import FedKDError, MissingResourceError, check_range
+from fedkd.seeding import seeded
+from fedkd.tensors import Tensors
+
+
+@dataclass(frozen=True)
+class LoRA:
+    """How a backbone is adapted.
+
+    Args:
+        rank: r; >= 1.
+        alpha: The update is B A times alpha / r; > 0.
+        rounds: Rounds of averaging; >= 1. Every client with images takes part in each.
+        local_epochs: Passes of a client over its images in a round; >= 1.
+        lr: Of each client's Adam; > 0.
+        batch_size: Images in a step; >= 1.
+        layers: "all-linear", or how names of the layers to adapt end, such as ["query", "value"].
+        seed: Decides A, and the order of images.
+    """
+
+    rank: int = 8
+    alpha: float = 16.0
+    rounds: int = 5
+    local_epochs: int = 1
+    lr: float = 1e-3
+    batch_size: int = 32
+    layers: Literal["all-linear"] | list[str] = "all-linear"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("rank", "rounds", "local_epochs", "batch_size"):
+            check_range(name, getattr(self, name), low=1)
+        for name in ("alpha", "lr"):
+            check_range(name, getattr(self, name), low=0, low_open=True)
+
+
+class Adapter:
+    """A model in which peft has put A and B, of which B learns.
+
+    Args:
+        peft_model: What peft made of it.
+    """
+
+    def __init__(self, peft_model: Any) -> None:
+        self.peft_model = peft_model
+        self.learnt = {name: p for name, p in peft_model.named_parameters() if "lora_B" in name}
+        for name, parameter in peft_model.named_parameters():
+            parameter.requires_grad_(name in self.learnt)
+
+    def state(self) -> Tensors:
+        """Copy what was learnt to the CPU."""
+        return {name: p.detach().cpu().float().clone() for name, p in self.learnt.items()}
+
+    def load(self, state: Mapping[str, Tensor]) -> None:
+        """Set what was learnt."""
+        with torch.no_grad():
+            for name, parameter in self.learnt.items():
+                parameter.copy_(state[name])
+
+    def merged(self) -> Any:
+        """Add B A to the weights and return the plain model."""
+        return self.peft_model.merge_and_unload().requires_grad_(False).eval()
+
+
+def inject(model: Any, lora: LoRA) -> Adapter:
+    """Put A, drawn from the seed, and B, which is 0, into a model.
+
+    Raises:
+        FedKDError: If the model has no such layers.
+    """
+    peft = import_peft()
+    config = peft.LoraConfig(r=lora.rank, lora_alpha=lora.alpha, target_modules=lora.layers)
+    try:
+        with seeded(lora.seed, "lora"), warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # peft asks transformers for what it renamed
+            return Adapter(peft.get_peft_model(model, config).eval())
+    except ValueError as error:
+        raise FedKDError(
+            f"LoRA cannot adapt {type(model).__name__} at layers {lora.layers!r}: {str(error).splitlines()[0]}"
+        ) from error
+
+
+def import_peft() -> Any:
+    """Return the library, or say how to get it."""
+    try:
+        import peft
+    except ImportError:
+        raise MissingResourceError("LoRA needs the package peft: pip install 'fedkd[lora]'.") from None
+    return peft

@@ -1,0 +1,128 @@
+"""Several teachers as one: their opinions are pooled, with weights that are given or fitted to public images."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from fedkd.errors import FedKDError
+from fedkd.teachers.base import Teacher, overrides_forward
+from fedkd.teachers.catalogue import create
+from fedkd.teachers.ensemble_head import EnsembleHead, MembersHeads, fitted_weights, head_of
+from fedkd.teachers.fingerprint import fingerprint
+
+if TYPE_CHECKING:
+    from fedkd.data import ImageSet
+    from fedkd.teachers.lora import Adaptation
+
+
+class EnsembleTeacher(Teacher):
+    """Several teachers that teach together; any of them may be zero-shot or have a head to be fitted.
+
+    Its features are theirs, side by side, and its head pools their opinions: see `EnsembleHead`.
+
+    Args:
+        teachers: The members: teachers, or what `fedkd.teachers.create` takes.
+        weights: One number >= 0 a member, of which only the ratios count; "fitted" to the public images by
+            cross-entropy, which needs ``public_fraction`` above 0; or None for equal ones.
+
+    Raises:
+        FedKDError: If there is no member, or the weights do not fit.
+    """
+
+    not_in_features = Teacher.not_in_features | {"weights", "widths"}
+
+    def __init__(self, teachers: list[Teacher | str], weights: list[float] | Literal["fitted"] | None = None) -> None:
+        super().__init__()
+        if not teachers:
+            raise FedKDError("teachers is empty: an ensemble needs at least one.")
+        self.weights = weights
+        self.initial_weights = _checked(weights, len(teachers))
+        self.members = nn.ModuleList(create(each) if isinstance(each, str) else each for each in teachers)
+        self.widths: tuple[int, ...] = ()
+
+    @property
+    def teachers(self) -> list[Teacher]:
+        """The members."""
+        return list(self.members)  # type: ignore[arg-type]
+
+    def features(self, images: Tensor) -> Tensor:
+        """Images (B, C, H, W) in [0, 1] -> the members' features, side by side (B, D_1 + ... + D_M) float32."""
+        return torch.cat([_outputs(member, images) for member in self.teachers], dim=1)
+
+    def prepare(self, classes: Sequence[str]) -> None:
+        """Prepare the members; if all bring a head, this makes the ensemble's."""
+        super().prepare(classes)
+        black = torch.zeros(1, 3, 32, 32, device=self.device)
+        with torch.no_grad():
+            for member in self.teachers:
+                member.prepare(classes)
+            self.widths = tuple(_outputs(member, black).shape[1] for member in self.teachers)
+        self.head_method = MembersHeads(self.teachers, self.widths, self.initial_weights)
+        heads = [head_of(member) for member in self.teachers]
+        self.head, self.head_is_fitted = None, False
+        if all(head is not None for head in heads):
+            weights = self.initial_weights.to(self.device)
+            self.head = EnsembleHead([head for head in heads if head is not None], self.widths, weights)
+
+    def fit_weights(self, outputs: Tensor, targets: Tensor) -> None:
+        """Fit the weights to public images, if they are to be "fitted"; called once the head is there.
+
+        Args:
+            outputs: Features (P, D_1 + ... + D_M) of the public images.
+            targets: (P,) labels.
+
+        Raises:
+            FedKDError: If they are to be fitted, and P is 0.
+        """
+        if self.weights != "fitted":
+            return
+        if len(targets) == 0:
+            raise FedKDError("weights 'fitted' needs public images: set public_fraction above 0, or give the weights.")
+        assert isinstance(self.head, EnsembleHead)
+        with torch.no_grad():
+            opinions = self.head.opinions(outputs.to(self.device)).cpu()
+        self.head.weights.copy_(fitted_weights(opinions, targets.cpu()))
+
+    def adapt(self, train: ImageSet, shards: Sequence[np.ndarray]) -> Adaptation:
+        """Let each member that adapts do so: see `LoRATeacher.adapt`."""
+        from fedkd.teachers.lora import Adaptation
+
+        total = Adaptation(0, 0)
+        for member in self.teachers:
+            adapt = getattr(member, "adapt", None)
+            total += adapt(train, shards) if adapt else Adaptation(0, 0)
+        return total
+
+    def fingerprint(self) -> str:
+        """Return a hash of all that the members' features depend on."""
+        each = [fingerprint(m) if overrides_forward(m) else m.fingerprint() for m in self.teachers]
+        return hashlib.sha256(" ".join(["ensemble", *each]).encode()).hexdigest()
+
+    def identity(self) -> str:
+        """Return the members' identities and the weights: see `Teacher.identity`."""
+        return f"EnsembleTeacher of {'; '.join(m.identity() for m in self.teachers)}; weights={self.weights!r}"
+
+
+def _outputs(member: Teacher, images: Tensor) -> Tensor:
+    """Return a member's features, or its logits if it makes those in its own way."""
+    return (member(images) if overrides_forward(member) else member.features(images)).float()
+
+
+def _checked(weights: Any, count: int) -> Tensor:
+    """Return the weights to start with, (M,) summing to one."""
+    if weights is None or weights == "fitted":
+        return torch.full((count,), 1 / count)
+    if isinstance(weights, str):
+        raise FedKDError(f"weights must be a list of numbers, 'fitted' or null, got {weights!r}.")
+    if len(weights) != count:
+        raise FedKDError(f"weights must be one number a teacher, {count}, got {len(weights)}: {list(weights)}.")
+    if not all(math.isfinite(w) and w >= 0 for w in weights) or sum(weights) == 0:
+        raise FedKDError(f"weights must be >= 0 and not all 0, got {list(weights)}.")
+    return torch.tensor(weights) / sum(weights)
