@@ -16,7 +16,7 @@ from fedkd import teachers
 from fedkd.cli_arguments import expand
 from fedkd.cli_base import BaseCLI
 from fedkd.errors import FedKDError
-from fedkd.server.federation import check_trainer
+from fedkd.server.trainer_arguments import check_trainer
 
 
 class FedKDCLI(BaseCLI):

@@ -51,7 +51,7 @@ def explain(parser: ArgumentParser, message: str) -> str:
     allowed = [
         name for group in re.findall(r"Literal\[([^\]]+)\]", message) for name in re.findall(r"'([^']+)'", group)
     ]
-    if allowed and (found := re.search(r"Given value: (.*)", message)):
+    if allowed and (found := re.search(r"(?:Given|Got) value: (.*)", message)):
         return f"{key}: {unknown_name('value', found[1], set(allowed))}"
     if found := re.search(r"Subtypes: \[(.*)\]\n(?:.*\n)*?\s*Given value: (.*)", message):
         kinds = re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", found[1]).replace("NoneType", "null")

@@ -231,6 +231,10 @@ def test_print_config_is_complete(tmp_path):
         (["--trainer.precision", "bf17"], "trainer.precision: Unknown value 'bf17'. Did you mean 'bf16'?"),
         (["--trainer.max_epochs", "x"], "trainer.max_epochs: 'x' is none of int, null."),
         (["--trainer.accelerator", "abacus"], "abacus"),
+        (
+            ["--federation.teaching", "consistant"],
+            "federation.teaching: Unknown value 'consistant'. Did you mean 'consistent'? Choose one of: consistent, fixed.",
+        ),
         (["--data.dataset", "Digitz"], "data.dataset: Unknown class 'Digitz'. Did you mean 'Digits'?"),
         (["--model.optimizer.lr", "-1"], "The optimizer refuses its arguments: Invalid learning rate: -1"),
         (

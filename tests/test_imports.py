@@ -20,7 +20,7 @@ LAYERS = [
     {"distillation"},
     {"server.strategies"},
     {"client"},
-    {"server.backends", "server.sampling", "server.checkpoint", "server.evaluation"},
+    {"server.backends", "server.sampling", "server.checkpoint", "server.evaluation", "server.trainer_arguments"},
     {"server.run_dir", "server.report", "server.display"},
     {"server.inference", "server.federation"},
     {"cli_errors", "cli_arguments"},
