@@ -233,7 +233,7 @@ def test_print_config_is_complete(tmp_path):
         (["--trainer.accelerator", "abacus"], "abacus"),
         (
             ["--federation.teaching", "consistant"],
-            "federation.teaching: Unknown value 'consistant'. Did you mean 'consistent'? Choose one of: consistent, fixed.",
+            "federation.teaching: Unknown value 'consistant'. Did you mean 'consistent'?",
         ),
         (["--data.dataset", "Digitz"], "data.dataset: Unknown class 'Digitz'. Did you mean 'Digits'?"),
         (["--model.optimizer.lr", "-1"], "The optimizer refuses its arguments: Invalid learning rate: -1"),
