@@ -19,7 +19,7 @@ from torch import Tensor
 from fedkd.data import FederatedDataModule
 from fedkd.distillation import DistillationModule
 from fedkd.seeding import derive_seed, seeded
-from fedkd.tensors import split_state, subtract
+from fedkd.tensors import load_state, split_state, subtract
 from fedkd.types import ClientTask, ClientUpdate
 
 if TYPE_CHECKING:  # strategies stand above: they are handed in
@@ -115,7 +115,7 @@ def run_client(context: ClientContext, task: ClientTask) -> ClientUpdate:
     assert module.student is not None
     keys = (context.seed, "client", task.round, task.client)
     with seeded(*keys), quiet_lightning():
-        module.student.load_state_dict({**task.parameters, **task.buffers})
+        load_state(module.student, task.parameters, task.buffers)
         module.student.train()
         trainer = make_trainer(context.trainer, strategy.client_callbacks(task))
         loader = context.datamodule.client_loader(

@@ -26,6 +26,22 @@ def split_state(module: nn.Module) -> tuple[Tensors, Tensors]:
     return parameters, buffers
 
 
+def load_state(module: nn.Module, parameters: Mapping[str, Tensor], buffers: Mapping[str, Tensor]) -> None:
+    """Overwrite a module's state, dtypes included: training in a true half precision leaves the module in it.
+
+    Args:
+        module: The module that `split_state` was taken from, or one like it.
+        parameters: Its parameters.
+        buffers: Its buffers.
+    """
+    state = {**parameters, **buffers}
+    with torch.no_grad():
+        for name, value in module.state_dict(keep_vars=True).items():
+            if name in state and value.dtype != state[name].dtype:
+                value.data = value.data.to(state[name].dtype)
+    module.load_state_dict(state)
+
+
 def subtract(left: Mapping[str, Tensor], right: Mapping[str, Tensor]) -> Tensors:
     """Return ``left - right`` by name, in float32."""
     return {name: value.float() - right[name].float() for name, value in left.items()}
@@ -54,20 +70,23 @@ def weighted_mean(items: Sequence[Mapping[str, Tensor]], weights: Sequence[float
     return mean
 
 
-def merge_buffers(items: Sequence[Mapping[str, Tensor]], weights: Sequence[float]) -> Tensors:
+def merge_buffers(
+    base: Mapping[str, Tensor], items: Sequence[Mapping[str, Tensor]], weights: Sequence[float]
+) -> Tensors:
     """Merge clients' buffers: floats (running statistics) are averaged, integers (counters) take the maximum.
 
     Args:
+        base: The buffers that clients started from.
         items: One mapping a client.
         weights: One weight a client, for the averages.
 
     Returns:
-        Buffers of the clients' dtypes.
+        Buffers in the dtypes of ``base``.
     """
     floats = [{name: value for name, value in item.items() if value.is_floating_point()} for item in items]
     mean = weighted_mean(floats, weights)
     merged = {}
-    for name, value in items[0].items():
+    for name, value in base.items():
         if value.is_floating_point():
             merged[name] = mean[name].to(value.dtype)
         else:

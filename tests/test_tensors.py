@@ -40,7 +40,7 @@ def test_integer_buffers_take_the_maximum():
         {"mean": torch.tensor([1.0]), "steps": torch.tensor(7)},
         {"mean": torch.tensor([3.0]), "steps": torch.tensor(4)},
     ]
-    merged = merge_buffers(items, [1, 3])
+    merged = merge_buffers(items[0], items, [1, 3])
     assert merged["mean"].item() == 2.5
     assert merged["steps"].item() == 7
     assert merged["steps"].dtype == torch.int64

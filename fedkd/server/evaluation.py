@@ -10,6 +10,7 @@ import torch
 from fedkd.client import make_trainer, quiet_lightning
 from fedkd.data import BatchLoader, FederatedDataModule
 from fedkd.distillation import DistillationModule
+from fedkd.tensors import load_state
 from fedkd.types import Metrics, ServerState
 
 COMPUTATION = ("accelerator", "benchmark", "deterministic", "devices", "inference_mode", "plugins", "precision")
@@ -35,7 +36,8 @@ def evaluate(
     Returns:
         ``loss``, ``accuracy``, ``balanced_accuracy`` and ``accuracy/<class>``, as floats.
     """
-    load_state(module, state)
+    assert module.student is not None
+    load_state(module.student, state.parameters, state.buffers)
     with quiet_lightning():
         tester = make_trainer(evaluation_arguments(trainer))
         metrics = tester.test(module, dataloaders=loader, verbose=False)[0]
@@ -45,9 +47,3 @@ def evaluate(
 def evaluation_arguments(trainer: Mapping[str, Any]) -> dict[str, Any]:
     """Return those of a Trainer's arguments that say how to compute; the rest is for training."""
     return {key: value for key, value in trainer.items() if key in COMPUTATION}
-
-
-def load_state(module: DistillationModule, state: ServerState) -> None:
-    """Overwrite the module's student with the state's tensors."""
-    assert module.student is not None
-    module.student.load_state_dict({**state.parameters, **state.buffers})

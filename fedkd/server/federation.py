@@ -18,14 +18,14 @@ from fedkd.paths import cache_dir
 from fedkd.progress import progress_bar
 from fedkd.seeding import seeded
 from fedkd.server.backends import Backend, InProcess
-from fedkd.server.evaluation import evaluate, load_state, test_loader
+from fedkd.server.evaluation import evaluate, test_loader
 from fedkd.server.report import partition_record, round_row, run_identity, summarise
 from fedkd.server.run_dir import RunDirectory
 from fedkd.server.sampling import sample_cohort
 from fedkd.server.strategies import FedAvg, Strategy
 from fedkd.server.trainer_arguments import as_loggers, check_trainer
 from fedkd.teachers import TeacherSignal, prepare_teacher
-from fedkd.tensors import split_state
+from fedkd.tensors import load_state, split_state
 from fedkd.types import ClientTask, ClientUpdate, Metrics, ServerState
 
 TEACHING = ("fixed", "consistent")
@@ -120,7 +120,8 @@ class Federation:
                 self._log(history[-1])
                 bar.advance(note=f"balanced accuracy {metrics['balanced_accuracy']:.1%}")
 
-        load_state(module, state)
+        assert module.student is not None
+        load_state(module.student, state.parameters, state.buffers)
         run.save_student(state, module.describe(), module.constants())
         summary = summarise(module, history, signal, seconds=time.perf_counter() - start, run_dir=run.path)
         run.write_json("summary.json", summary)

@@ -164,6 +164,14 @@ def test_precision_and_clipping_reach_the_clients(tmp_path):
         assert half[name].dtype == torch.float32
 
 
+def test_true_half_precision_stays_on_the_clients(tmp_path):
+    start = module("resnet8")
+    federated = federate(tmp_path, module=start, trainer={"accelerator": "cpu", "precision": "bf16-true"})
+    assert {value.dtype for value in federated.values()} == {torch.float32, torch.int64}
+    saved = fedkd.load_student(tmp_path / "run").state_dict()
+    assert {value.dtype for value in saved.values()} == {torch.float32, torch.int64}
+
+
 def test_a_client_that_diverges_is_named(tmp_path):
     trained = module(optimizer=sgd(3e38))
     with pytest.raises(

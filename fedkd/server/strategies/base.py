@@ -53,7 +53,7 @@ class Strategy:
             state,
             round=state.round + 1,
             parameters=add_scaled(state.parameters, delta),
-            buffers=merge_buffers([update.buffers for update in updates], weights),
+            buffers=merge_buffers(state.buffers, [update.buffers for update in updates], weights),
             client_states={**state.client_states, **{u.client: u.client_state for u in updates if u.client_state}},
         )
 
