@@ -48,6 +48,8 @@ def explain(parser: ArgumentParser, message: str) -> str:
         own = [action.dest for action in parser._actions if action.dest not in ("help", "config", "print_config")]
         error = unknown_name("option", found[2], parameters_of(found[1]) if found[1] else own)
         return f"{key}: {error}" if key else str(error)
+    if found := re.search(r"Given value: NestedArg\(key='(\w+)', val=(.*)\)", message):
+        return f"{key}.{found[1]} {found[2]}: {key} has no class to set it on; give one first, --{key} CLASS."
     allowed = [
         name for group in re.findall(r"Literal\[([^\]]+)\]", message) for name in re.findall(r"'([^']+)'", group)
     ]

@@ -235,6 +235,10 @@ def test_print_config_is_complete(tmp_path):
             ["--federation.teaching", "consistant"],
             "federation.teaching: Unknown value 'consistant'. Did you mean 'consistent'?",
         ),
+        (
+            ["--model.teacher", "digits-tiny", "--model.teacher.head", "PrototypeHead"],
+            "model.teacher.head 'PrototypeHead': model.teacher has no class to set it on; give one first",
+        ),
         (["--data.dataset", "Digitz"], "data.dataset: Unknown class 'Digitz'. Did you mean 'Digits'?"),
         (["--model.optimizer.lr", "-1"], "The optimizer refuses its arguments: Invalid learning rate: -1"),
         (
