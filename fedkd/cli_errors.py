@@ -39,6 +39,9 @@ def explain(parser: ArgumentParser, message: str) -> str:
     """
     if found := re.match(r"unrecognized arguments: (--[^\s=]+)", message):
         return unknown_option(parser, found[1])
+    if found := re.match(r"Subcommand '(\w+)' does not accept option '([^']+)'", message):  # a key of a YAML file
+        commands: Any = parser._subcommands_action
+        return unknown_option(commands._name_parser_map[found[1]], f"--{found[2]}")
     found = re.search(r'[Pp]arser key "([^"]+)"', message)
     key = found[1] if found else ""
     if (found := re.search(r"Expected a dot import path string: (\S+)", message)) and key in NAMED_BY_CLASS:

@@ -131,6 +131,24 @@ def test_a_logger_and_callbacks_can_be_named(tmp_path):
     assert int(row["num_steps"]) == 2 * len(row["cohort"].split())
 
 
+@pytest.mark.parametrize(
+    ("right", "wrong", "message"),
+    [
+        ("rounds: 10", "round: 10", "There is no option --federation.round. Did you mean --federation.rounds?"),
+        ("alpha: 0.1", "alpha: abc", "alpha: 'abc' is not of type float."),
+        ("alpha: 0.1", "alpah: 0.1", "Unknown option 'alpah'. Did you mean 'alpha'?"),
+    ],
+)
+def test_a_mistake_in_the_yaml_is_one_clear_error(tmp_path, right, wrong, message):
+    text = (ROOT / "examples" / "quickstart.yaml").read_text()
+    assert right in text
+    (tmp_path / "bad.yaml").write_text(text.replace(right, wrong))
+    done = fedkd("fit", "--config", "bad.yaml", "--model.teacher", "null", cwd=tmp_path, check=False)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
 def test_what_lightning_refuses_later_is_one_error_too(tmp_path):
     done = fedkd("fit", *QUICK, "--trainer.callbacks+=LearningRateMonitor", cwd=tmp_path, check=False)
     assert done.returncode == 2

@@ -28,8 +28,9 @@ class FeatureMoments(NamedTuple):
 class DistillationLoss(nn.Module):
     """Base of the losses of `fedkd.DistillationModule`.
 
-    Subclasses implement `forward`. Without a teacher the loss must be the plain supervised one, so that
-    ``teacher: null`` is the federated baseline with nothing else changed. `WeightedLoss` takes care of that.
+    Subclasses implement `forward` and keep no state between batches: clients take turns with one loss. Without a
+    teacher the loss must be the plain supervised one, so that ``teacher: null`` is the federated baseline with nothing
+    else changed. `WeightedLoss` takes care of that.
     """
 
     needs_features: ClassVar[bool] = False
@@ -37,8 +38,10 @@ class DistillationLoss(nn.Module):
     needs_projector: ClassVar[bool] = False
     """Whether the student's features must have the teacher's size: a trained linear layer then brings them to it."""
 
-    calibrated: bool = True
-    """Whether nothing is left to `calibrate`."""
+    @property
+    def calibrated(self) -> bool:
+        """Whether nothing is left to `calibrate`."""
+        return True
 
     def forward(self, student: Outputs, targets: Tensor, teacher: Outputs | None) -> dict[str, Tensor]:
         """Compute the loss and its terms.

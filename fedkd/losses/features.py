@@ -94,7 +94,7 @@ class FeatureLoss(WeightedLoss, ABC):
         self._scale = 1.0
 
     @property
-    def calibrated(self) -> bool:  # type: ignore[override]
+    def calibrated(self) -> bool:
         """Whether mean and scale were set."""
         return self._mean is not None
 

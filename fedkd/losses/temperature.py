@@ -106,7 +106,7 @@ class TemperedLoss(WeightedLoss):
         return self._found
 
     @property
-    def calibrated(self) -> bool:  # type: ignore[override]
+    def calibrated(self) -> bool:
         """Whether the temperature is a number by now."""
         return self.temperature != "auto" or self._found is not None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from typing import Protocol
 
@@ -17,9 +18,10 @@ class ClientFunction(Protocol):
         ...
 
 
-class Backend:
+class Backend(ABC):
     """Runs a round's tasks. A result depends on its task alone, so any order and any place will do."""
 
+    @abstractmethod
     def map(
         self, function: ClientFunction, context: ClientContext, tasks: Iterable[ClientTask]
     ) -> Iterator[ClientUpdate]:
@@ -33,4 +35,3 @@ class Backend:
         Yields:
             The updates, as they come, in any order.
         """
-        raise NotImplementedError
