@@ -1,6 +1,7 @@
 """What the teacher's cache costs: building it against the bare model on the same batches, and opening it when warm.
 
-python benchmarks/teacher_cache.py [--teacher dinov2-s] [--images 2000] [--views 1] [--runs 5] [--device cuda]
+python benchmarks/teacher_cache.py [--teacher dinov2-s] [--image-size 98] [--dtype bfloat16] [--images 2000] [--views 1]
+    [--runs 5] [--device cuda]
 
 Bare model and cache run in turn in one process, each on all images in all views; what is printed is the ratio of
 their throughputs, median and spread over the runs. Building includes fingerprints, augmentation and the disk.
@@ -23,6 +24,8 @@ def main() -> None:
     """Time both and print the ratio."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--teacher", default="digits-tiny", help="a short name, a hub id or a folder")
+    parser.add_argument("--image-size", type=int, help="what the teacher resizes to, if not its checkpoint's own size")
+    parser.add_argument("--dtype", help="what it computes in, if not the device's default")
     parser.add_argument("--images", type=int, default=2000)
     parser.add_argument("--size", type=int, default=32, help="side of the images")
     parser.add_argument("--views", type=int, default=0, help="0: the images themselves")
@@ -31,7 +34,8 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     options = parser.parse_args()
 
-    teacher = create(options.teacher).to(options.device)
+    chosen = {"image_size": options.image_size, "dtype": options.dtype}
+    teacher = create(options.teacher, **{key: value for key, value in chosen.items() if value}).to(options.device)
     pixels = torch.randint(0, 256, (options.images, 3, options.size, options.size), dtype=torch.uint8)
     data = ImageSet(pixels, torch.zeros(options.images, dtype=torch.int64), ("a",))
     views = Views(options.views, Augmentation(4, True)) if options.views else None

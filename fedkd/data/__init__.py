@@ -6,7 +6,7 @@ from fedkd.data.downloads import CIFAR10, CIFAR100, FashionMNIST
 from fedkd.data.folder import ImageFolder
 from fedkd.data.images import ImageSet
 from fedkd.data.loader import Batch, BatchLoader
-from fedkd.data.sources import Datasets, Digits, ImageSource
+from fedkd.data.sources import Datasets, Digits, ImageSource, Subset
 from fedkd.data.views import Views
 
 __all__ = [
@@ -22,5 +22,6 @@ __all__ = [
     "ImageFolder",
     "ImageSet",
     "ImageSource",
+    "Subset",
     "Views",
 ]

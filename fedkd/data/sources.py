@@ -53,6 +53,36 @@ class Digits(ImageSource):
         return digits.subset(np.setdiff1d(np.arange(len(digits)), test)), digits.subset(test)
 
 
+@dataclass(frozen=True)
+class Subset(ImageSource):
+    """A part of another data set, the same fraction of every class: for a smaller budget, or to see what data is worth.
+
+    The choice is a property of the data set, the same for every run, and a smaller part lies within a larger one.
+
+    Args:
+        dataset: The whole.
+        train_fraction: How much of every class the training set keeps, in (0, 1].
+        test_fraction: How much of every class the test set keeps, in (0, 1].
+    """
+
+    dataset: ImageSource
+    train_fraction: float = 1.0
+    test_fraction: float = 1.0
+
+    def __post_init__(self) -> None:
+        check_range("train_fraction", self.train_fraction, low=0, high=1, low_open=True)
+        check_range("test_fraction", self.test_fraction, low=0, high=1, low_open=True)
+
+    def load(self) -> tuple[ImageSet, ImageSet]:
+        """Return the part of the training and of the test set."""
+        parts = zip(self.dataset.load(), (self.train_fraction, self.test_fraction), ("train", "test"), strict=True)
+        train, test = (
+            whole.subset(stratified_split(whole.targets.numpy(), fraction, f"subset-{name}"))
+            for whole, fraction, name in parts
+        )
+        return train, test
+
+
 @dataclass(frozen=True, eq=False)
 class Datasets(ImageSource):
     """Any two map-style datasets of (image, label): see `ImageSet.from_dataset` for what an image may be.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -53,6 +54,21 @@ class BatchNorm2d(nn.BatchNorm2d):
         return super().forward(input)
 
 
+class GroupNorm(nn.GroupNorm):
+    """Group normalisation in float32 where autocast would have it in bfloat16, as autocast does on CUDA.
+
+    On CPUs autocast leaves it to its input's precision, and torch's bfloat16 gradient of it is slow: a training step of
+    `resnet8` takes 1.4 times as long.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Normalise (B, C, H, W) over each group's channels, H and W."""
+        if torch.is_autocast_enabled(input.device.type):
+            with torch.autocast(input.device.type, enabled=False):
+                return super().forward(input.float())
+        return super().forward(input)
+
+
 def check_norm(norm: str, allowed: Sequence[str] = NORMS) -> None:
     """Raise unless ``norm`` is allowed.
 
@@ -80,7 +96,7 @@ def make_norm(norm: str, channels: int, eps: float = 1e-5) -> nn.Module:
     check_norm(norm)
     if norm == "batch":
         return BatchNorm2d(channels, eps=eps)
-    return nn.GroupNorm(num_groups(channels), channels, eps=eps)
+    return GroupNorm(num_groups(channels), channels, eps=eps)
 
 
 def num_groups(channels: int) -> int:

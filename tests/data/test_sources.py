@@ -10,7 +10,7 @@ import pytest
 import torch
 import torchvision.datasets as tv
 
-from fedkd.data import CIFAR10, CIFAR100, Digits, FashionMNIST
+from fedkd.data import CIFAR10, CIFAR100, Digits, FashionMNIST, Subset
 from fedkd.data.splits import stratified_split
 from fedkd.errors import FedKDError, MissingResourceError
 
@@ -127,3 +127,22 @@ def test_fashion_mnist_reads_torchvisions_files(tmp_path: Path) -> None:
     assert train.targets.tolist() == [9, 0, 3, 3, 1]
     assert train.classes[9] == "Ankle boot"
     assert test.fingerprint == train.fingerprint
+
+
+def test_a_subset_keeps_the_same_part_of_every_class_and_smaller_ones_lie_within_larger() -> None:
+    whole_train, whole_test = Digits().load()
+    train, test = Subset(Digits(), train_fraction=0.25, test_fraction=0.5).load()
+    for part, whole, fraction in ((train, whole_train, 0.25), (test, whole_test, 0.5)):
+        counts = torch.bincount(whole.targets)
+        assert (torch.bincount(part.targets) - fraction * counts).abs().max() <= 0.5
+        assert part.classes == whole.classes
+    larger = {image.numpy().tobytes() for image in Subset(Digits(), train_fraction=0.5).load()[0].images}
+    assert {image.numpy().tobytes() for image in train.images} <= larger
+    assert Subset(Digits()).load()[0].fingerprint == whole_train.fingerprint
+
+
+@pytest.mark.parametrize("name", ["train_fraction", "test_fraction"])
+@pytest.mark.parametrize("value", [0, 1.1])
+def test_a_subsets_fractions_are_checked(name: str, value: float) -> None:
+    with pytest.raises(FedKDError, match=f"{name} must be > 0 and <= 1"):
+        Subset(Digits(), **{name: value})

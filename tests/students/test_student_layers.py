@@ -6,7 +6,7 @@ from torch import nn
 
 from fedkd.errors import FedKDError
 from fedkd.students import BatchNorm2d, Normalize, make_norm, replace_batch_norms
-from fedkd.students.layers import num_groups
+from fedkd.students.layers import GroupNorm, num_groups
 
 
 def test_normalize_maps_the_unit_interval_to_two_standard_deviations() -> None:
@@ -70,7 +70,7 @@ def test_group_norm_of_a_single_pixel_still_has_something_to_say() -> None:
     assert x.grad.abs().max() > 0.1
 
 
-@pytest.mark.parametrize(("norm", "kind"), [("batch", BatchNorm2d), ("group", nn.GroupNorm)])
+@pytest.mark.parametrize(("norm", "kind"), [("batch", BatchNorm2d), ("group", GroupNorm)])
 def test_batch_norms_are_replaced_at_every_depth(norm: str, kind: type[nn.Module]) -> None:
     inner = nn.Sequential(nn.Conv2d(16, 32, 1), nn.BatchNorm2d(32, eps=1e-3, momentum=0.01))
     network = nn.Sequential(nn.BatchNorm2d(16), inner)
@@ -90,3 +90,12 @@ def test_an_unknown_norm_is_named() -> None:
         make_norm("bach", 8)
     with pytest.raises(FedKDError, match="Unknown norm 'none'"):
         replace_batch_norms(nn.Sequential(), "none")
+
+
+def test_group_norm_is_in_float32_under_autocast_and_elsewhere_in_its_inputs_precision() -> None:
+    layer, images = make_norm("group", 16), torch.randn(4, 16, 8, 8)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        got = layer(images.bfloat16())
+    assert got.dtype == torch.float32
+    torch.testing.assert_close(got, layer(images.bfloat16().float()), rtol=0, atol=0)
+    assert layer.bfloat16()(images.bfloat16()).dtype == torch.bfloat16

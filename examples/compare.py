@@ -1,0 +1,199 @@
+"""Run methods x partitions x seeds, each as one `fedkd fit`, and put the results into a table and a plot.
+
+python examples/compare.py examples/compare_teachers.yaml --out runs/teachers [--jobs 2] [--data.dataset... VALUE]
+
+The grid's YAML names a configuration of fedkd and what each partition and method changes in it, as on the command line;
+whatever follows on this one goes to every run. Runs live in OUT/PARTITION/METHOD/seed-N. Started again, the command
+leaves what is finished, goes on with what was interrupted from its last round, and runs what is new in the grid.
+Where the grid says ${NAME}, it stands for what its own `names` say, or for --set NAME=VALUE.
+OUT/results.csv has a row a run, OUT/table.md the means over the seeds, OUT/curves.png the accuracy by round.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import re
+import statistics
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from string import Template
+from typing import Any
+
+import yaml
+
+
+@dataclass(frozen=True)
+class Run:
+    """One method on one partition with one seed, and where it is kept."""
+
+    partition: str
+    method: str
+    seed: int
+    folder: Path
+    arguments: tuple[str, ...]
+
+    @property
+    def is_done(self) -> bool:
+        """Whether all its rounds are on disk."""
+        return (self.folder / "summary.json").is_file()
+
+    def start(self) -> str | None:
+        """Run it, from its last round if it was interrupted; return the line that says why it failed, if it did."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        resume = ["--ckpt_path", "last"] if (self.folder / "metrics.csv").is_file() else []
+        command = [sys.executable, "-m", "fedkd.cli", "fit", *self.arguments, "--run_dir", str(self.folder), *resume]
+        with (self.folder / "output.log").open("a") as log:
+            done = subprocess.run(command, stdout=log, stderr=subprocess.STDOUT)
+        if done.returncode == 0:
+            return None
+        lines = (self.folder / "output.log").read_text(errors="replace").strip().splitlines()
+        return lines[-1] if lines else f"exit status {done.returncode}"
+
+    def row(self) -> dict[str, Any]:
+        """Read its results; accuracies are fractions."""
+        summary = json.loads((self.folder / "summary.json").read_text())
+        per_class, teacher = summary["per_class_accuracy"], summary["teacher"] or {}
+        return {
+            "partition": self.partition,
+            "method": self.method,
+            "seed": self.seed,
+            "rounds": summary["rounds"],
+            "final": summary["balanced_accuracy"],
+            "best": summary["best"]["balanced_accuracy"],
+            "worst_class": min(per_class.values()),
+            "teacher": teacher.get("balanced_accuracy"),
+            "bytes_up": summary["bytes_up"],
+            "minutes": summary["round_seconds"] / 60,
+        }
+
+    def curve(self) -> list[float]:
+        """Read the balanced accuracy after each round."""
+        with (self.folder / "metrics.csv").open() as file:
+            return [float(row["balanced_accuracy"]) for row in csv.DictReader(file)]
+
+
+def runs_of(grid: dict[str, Any], beside: Path, out: Path, further: Sequence[str]) -> Iterator[Run]:
+    """Yield all runs of a grid, those of one seed before those of the next."""
+    common = ["--config", str(beside / grid["config"]), *as_options(grid.get("arguments") or {})]
+    for seed in grid["seeds"]:
+        for partition, changes in grid["partitions"].items():
+            for method, own in grid["methods"].items():
+                options = [*common, *further, *as_options(changes or {}), *as_options(own or {})]
+                folder = out / slug(partition) / slug(method) / f"seed-{seed}"
+                yield Run(partition, method, seed, folder, (*options, "--seed_everything", str(seed)))
+
+
+def read_grid(path: Path, given: Sequence[str]) -> dict[str, Any]:
+    """Read a grid's YAML, with its names put in."""
+    text = path.read_text()
+    names = yaml.safe_load(text).get("names") or {}
+    chosen = dict(pair.split("=", 1) for pair in given)
+    if unknown := set(chosen) - set(names):
+        raise SystemExit(f"{path} has no name {', '.join(sorted(unknown))}; it has {', '.join(names) or 'none'}.")
+    return yaml.safe_load(Template(text).substitute({**names, **chosen}))
+
+
+def as_options(changes: dict[str, Any]) -> list[str]:
+    """Turn {"data.views": 4} into ["--data.views", "4"]."""
+    pairs = ((f"--{key}", value if isinstance(value, str) else json.dumps(value)) for key, value in changes.items())
+    return [text for pair in pairs for text in pair]
+
+
+def slug(name: str) -> str:
+    """Make a folder's name."""
+    return re.sub(r"[^a-z0-9.]+", "-", name.lower()).strip("-")
+
+
+def mean(values: Sequence[float]) -> str:
+    """Write a mean in percent, and the standard deviation of several seeds."""
+    text = f"{100 * statistics.mean(values):.1f}"
+    return text if len(values) < 2 else f"{text} ± {100 * statistics.stdev(values):.1f}"
+
+
+def write_table(rows: Sequence[dict[str, Any]], path: Path) -> None:
+    """Write a Markdown table for each partition, in the order of the grid."""
+    lines = []
+    for partition in dict.fromkeys(row["partition"] for row in rows):
+        lines += [f"### {partition}", "", "| method | last round | best round | worst class | teacher | seeds |"]
+        lines += ["|---|---|---|---|---|---|"]
+        for method in dict.fromkeys(row["method"] for row in rows):
+            own = [row for row in rows if (row["partition"], row["method"]) == (partition, method)]
+            if own:
+                cells = [mean([row[key] for row in own]) for key in ("final", "best", "worst_class")]
+                taught = [row["teacher"] for row in own if row["teacher"] is not None]
+                cells += [f"{100 * statistics.mean(taught):.1f}" if taught else "", str(len(own))]
+                lines.append(f"| {method} | {' | '.join(cells)} |")
+        lines.append("")
+    path.write_text("\n".join(lines))
+
+
+def write_csv(rows: Sequence[dict[str, Any]], path: Path) -> None:
+    """Write a row a run."""
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, rows[0].keys())
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def plot(runs: Sequence[Run], path: Path) -> None:
+    """Draw the mean balanced accuracy by round: a panel for each partition, a line for each method."""
+    from matplotlib import colormaps
+    from matplotlib.figure import Figure
+
+    partitions = list(dict.fromkeys(run.partition for run in runs))
+    methods = list(dict.fromkeys(run.method for run in runs))
+    figure = Figure(figsize=(5.5 * len(partitions), 5.0), layout="constrained")
+    panels = figure.subplots(1, len(partitions), sharey=True, squeeze=False)[0]
+    for panel, partition in zip(panels, partitions, strict=True):
+        for i, method in enumerate(methods):
+            curves = [run.curve() for run in runs if (run.partition, run.method) == (partition, method)]
+            if curves:
+                averages = [100 * statistics.mean(values) for values in zip(*curves, strict=False)]
+                style = ("-", "--", ":")[i // 20 % 3]
+                panel.plot(range(1, len(averages) + 1), averages, style, color=colormaps["tab20"](i % 20), label=method)
+        panel.set(title=partition, xlabel="round")
+        panel.grid(alpha=0.3)
+    panels[0].set_ylabel("balanced accuracy, %")
+    handles = {label: line for panel in panels for line, label in zip(*panel.get_legend_handles_labels(), strict=True)}
+    figure.legend(handles.values(), handles.keys(), loc="outside right upper", fontsize=8)
+    figure.savefig(path, dpi=120)
+
+
+def main() -> None:
+    """Run what is missing, then write the table and the plot of all that is there."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("grid", type=Path, help="YAML: config, arguments, seeds, partitions, methods")
+    parser.add_argument("--out", type=Path, required=True, help="folder of all runs and of the results")
+    parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
+    parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="a name of the grid's")
+    options, further = parser.parse_known_args()
+
+    grid = read_grid(options.grid, options.set)
+    runs = list(runs_of(grid, options.grid.parent, options.out, further))
+    missing = [run for run in runs if not run.is_done]
+    print(f"{len(runs)} runs, {len(runs) - len(missing)} of them done")
+    failures = 0
+    with ThreadPoolExecutor(options.jobs) as pool:
+        for run, failure in zip(missing, pool.map(Run.start, missing), strict=True):
+            failures += failure is not None
+            said = failure or f"{run.row()['final']:.1%}"
+            print(f"{run.partition}, {run.method}, seed {run.seed}: {said}", flush=True)
+
+    done = [run for run in runs if run.is_done]
+    if done:
+        rows = [run.row() for run in done]
+        write_csv(rows, options.out / "results.csv")
+        write_table(rows, options.out / "table.md")
+        plot(done, options.out / "curves.png")
+        print((options.out / "table.md").read_text())
+    raise SystemExit(1 if failures else 0)
+
+
+if __name__ == "__main__":
+    main()
