@@ -115,7 +115,8 @@ def run_client(context: ClientContext, task: ClientTask) -> ClientUpdate:
     assert module.student is not None
     keys = (context.seed, "client", task.round, task.client)
     with seeded(*keys), quiet_lightning():
-        load_state(module.student, task.parameters, task.buffers)
+        start_from = strategy.client_start(task)
+        load_state(module.student, start_from.parameters, start_from.buffers)
         module.student.train()
         trainer = make_trainer(context.trainer, strategy.client_callbacks(task))
         loader = context.datamodule.client_loader(

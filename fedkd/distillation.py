@@ -14,6 +14,7 @@ from fedkd import students, teachers
 from fedkd.classifier import Classifier
 from fedkd.errors import FedKDError
 from fedkd.losses import KD, DistillationLoss, FeatureMoments, FrozenHead, Outputs, feature_moments
+from fedkd.objective import Objective
 from fedkd.students import ProjectedStudent
 from fedkd.teachers import Teacher, TeacherSignal
 from fedkd.teachers.base import overrides_forward
@@ -59,8 +60,9 @@ class DistillationModule(Classifier):
         self.student_spec = {"name": student, **(student_options or {})} if isinstance(student, str) else None
         self.loss = loss
         self.optimizer = optimizer
-        self.image_shape: tuple[int, ...] = ()
+        self.image_shape: tuple[int, int, int] = (0, 0, 0)
         self.feature_layer: str | None = None
+        self.objectives: list[Objective] = []  # further terms of the loss; they come and go with a fit
         # in a tuple, nn.Module does not register it
         self._teacher = (teachers.create(teacher) if isinstance(teacher, str) else teacher,)
 
@@ -88,7 +90,7 @@ class DistillationModule(Classifier):
                     f"The student was built for classes {list(self.classes)} and images of {self.image_shape}, not for "
                     f"{list(classes)} and {tuple(image_shape)}: make a new DistillationModule."
                 )
-        self.classes, self.image_shape = classes, tuple(image_shape)
+        self.classes, self.image_shape = classes, tuple(image_shape)  # type: ignore[assignment]
         if self.student is None:
             assert self.student_spec is not None
             channels, height, _ = image_shape
@@ -96,12 +98,11 @@ class DistillationModule(Classifier):
             self.student = students.create(**self.student_spec)
         students.check(self.student, len(classes), image_shape)
         if self.teacher is not None and self.loss.needs_features:
-            base = self.student.student if isinstance(self.student, ProjectedStudent) else self.student
-            self.feature_layer = students.feature_layer(base, len(classes), image_shape)
-            if self.loss.needs_projector and base is self.student:
+            layer = self._find_features()
+            if self.loss.needs_projector and not isinstance(self.student, ProjectedStudent):
                 with torch.no_grad():
                     seen = self.teacher.features(torch.zeros(1, *image_shape, device=self.teacher.device))
-                self.student = ProjectedStudent(base, self.feature_layer, feature_dim=seen.shape[1])
+                self.student = ProjectedStudent(self.student, layer, feature_dim=seen.shape[1])
         self.student.to(memory_format=torch.channels_last)
         self.count_classes(len(classes))
 
@@ -200,7 +201,13 @@ class DistillationModule(Classifier):
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         """Compute the loss on ``(images, targets)`` or on a `fedkd.data.Batch`; every term is logged by name."""
         images, targets = batch[:2]
-        terms = self.loss(self.student_outputs(images), targets, self.teacher_outputs(batch))
+        if any(objective.needs_features for objective in self.objectives):
+            self._find_features()
+        student = self.student_outputs(images)
+        terms = self.loss(student, targets, self.teacher_outputs(batch))
+        for objective in self.objectives:
+            term = objective.term(self, batch, student)
+            terms |= {"loss": terms["loss"] + objective.weight * term, objective.name: term.detach()}
         self.log_dict(
             {f"train/{name}": value for name, value in terms.items()},
             on_step=False,
@@ -209,16 +216,30 @@ class DistillationModule(Classifier):
         )
         return terms["loss"]
 
-    def student_outputs(self, images: Tensor) -> Outputs:
-        """Run the student on images (B, C, H, W) in [0, 1], once, for all that the loss needs of it."""
+    def student_outputs(self, images: Tensor, student: nn.Module | None = None) -> Outputs:
+        """Run the student on images (B, C, H, W) in [0, 1], once, for all that the loss needs of it.
+
+        Args:
+            images: A batch.
+            student: Another one of its kind, such as an earlier copy; this module's own if not given.
+        """
+        student = self.student if student is None else student
+        assert student is not None
         if self.feature_layer is None:
-            return Outputs(self(images))
-        assert self.student is not None
-        if isinstance(self.student, ProjectedStudent):
-            features, logits = self.student.features_and_logits(images)
+            return Outputs(student(images))
+        if isinstance(student, ProjectedStudent):
+            features, logits = student.features_and_logits(images)
         else:
-            features, logits = students.features_and_logits(self.student, images, self.feature_layer)
+            features, logits = students.features_and_logits(student, images, self.feature_layer)
         return Outputs(logits, features)
+
+    def _find_features(self) -> str:
+        """Return the name of the student's layer whose inputs are its features; it is looked for once."""
+        if self.feature_layer is None:
+            assert self.student is not None
+            base = self.student.student if isinstance(self.student, ProjectedStudent) else self.student
+            self.feature_layer = students.feature_layer(base, len(self.classes), self.image_shape)
+        return self.feature_layer
 
     def teacher_outputs(self, batch: Any) -> Outputs | None:
         """Return what the teacher says of a batch: as it was cached, else live; None without a teacher."""

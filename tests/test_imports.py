@@ -15,7 +15,7 @@ PACKAGE = Path(fedkd.__file__).parent
 LAYERS = [
     {"errors", "paths", "seeding", "tensors", "progress"},
     {"registry", "types", "losses", "metrics", "partition"},
-    {"data", "students", "classifier"},
+    {"data", "students", "classifier", "objective"},
     {"teachers"},
     {"distillation"},
     {"server.strategies"},

@@ -114,6 +114,7 @@ class Federation:
                 tasks = self._make_tasks(state, cohort)
                 updates = self._run_clients(context, tasks)
                 state = self.strategy.aggregate(state, updates)
+                state = self.strategy.refine(state, updates, context)
                 metrics = evaluate(module, test_set, self.trainer, state)
                 history.append(round_row(tasks, updates, metrics, seconds=time.perf_counter() - began))
                 run.commit(state, self.strategy.state_dict(), history, identity)
@@ -167,10 +168,9 @@ class Federation:
         return module.teacher is not None and self.teaching == "consistent"
 
     def _identity(self) -> dict[str, Any]:
-        strategy = type(self.strategy).__qualname__
         return {
             "seed": self.seed,
-            "strategy": strategy,
+            "strategy": repr(self.strategy),
             "clients_per_round": self.clients_per_round,
             "teaching": self.teaching,
         }
@@ -181,8 +181,11 @@ class Federation:
         """Return the state and the history to go on from: those of the checkpoint that was found, if one was."""
         if found is None:
             assert module.student is not None
-            return ServerState(0, *split_state(module.student)), []
+            state = ServerState(0, *split_state(module.student))
+            self.strategy.start(state)
+            return state, []
         state, strategy_state, history = found
+        self.strategy.start(state)
         self.strategy.load_state_dict(strategy_state)
         run.write_metrics(history)
         return state, history

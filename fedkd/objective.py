@@ -1,0 +1,54 @@
+"""`Objective`: a further term of a client's loss, as a Lightning callback."""
+
+from __future__ import annotations
+
+import copy
+from abc import ABC, abstractmethod
+from typing import Any, ClassVar
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor, nn
+
+from fedkd.losses import Outputs
+
+
+class Objective(Callback, ABC):
+    """Adds ``weight * term`` to the loss of a `fedkd.DistillationModule` for one fit.
+
+    It stands beside whatever the loss makes of labels and teacher, so an algorithm that changes the client's objective
+    (MOON, FedNTD, FedGKD) composes with every loss. The term is logged unweighted as ``train/<name>``.
+
+    Args:
+        weight: Of the term, >= 0.
+    """
+
+    name: ClassVar[str]
+    """Under which the term is logged."""
+    needs_features: ClassVar[bool] = False
+    """Whether `term` reads the student's features."""
+
+    def __init__(self, weight: float) -> None:
+        self.weight = weight
+
+    @abstractmethod
+    def term(self, module: Any, batch: Any, student: Outputs) -> Tensor:
+        """Return the unweighted term, a scalar.
+
+        Args:
+            module: The `fedkd.DistillationModule` that trains.
+            batch: ``(images, targets, ...)``.
+            student: What its student says of the batch.
+        """
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Take part in the module's fit."""
+        pl_module.objectives.append(self)  # type: ignore[union-attr, operator]
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Leave the module as it was, also after an error."""
+        pl_module.objectives.remove(self)  # type: ignore[union-attr, operator]
+
+
+def frozen_copy(student: nn.Module) -> nn.Module:
+    """Return a copy of a student as it is now, in eval mode and without gradients."""
+    return copy.deepcopy(student).eval().requires_grad_(False)
