@@ -12,6 +12,7 @@ from fedkd.errors import FedKDError, MissingResourceError
 from fedkd.losses import KD, DistillationLoss
 from fedkd.server.backends import Backend, InProcess
 from fedkd.server.federation import Federation
+from fedkd.server.mutual import MutualFederation
 from fedkd.server.run_dir import load_student
 from fedkd.server.strategies import FedAvg, Strategy
 from fedkd.teachers import Teacher
@@ -29,6 +30,7 @@ __all__ = [
     "Federation",
     "InProcess",
     "MissingResourceError",
+    "MutualFederation",
     "Strategy",
     "Teacher",
     "data",

@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 
@@ -28,6 +28,15 @@ class FedKDCLI(BaseCLI):
 
         self.federation.config = self.reproducing_config()
         print_summary(self.federation.fit(self.model, self.datamodule, ckpt_path=self.chosen.ckpt_path))
+
+    def mutual(self) -> None:
+        """Run a federation of different students, which learn from each other's logits."""
+        from fedkd.server.display import print_clients, print_summary
+
+        self.federation.config = self.reproducing_config()
+        summary = self.federation.fit(self.model, self.datamodule, ckpt_path=self.chosen.ckpt_path)
+        print_summary(summary)
+        print_clients(summary)
 
     def test(self) -> None:
         """Test a run's student on the global test set: fedkd test RUN_DIR."""
@@ -49,20 +58,21 @@ class FedKDCLI(BaseCLI):
         path = Path(output) if output else run_dir / "predictions.csv"
         print(predict_run(run_dir, self.datamodule, self.trainer_arguments, images, path, self.student))
 
-    def partition(self, output: str = "partition.png") -> None:
+    def partition(self, output: str = "partition.png", kind: Literal["heat", "bubble"] = "heat") -> None:
         """Show which client holds how many images of which class, and plot it; nothing trains.
 
         Args:
-            output: The plot's file (PNG, PDF or SVG).
+            output: The plot's file (PNG, PDF or SVG); the numbers go beside it, as JSON.
+            kind: How a count is drawn, as a cell's colour or as a bubble's area.
         """
         from fedkd.server.display import make_console
 
         self.datamodule.prepare_data()
         self.datamodule.setup()
         report = self.datamodule.partition_report()
-        make_console().print(report.table())
-        report.plot(output)
-        print(output)
+        make_console().print(report.table(), report.skew_table())
+        plot = report.plot(output, kind)
+        print(plot, report.write_json(plot.with_suffix(".json")), sep="\n")
 
     def teachers(
         self, name: str | None = None, options: dict[str, Any] | None = None, clear_cache: bool = False

@@ -16,14 +16,19 @@ from fedkd.data import FederatedDataModule
 from fedkd.distillation import DistillationModule
 from fedkd.errors import FedKDError
 from fedkd.server.federation import Federation
+from fedkd.server.mutual import MutualFederation
 
 SECTIONS = {  # what each subcommand makes out of the configuration
     "fit": ("data", "model", "federation", "trainer"),
+    "mutual": ("data", "model", "federation", "trainer"),
     "test": ("data", "model", "trainer"),
     "predict": ("data", "model", "trainer"),
     "partition": ("data",),
     "teachers": (),
 }
+
+FEDERATIONS: dict[str, type[Federation]] = {"mutual": MutualFederation}
+"""What the section ``federation`` describes, where it is not a `Federation`."""
 
 
 class Parser(LightningArgumentParser):
@@ -38,6 +43,8 @@ class Parser(LightningArgumentParser):
 
 class BaseCLI(LightningCLI):
     """A command line whose subcommands, those of `SECTIONS`, are a subclass's methods; their parameters are options."""
+
+    _adding: str = ""  # the subcommand whose options are being added
 
     def __init__(self, args: ArgsType = None) -> None:
         super().__init__(
@@ -72,8 +79,9 @@ class BaseCLI(LightningCLI):
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add the sections that Lightning does not have, and let one seed govern all."""
+        kind = FEDERATIONS.get(self._adding, Federation)
         parser.add_class_arguments(
-            Federation, "federation", skip={"trainer", "run_dir", "seed"}, instantiate=False, sub_configs=True
+            kind, "federation", skip={"trainer", "run_dir", "seed"}, instantiate=False, sub_configs=True
         )
         parser.add_argument(
             "--run_dir", type=str | None, default=None, help="The run's folder (default: runs/version_N)."
@@ -82,7 +90,7 @@ class BaseCLI(LightningCLI):
             "--ckpt_path",
             type=str | None,
             default=None,
-            help="For fit: 'last' goes on from run_dir's newest round; or the path of a round checkpoint.",
+            help="For fit and mutual: 'last' goes on from run_dir's newest round; or the path of a round checkpoint.",
         )
         parser.link_arguments("seed_everything", "data.seed")
 
@@ -100,6 +108,7 @@ class BaseCLI(LightningCLI):
         self._subcommand_parsers: dict[str, LightningArgumentParser] = {}
         group = parser.add_subcommands()
         for name in self.subcommands():
+            self._adding = name  # `add_arguments_to_parser` is not told
             description = (getattr(type(self), name).__doc__ or "").strip().splitlines()[0]
             first = f"{name} {POSITIONAL[name]}" if name in POSITIONAL else name
             usage = f"fedkd {first} [--config FILE] [--SECTION.OPTION VALUE ...]"  # not a page of all there are
@@ -136,7 +145,7 @@ class BaseCLI(LightningCLI):
         self.datamodule, self.model = made.get("data"), made.get("model")
         self.student = self.model.student if self.model else None
         if "federation" in wanted:
-            self.federation = Federation(
+            self.federation = FEDERATIONS.get(self.config.subcommand, Federation)(
                 **made.federation, trainer=self.trainer_arguments, run_dir=config.run_dir, seed=config.seed_everything
             )
 

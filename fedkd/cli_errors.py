@@ -11,9 +11,9 @@ from typing import Any
 
 from jsonargparse import ArgumentParser
 
-from fedkd.data import ImageSource
+from fedkd.data import ImageSource, SharedImages
 from fedkd.errors import FedKDError, unknown_name
-from fedkd.losses import DistillationLoss
+from fedkd.losses import DistillationLoss, LabelLoss
 from fedkd.partition import Partitioner
 from fedkd.server.backends import Backend
 from fedkd.server.strategies import Strategy
@@ -21,8 +21,10 @@ from fedkd.server.strategies import Strategy
 NAMED_BY_CLASS: dict[str, type] = {
     "data.dataset": ImageSource,
     "data.partitioner": Partitioner,
+    "data.shared": SharedImages,
     "federation.backend": Backend,
     "federation.strategy": Strategy,
+    "model.label_loss": LabelLoss,
     "model.loss": DistillationLoss,
 }
 
@@ -51,6 +53,12 @@ def explain(parser: ArgumentParser, message: str) -> str:
         own = [action.dest for action in parser._actions if action.dest not in ("help", "config", "print_config")]
         error = unknown_name("option", found[2], parameters_of(found[1]) if found[1] else own)
         return f"{key}: {error}" if key else str(error)
+    # of a class or null, the class's own complaint: it was said in one line already
+    optional = (
+        r"Subtypes: \[<class '[^']+'>, <class 'NoneType'>\]\n\s*Errors:\n\s*- (?!Expected|Not a)(\w.*)\n\s*- Expected a"
+    )
+    if found := re.search(optional, message):
+        return f"{key}: {found[1]}"
     if found := re.search(r"Given value: NestedArg\(key='(\w+)', val=(.*)\)", message):
         return f"{key}.{found[1]} {found[2]}: {key} has no class to set it on; give one first, --{key} CLASS."
     allowed = [

@@ -6,14 +6,14 @@ import copy
 import logging
 import time
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from lightning.pytorch import Callback, Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from fedkd.data import FederatedDataModule
@@ -56,6 +56,9 @@ class ClientContext:
         seed: The run's seed.
         teacher_logits: (N, K) over the training images, or (N, V, K) over their views; None without a teacher.
         feature_file: The teacher's features (N, V, D), where the loss needs them: each client maps the file.
+        shared_logits: As ``teacher_logits``, over the ImageSet of the datamodule's shared images; without them no
+            client trains on these.
+        shared_feature_file: Likewise.
     """
 
     module: DistillationModule
@@ -65,6 +68,8 @@ class ClientContext:
     seed: int = 0
     teacher_logits: Tensor | None = None
     feature_file: Path | None = None
+    shared_logits: Tensor | None = None
+    shared_feature_file: Path | None = None
 
 
 def make_trainer(arguments: Mapping[str, Any], callbacks: Sequence[Callback] = ()) -> Trainer:
@@ -81,6 +86,11 @@ def make_trainer(arguments: Mapping[str, Any], callbacks: Sequence[Callback] = (
     configured = arguments.pop("callbacks", None) or []
     configured = list(configured) if isinstance(configured, Sequence) else [configured]
     return Trainer(callbacks=[*configured, *callbacks], **arguments)
+
+
+def fit(trainer: Trainer, module: LightningModule, loader: Iterable[Any]) -> None:
+    """Train a module: the one call of ``Trainer.fit``, for clients and for the server."""
+    trainer.fit(module, train_dataloaders=loader)
 
 
 @contextmanager
@@ -124,9 +134,11 @@ def run_client(context: ClientContext, task: ClientTask) -> ClientUpdate:
             seed=derive_seed(*keys, "batches"),
             device=trainer.strategy.root_device,
             teacher_logits=context.teacher_logits,
-            teacher_features=np.load(context.feature_file, mmap_mode="r") if context.feature_file else None,
+            teacher_features=_mapped(context.feature_file),
+            shared_logits=context.shared_logits,
+            shared_features=_mapped(context.shared_feature_file),
         )
-        trainer.fit(module, train_dataloaders=loader)
+        fit(trainer, module, loader)
     parameters, buffers = split_state(module.student)
     metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
     update = ClientUpdate(
@@ -138,3 +150,7 @@ def run_client(context: ClientContext, task: ClientTask) -> ClientUpdate:
         metrics={**metrics, "seconds": time.perf_counter() - start},
     )
     return strategy.finalize_update(update, task, trainer)
+
+
+def _mapped(file: Path | None) -> np.ndarray | None:
+    return None if file is None else np.load(file, mmap_mode="r")

@@ -2,27 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+import inspect
+from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from fedkd import students, teachers
-from fedkd.classifier import Classifier
 from fedkd.errors import FedKDError
-from fedkd.losses import KD, DistillationLoss, FeatureMoments, FrozenHead, Outputs, feature_moments
+from fedkd.losses import KD, CrossEntropy, DistillationLoss, LabelLoss, Outputs
 from fedkd.objective import Objective
 from fedkd.students import ProjectedStudent
-from fedkd.teachers import Teacher, TeacherSignal
-from fedkd.teachers.base import overrides_forward
+from fedkd.taught import TaughtClassifier
+from fedkd.teachers import Teacher
 
 OptimizerFactory = Callable[[Iterable], Optimizer]
 
 
-class DistillationModule(Classifier):
+class DistillationModule(TaughtClassifier):
     """A student that learns from labels and from a frozen teacher.
 
     It works with a plain ``Trainer`` (all data in one place: the upper bound) and is what `fedkd.Federation` trains on
@@ -39,6 +39,8 @@ class DistillationModule(Classifier):
             space, `fedkd.students.ProjectedStudent`, which is trained, averaged and saved with it.
         optimizer: From parameters to an optimizer.
         student_options: Options for a student given by name, such as ``{"norm": "group"}``.
+        label_loss: The cross-entropy that the loss speaks of: the plain one, or one that looks at how many images of
+            each class a client has.
     """
 
     def __init__(
@@ -48,28 +50,27 @@ class DistillationModule(Classifier):
         loss: DistillationLoss = KD(),  # noqa: B008  (stateless, and readable by the command line)
         optimizer: OptimizerFactory = lambda params: torch.optim.SGD(params, lr=0.05, momentum=0.9),
         student_options: dict[str, Any] | None = None,
+        label_loss: LabelLoss = CrossEntropy(),  # noqa: B008
     ) -> None:
-        super().__init__()
         if student_options and not isinstance(student, str):
             raise FedKDError("student_options go with a student given by name, not with a module.")
         if taken := {"num_classes", "in_channels", "image_size"} & set(student_options or {}):
             raise FedKDError(f"student_options: {', '.join(sorted(taken))} come from the data; leave them out.")
         if isinstance(student, str):
             students.students[student]  # an unknown name is said now, not after the data was read
+        if not isinstance(label_loss, CrossEntropy) and "labels" not in inspect.signature(loss.forward).parameters:
+            raise FedKDError(
+                f"{type(loss).__name__} takes no label_loss but CrossEntropy, got {type(label_loss).__name__}: its "
+                "forward has no argument labels."
+            )
+        super().__init__(teacher, loss)
         self.student = student if isinstance(student, nn.Module) else None
         self.student_spec = {"name": student, **(student_options or {})} if isinstance(student, str) else None
-        self.loss = loss
+        self.label_loss = label_loss
         self.optimizer = optimizer
         self.image_shape: tuple[int, int, int] = (0, 0, 0)
         self.feature_layer: str | None = None
         self.objectives: list[Objective] = []  # further terms of the loss; they come and go with a fit
-        # in a tuple, nn.Module does not register it
-        self._teacher = (teachers.create(teacher) if isinstance(teacher, str) else teacher,)
-
-    @property
-    def teacher(self) -> Teacher | None:
-        """The frozen teacher, kept outside of ``state_dict``, ``parameters`` and ``to``."""
-        return self._teacher[0]
 
     def build(self, classes: Iterable[str], image_shape: tuple[int, int, int]) -> None:
         """Fit the module to the data: build a named student, size the metrics. A second call changes nothing.
@@ -120,32 +121,6 @@ class DistillationModule(Classifier):
         """Return the student's tensors that never travel, a frozen head's, to be saved beside its state."""
         return self.student.constants() if isinstance(self.student, ProjectedStudent) else {}
 
-    def calibrate(self, logits: Tensor, moments: FeatureMoments | None = None) -> None:
-        """Fix what the loss takes from the teacher: a temperature, the features' scale, the frozen head.
-
-        Args:
-            logits: The teacher's on the clients' images, (n, K).
-            moments: Of its features there (`fedkd.losses.feature_moments`), for a loss that has a projector.
-
-        Raises:
-            FedKDError: If the loss needs more than it is given, or a head that the teacher does not have.
-        """
-        self.loss.calibrate(logits, moments)
-        if isinstance(self.loss, FrozenHead):
-            head = None if self.teacher is None or overrides_forward(self.teacher) else self.teacher.head
-            if head is None or moments is None:
-                raise FedKDError(f"FrozenHead needs a teacher with a head; {type(self.teacher).__name__} has none.")
-            assert isinstance(self.student, ProjectedStudent)
-            self.student.freeze_head(*self.loss.classifier(head, moments), unit=self.loss.unit)
-
-    def calibrate_to(self, signal: TeacherSignal, shards: Sequence[np.ndarray]) -> None:
-        """`calibrate` to what `fedkd.teachers.prepare_teacher` returned, on the images of these shards."""
-        moments = None
-        if self.loss.needs_projector:
-            assert signal.feature_file is not None
-            moments = feature_moments(np.load(signal.feature_file, mmap_mode="r"), np.concatenate(shards))
-        self.calibrate(signal.logits_of(shards), moments)
-
     def setup(self, stage: str) -> None:
         """Build from the attached datamodule and prepare the teacher; `Federation` has done both before."""
         data = getattr(self.trainer, "datamodule", None)
@@ -166,12 +141,6 @@ class DistillationModule(Classifier):
                 f"{type(self.loss).__name__} takes something from the teacher's outputs on all images: call "
                 "module.calibrate(logits, moments) first, or pass a FederatedDataModule."
             )
-
-    @property
-    def is_calibrated(self) -> bool:
-        """Whether `calibrate` has done all that the loss asks for."""
-        has_head = isinstance(self.student, ProjectedStudent) and self.student.has_head
-        return self.loss.calibrated and (has_head or not isinstance(self.loss, FrozenHead))
 
     def check_optimizer(self) -> None:
         """Make an optimizer once, so that a wrong argument is said before any work.
@@ -200,21 +169,41 @@ class DistillationModule(Classifier):
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         """Compute the loss on ``(images, targets)`` or on a `fedkd.data.Batch`; every term is logged by name."""
-        images, targets = batch[:2]
-        if any(objective.needs_features for objective in self.objectives):
-            self._find_features()
-        student = self.student_outputs(images)
-        terms = self.loss(student, targets, self.teacher_outputs(batch))
-        for objective in self.objectives:
-            term = objective.term(self, batch, student)
-            terms |= {"loss": terms["loss"] + objective.weight * term, objective.name: term.detach()}
+        terms = self.loss_terms(batch)
         self.log_dict(
             {f"train/{name}": value for name, value in terms.items()},
             on_step=False,
             on_epoch=True,
-            batch_size=len(targets),
+            batch_size=len(batch[1]),
         )
         return terms["loss"]
+
+    def loss_terms(self, batch: Any) -> dict[str, Tensor]:
+        """Return what a client minimises on a batch, ``"loss"``, and its terms, those of the objectives included."""
+        images, targets = batch[:2]
+        if any(objective.needs_features for objective in self.objectives):
+            self._find_features()
+        shared: Any = getattr(batch, "shared", None)
+        teacher = self.teacher_outputs(batch)
+        of_shared = None if teacher is None or shared is None else self.teacher_outputs(shared)
+        # one pass through the student for all, so that a BatchNorm sees the mixture
+        outputs = self.student_outputs(images if of_shared is None else torch.cat([images, shared.images]))
+        student = outputs.rows(slice(len(targets)))
+        terms = self.loss(student, targets, teacher, **self._labels(batch))
+        if of_shared is not None:
+            taught = self.loss.teaching(outputs.rows(slice(len(targets), None)), of_shared)
+            terms["loss"] = terms["loss"] + batch.shared_weight * taught["loss"]
+            terms |= {f"shared_{name}": term.detach() for name, term in taught.items()}
+        for objective in self.objectives:
+            term = objective.term(self, batch, student)
+            terms |= {"loss": terms["loss"] + objective.weight * term, objective.name: term.detach()}
+        return terms
+
+    def _labels(self, batch: Any) -> dict[str, Any]:
+        """Return what a loss is told of labels beyond the targets; nothing for the plain cross-entropy."""
+        if isinstance(self.label_loss, CrossEntropy):
+            return {}
+        return {"labels": partial(self.label_loss, counts=getattr(batch, "class_counts", None))}
 
     def student_outputs(self, images: Tensor, student: nn.Module | None = None) -> Outputs:
         """Run the student on images (B, C, H, W) in [0, 1], once, for all that the loss needs of it.
@@ -240,27 +229,6 @@ class DistillationModule(Classifier):
             base = self.student.student if isinstance(self.student, ProjectedStudent) else self.student
             self.feature_layer = students.feature_layer(base, len(self.classes), self.image_shape)
         return self.feature_layer
-
-    def teacher_outputs(self, batch: Any) -> Outputs | None:
-        """Return what the teacher says of a batch: as it was cached, else live; None without a teacher."""
-        needs_features = self.loss.needs_features
-        logits, features = (getattr(batch, name, None) for name in ("teacher_logits", "teacher_features"))
-        if logits is not None:
-            if needs_features and features is None:
-                raise FedKDError(f"{type(self.loss).__name__} needs the teacher's features, which the batch lacks.")
-            return Outputs(logits, features)
-        if self.teacher is None:
-            return None
-        images = batch[0]
-        if self.teacher.device != images.device:  # Lightning moves only what is part of the module
-            self.teacher.to(images.device)
-        if not needs_features:
-            return Outputs(self.teacher(images))
-        with torch.no_grad():
-            features, head = self.teacher.features(images), self.teacher.head
-            if head is None or overrides_forward(self.teacher):
-                return Outputs(self.teacher(images), features)
-            return Outputs(head(features).float(), features)
 
     def configure_optimizers(self) -> Optimizer:
         """Make a fresh optimizer over the student's trainable parameters."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -92,6 +93,11 @@ def merge_buffers(
         else:
             merged[name] = torch.stack([item[name] for item in items]).amax(0)
     return merged
+
+
+def norm(tensors: Mapping[str, Tensor]) -> float:
+    """Return the L2 norm of all tensors together, summed in float64."""
+    return math.sqrt(sum(float(value.double().square().sum()) for value in tensors.values()))
 
 
 def num_bytes(*items: Mapping[str, Tensor]) -> int:

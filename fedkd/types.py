@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,12 +20,23 @@ class ServerState:
         parameters: The global student's parameters, by name.
         buffers: Its persistent buffers (BatchNorm statistics), by name.
         client_states: What a strategy keeps for each client between rounds, by client.
+        num_examples: Images of all clients together, those of no cohort included; 0 where it is not known.
     """
 
     round: int
     parameters: Mapping[str, Tensor]
     buffers: Mapping[str, Tensor]
     client_states: Mapping[int, Mapping[str, Tensor]] = field(default_factory=dict)
+    num_examples: int = 0
+
+    def shares(self, updates: Sequence[ClientUpdate]) -> list[float]:
+        """Return each update's part of all clients' images, in (0, 1]; where that is not known, of the cohort's.
+
+        They sum to 1 where every client took part, and to less for a sampled cohort: what a server sums up over rounds
+        (a control variate) then moves as far as the cohort is a part of all.
+        """
+        total = self.num_examples or sum(update.num_examples for update in updates)
+        return [update.num_examples / total for update in updates]
 
 
 @dataclass(frozen=True)

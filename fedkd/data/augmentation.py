@@ -65,18 +65,18 @@ class Augmentation:
             flip=below(splitmix64(state + _signed(3 * _GAMMA)), 2).bool() & self.flip,
         )
 
-    def look(self, index: Tensor, epoch: int, seed: int) -> tuple[Tensor, Draw]:
+    def look(self, index: Tensor, epoch: int | Tensor, seed: int) -> tuple[Tensor, Draw]:
         """Look at each image afresh: in every epoch the view is another, its number the epoch's.
 
         Args:
             index: int64 (B,), the image's position in its ImageSet.
-            epoch: The number of the pass.
+            epoch: The number of the pass, of all images or of each, int64 (B,).
             seed: The run's and client's seed.
 
         Returns:
             The views, int64 (B,), and what was drawn.
         """
-        view = torch.full_like(index, epoch)
+        view = torch.zeros_like(index) + epoch
         return view, self.draw(index, view, seed)
 
     def apply(self, images: Tensor, draw: Draw) -> Tensor:

@@ -12,8 +12,10 @@ from torch import Tensor
 from fedkd.data.augmentation import Augmentation
 from fedkd.data.images import ImageSet
 from fedkd.data.loader import BatchLoader
+from fedkd.data.mixing import SharedStream
+from fedkd.data.shared import SharedImages, Unlabelled
 from fedkd.data.sources import Datasets, Digits, ImageSource
-from fedkd.data.splits import stratified_split
+from fedkd.data.splits import hold_out, stratified_split
 from fedkd.data.views import Views
 from fedkd.errors import FedKDError, check_range
 from fedkd.partition import Dirichlet, Partitioner, PartitionReport
@@ -35,13 +37,18 @@ class FederatedDataModule(LightningDataModule):
             (``federation.teaching: consistent``).
         public_fraction: How much of every class belongs to no client, in [0, 1). It is a property of the data set: no
             seed changes it, so what is trained on it has never seen a client's image in any run.
-        seed: Decides the partition, and the order of ``train_dataloader``.
+        val_fraction: How much of its images each client holds out of training, in [0, 1).
+        shared: Unlabelled images that every client trains on beside its own, through the teacher alone; without a
+            teacher they are left out.
+        seed: Decides the partition, what is held out, and the order of ``train_dataloader``.
 
     Attributes:
         train: The training images, public ones included.
         test: The global test set.
-        shards: For each client its sorted positions in ``train``, int64.
+        shards: For each client its sorted positions in ``train``, int64, those held out excluded.
+        val_shards: For each client the positions that it holds out, likewise.
         public_indices: Sorted positions in ``train`` of the public split, int64.
+        shared_images: The shared images, if there are any.
 
     Raises:
         FedKDError: If a value is outside its range.
@@ -50,7 +57,9 @@ class FederatedDataModule(LightningDataModule):
     train: ImageSet
     test: ImageSet
     shards: list[np.ndarray]
+    val_shards: list[np.ndarray]
     public_indices: np.ndarray
+    shared_images: Unlabelled | None
 
     def __init__(
         self,
@@ -62,6 +71,8 @@ class FederatedDataModule(LightningDataModule):
         augmentation: Augmentation | None = None,
         views: int | None = None,
         public_fraction: float = 0.0,
+        val_fraction: float = 0.0,
+        shared: SharedImages | None = None,
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -71,6 +82,7 @@ class FederatedDataModule(LightningDataModule):
         if views is not None:
             check_range("views", views, low=1)
         check_range("public_fraction", public_fraction, low=0, high=1, high_open=True)
+        check_range("val_fraction", val_fraction, low=0, high=1, high_open=True)
         self.dataset = dataset
         self.num_clients = num_clients
         self.partitioner = partitioner
@@ -79,6 +91,8 @@ class FederatedDataModule(LightningDataModule):
         self.augmentation = augmentation
         self.views = views
         self.public_fraction = public_fraction
+        self.val_fraction = val_fraction
+        self.shared = shared
         self.seed = seed
 
     @classmethod
@@ -104,8 +118,11 @@ class FederatedDataModule(LightningDataModule):
             raise FedKDError(
                 f"public_fraction {self.public_fraction} leaves the clients none of the {len(targets)} training images."
             )
+        self.shared_images = None if self.shared is None else self.shared.load(self.train, self.public_indices)
         rng = np.random.default_rng(derive_seed(self.seed, "partition"))
-        self.shards = [private[shard] for shard in self.partitioner(targets[private], self.num_clients, rng)]
+        shards = self.partitioner(targets, self.num_clients, rng, among=private)
+        self.val_shards = hold_out(shards, targets, self.val_fraction, self.seed)
+        self.shards = [np.setdiff1d(shard, held) for shard, held in zip(shards, self.val_shards, strict=True)]
 
     def _load(self) -> None:
         if hasattr(self, "train"):
@@ -146,6 +163,8 @@ class FederatedDataModule(LightningDataModule):
         device: torch.device | str = "cpu",
         teacher_logits: Tensor | None = None,
         teacher_features: np.ndarray | None = None,
+        shared_logits: Tensor | None = None,
+        shared_features: np.ndarray | None = None,
     ) -> BatchLoader:
         """Return shuffled, augmented batches of one client's shard.
 
@@ -155,26 +174,41 @@ class FederatedDataModule(LightningDataModule):
             device: Where batches are made.
             teacher_logits: (N, K) over ``train``, or (N, V, K) over its views; the batches then carry their rows.
             teacher_features: (N, D) or (N, V, D), likewise; it may be mapped from a file.
+            shared_logits: Likewise, over ``shared_images.data``; without them no shared images join the batches.
+            shared_features: Likewise.
 
         Raises:
             FedKDError: If there is no such client.
         """
-        if client not in range(self.num_clients):
-            raise FedKDError(f"There is no client {client!r}: choose one of 0..{self.num_clients - 1}.")
+        self._check_client(client)
         self.setup()
         teacher = {"teacher_logits": teacher_logits, "teacher_features": teacher_features}
-        return self._train_loader(self.shards[client], seed, device, **teacher)
+        of_shared = {"teacher_logits": shared_logits, "teacher_features": shared_features}
+        shared = None if shared_logits is None else self._shared_stream(seed, device, **of_shared)
+        return self._train_loader(self.shards[client], seed, device, shared=shared, **teacher)
+
+    def client_val_loader(self, client: int) -> BatchLoader:
+        """Return what client ``client`` holds out, in order, not augmented; without ``val_fraction`` it is empty."""
+        self._check_client(client)
+        self.setup()
+        return self._eval_loader(self.train, self.val_shards[client])
 
     def train_dataloader(self) -> BatchLoader:
-        """Return shuffled, augmented batches of all clients' images; with several devices, this one's part of them."""
+        """Return shuffled, augmented batches of all clients' images; with several devices, this one's part of them.
+
+        Shared images join them, for a teacher that looks at the batch itself.
+        """
         self.setup()
         indices = np.sort(np.concatenate(self.shards))
-        trainer = self.trainer
+        trainer, rank = self.trainer, 0
         if trainer is not None and trainer.world_size > 1:
             # Lightning shards a DataLoader by itself, but not this. All parts are equally long, or ranks would wait.
+            rank = trainer.global_rank
             share = -(-len(indices) // trainer.world_size)
-            indices = np.resize(indices, share * trainer.world_size)[trainer.global_rank :: trainer.world_size]
-        loader = self._train_loader(indices, derive_seed(self.seed, "train"), self._device())
+            indices = np.resize(indices, share * trainer.world_size)[rank :: trainer.world_size]
+        seed = derive_seed(self.seed, "train")
+        shared = self._shared_stream(derive_seed(seed, rank), self._device())
+        loader = self._train_loader(indices, seed, self._device(), shared=shared)
         loader.epoch = trainer.current_epoch if trainer is not None else 0  # a resumed fit goes on
         return loader
 
@@ -200,14 +234,34 @@ class FederatedDataModule(LightningDataModule):
         """Return how many images of each class every client holds."""
         self.setup()
         return PartitionReport.from_shards(
-            self.shards, self.train.targets.numpy(), self.classes, public=len(self.public_indices)
+            self.shards,
+            self.train.targets.numpy(),
+            self.classes,
+            len(self.public_indices),
+            sum(map(len, self.val_shards)),
         )
+
+    def _check_client(self, client: int) -> None:
+        if client not in range(self.num_clients):
+            raise FedKDError(f"There is no client {client!r}: choose one of 0..{self.num_clients - 1}.")
 
     def _device(self) -> torch.device:
         """Return the attached Trainer's device, else the CPU."""
         return torch.device("cpu") if self.trainer is None else self.trainer.strategy.root_device
 
-    def _train_loader(self, indices: np.ndarray, seed: int, device: torch.device | str, **teacher: Any) -> BatchLoader:
+    def _shared_stream(self, seed: int, device: torch.device | str, **teacher: Any) -> SharedStream | None:
+        if self.shared_images is None or self.shared is None:
+            return None
+        return SharedStream(
+            self.shared_images,
+            self.shared,
+            seed=derive_seed(seed, "shared"),
+            augmentation=self.image_views or self.augmentation,
+            device=device,
+            **teacher,
+        )
+
+    def _train_loader(self, indices: np.ndarray, seed: int, device: torch.device | str, **rest: Any) -> BatchLoader:
         return BatchLoader(
             self.train,
             indices,
@@ -216,7 +270,7 @@ class FederatedDataModule(LightningDataModule):
             seed=seed,
             augmentation=self.image_views or self.augmentation,
             device=device,
-            **teacher,
+            **rest,
         )
 
     def _eval_loader(self, data: ImageSet, indices: np.ndarray) -> BatchLoader:

@@ -13,18 +13,20 @@ from safetensors import SafetensorError, safe_open
 from fedkd.data.images import ImageSet
 from fedkd.errors import FedKDError
 
-Sets = tuple[ImageSet, ImageSet]
+Sets = tuple[ImageSet, ...]
+
+_PARTS = ("train", "test")
 
 
 def read_decoded(path: Path, source: str) -> Sets | None:
-    """Return the training and test set kept in ``path``.
+    """Return the sets kept in ``path``.
 
     Args:
         path: A file of `write_decoded`.
         source: The fingerprint of the files they must have been decoded from.
 
     Returns:
-        The two sets; None if the file is not there, is damaged, or was made from other files.
+        The sets; None if the file is not there, is damaged, or was made from other files.
     """
     try:
         with safe_open(path, framework="pt") as file:
@@ -32,36 +34,32 @@ def read_decoded(path: Path, source: str) -> Sets | None:
             if metadata.get("source") != source:
                 return None
             classes = tuple(json.loads(metadata["classes"]))
-            train, test = (
+            parts = [part for part in _PARTS if part in metadata]
+            sets = tuple(
                 ImageSet(file.get_tensor(f"{part}.images"), file.get_tensor(f"{part}.targets"), classes)
-                for part in ("train", "test")
+                for part in parts
             )
         # The fingerprint is kept by the ImageSet, so this check costs nothing that a teacher's cache would not.
-        intact = [train.fingerprint, test.fingerprint] == [metadata["train"], metadata["test"]]
+        intact = all(found.fingerprint == metadata[part] for part, found in zip(parts, sets, strict=True))
     except (OSError, SafetensorError, FedKDError, KeyError, ValueError):
         return None
-    return (train, test) if intact else None
+    return sets if intact and sets else None
 
 
 def write_decoded(path: Path, source: str, sets: Sets) -> None:
-    """Keep the training and test set in ``path``, replacing what was there in one step.
+    """Keep a training and a test set, or a training set alone, in ``path``, replacing what was there in one step.
 
     Args:
         path: The file.
         source: The fingerprint of the files they were decoded from.
-        sets: The two.
+        sets: The one or two, of the same classes.
     """
-    train, test = sets
-    tensors = {
-        f"{part}.{name}": getattr(data, name)
-        for part, data in (("train", train), ("test", test))
-        for name in ("images", "targets")
-    }
+    parts = dict(zip(_PARTS, sets, strict=False))
+    tensors = {f"{part}.{name}": getattr(data, name) for part, data in parts.items() for name in ("images", "targets")}
     metadata = {
         "source": source,
-        "classes": json.dumps(train.classes),
-        "train": train.fingerprint,
-        "test": test.fingerprint,
+        "classes": json.dumps(sets[0].classes),
+        **{part: data.fingerprint for part, data in parts.items()},
     }
     descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".part")
     os.close(descriptor)

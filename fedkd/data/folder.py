@@ -27,13 +27,16 @@ FORMAT = 1  # of what is cached: raise it when the same files would decode to ot
 _CHUNK = 64  # files a task: one at a time, handing tasks over costs more than decoding a small image
 
 
-class _File(NamedTuple):
-    path: str  # relative to the root, with "/"
+class ImageFile(NamedTuple):
+    """A file, and what tells whether it was changed."""
+
+    path: str  # relative to a root, with "/"
     size: int
     mtime_ns: int
 
     @property
     def class_name(self) -> str:
+        """Return the folder below ``train`` or ``test``."""
         return self.path.split("/")[1]
 
 
@@ -74,24 +77,26 @@ class ImageFolder(ImageSource):
         if sets is None:
             sets = self._decode(root, classes, train), self._decode(root, classes, test)
             write_decoded(cache, files, sets)
-        return sets
+        train_set, test_set = sets
+        return train_set, test_set
 
-    def _decode(self, root: Path, classes: list[str], files: list[_File]) -> ImageSet:
+    def _decode(self, root: Path, classes: list[str], files: list[ImageFile]) -> ImageSet:
         names = [file.path for file in files]
-        with closing(_decode_files(root, names, self.image_size)) as pixels:
+        size = None if self.image_size is None else (self.image_size, self.image_size)
+        with closing(decode_files(root, names, size)) as pixels:
             images = stack_pixels(pixels, len(names), names)
         numbers = {name: i for i, name in enumerate(classes)}
         return ImageSet(images, torch.tensor([numbers[file.class_name] for file in files]), tuple(classes))
 
 
-def _scan(root: Path, part: str) -> tuple[list[str], list[_File]]:
+def _scan(root: Path, part: str) -> tuple[list[str], list[ImageFile]]:
     """Return the class folders of ``root/part`` and the image files below them, both sorted."""
     if not (root / part).is_dir():
         raise MissingResourceError(
             f"{root} has no folder {part}/: an image folder has train/ and test/, a folder a class."
         )
     classes = sorted(entry.name for entry in os.scandir(root / part) if entry.is_dir() and entry.name[0] != ".")
-    files = [file for name in classes for file in _walk(root / part / name, f"{part}/{name}")]
+    files = [file for name in classes for file in walk(root / part / name, f"{part}/{name}")]
     if not files:
         raise MissingResourceError(
             f"{root / part} has no image: put {', '.join(EXTENSIONS)} files into a folder a class."
@@ -99,22 +104,22 @@ def _scan(root: Path, part: str) -> tuple[list[str], list[_File]]:
     return classes, sorted(files)
 
 
-def _walk(folder: Path, relative: str) -> Iterator[_File]:
+def walk(folder: Path, relative: str) -> Iterator[ImageFile]:
+    """Yield the image files below ``folder`` at any depth, in no order; ``relative`` is what to call it."""
     for entry in os.scandir(folder):
         if entry.is_dir():
-            yield from _walk(folder / entry.name, f"{relative}/{entry.name}")
+            yield from walk(folder / entry.name, f"{relative}/{entry.name}")
         elif entry.name.lower().endswith(EXTENSIONS):
             stat = entry.stat()
-            yield _File(f"{relative}/{entry.name}", stat.st_size, stat.st_mtime_ns)
+            yield ImageFile(f"{relative}/{entry.name}", stat.st_size, stat.st_mtime_ns)
 
 
-def _decode_files(root: Path, names: list[str], image_size: int | None) -> Generator[np.ndarray, None, None]:
-    """Yield pixels in the order of ``names``, decoded by threads, with a progress bar on a terminal."""
+def decode_files(root: Path, names: list[str], size: tuple[int, int] | None) -> Generator[np.ndarray, None, None]:
+    """Yield pixels in the order of ``names``, decoded by threads (`decode_file`), with a progress bar on a terminal."""
     from rich.console import Console
     from rich.progress import track
 
     console = Console(stderr=True)
-    size = None if image_size is None else (image_size, image_size)
     chunks = [names[i : i + _CHUNK] for i in range(0, len(names), _CHUNK)]
     pool = ThreadPoolExecutor(min(16, os.cpu_count() or 1))
     try:

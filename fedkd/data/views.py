@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from fedkd.data.augmentation import Augmentation, Draw, below, counter_state
@@ -31,18 +32,18 @@ class Views:
     def __post_init__(self) -> None:
         check_range("views", self.count, low=1)
 
-    def look(self, index: Tensor, epoch: int, seed: int) -> tuple[Tensor, Draw]:
+    def look(self, index: Tensor, epoch: int | Tensor, seed: int) -> tuple[Tensor, Draw]:
         """Choose a version of each image and say what was drawn for it.
 
         Args:
             index: int64 (B,), the image's position in its ImageSet.
-            epoch: The number of the pass.
+            epoch: The number of the pass, of all images or of each, int64 (B,).
             seed: The run's and client's seed; it chooses among the versions and changes none of them.
 
         Returns:
             The versions, int64 (B,) in [0, V), and what was drawn.
         """
-        view = below(counter_state(index, index.new_tensor(epoch), seed), self.count)
+        view = below(counter_state(index, torch.zeros_like(index) + epoch, seed), self.count)
         return view, self.draw(index, view)
 
     def draw(self, index: Tensor, view: Tensor) -> Draw:

@@ -17,6 +17,14 @@ from fedkd.losses.features import (
 )
 from fedkd.losses.frozen_head import FrozenHead, affine_map
 from fedkd.losses.kd import KD, kd_divergence
+from fedkd.losses.labels import (
+    BalancedSoftmax,
+    CrossEntropy,
+    LabelLoss,
+    LogitCalibration,
+    balanced_softmax,
+    logit_calibration,
+)
 from fedkd.losses.logit_mse import LogitMSE, logit_mse
 from fedkd.losses.not_true import NotTrue, not_true_divergence
 from fedkd.losses.relational import RKD, rkd_angle, rkd_distance
@@ -28,12 +36,16 @@ __all__ = [
     "DKD",
     "KD",
     "RKD",
+    "BalancedSoftmax",
+    "CrossEntropy",
     "DistillationLoss",
     "FeatureCosine",
     "FeatureLoss",
     "FeatureMSE",
     "FeatureMoments",
     "FrozenHead",
+    "LabelLoss",
+    "LogitCalibration",
     "LogitMSE",
     "NotTrue",
     "Outputs",
@@ -41,11 +53,13 @@ __all__ = [
     "TemperedLoss",
     "WeightedLoss",
     "affine_map",
+    "balanced_softmax",
     "dist_distances",
     "feature_cosine",
     "feature_moments",
     "feature_mse",
     "kd_divergence",
+    "logit_calibration",
     "logit_mse",
     "mean_entropy",
     "not_true_divergence",

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import Any, ClassVar, NamedTuple
 
-import torch.nn.functional as F
+import torch
 from torch import Tensor, nn
 
 from fedkd.errors import FedKDError, check_range
+from fedkd.losses.labels import CrossEntropy
+
+LabelTerm = Callable[[Tensor, Tensor], Tensor]  # from logits (B, K) and targets (B,) to a scalar
 
 
 class Outputs(NamedTuple):
@@ -16,6 +20,10 @@ class Outputs(NamedTuple):
 
     logits: Tensor  # (B, K)
     features: Tensor | None = None  # (B, D), or (B, D_student) where there is no projector; None where not asked for
+
+    def rows(self, part: slice) -> Outputs:
+        """Return what is said of some of the images."""
+        return Outputs(self.logits[part], None if self.features is None else self.features[part])
 
 
 class FeatureMoments(NamedTuple):
@@ -43,18 +51,43 @@ class DistillationLoss(nn.Module):
         """Whether nothing is left to `calibrate`."""
         return True
 
-    def forward(self, student: Outputs, targets: Tensor, teacher: Outputs | None) -> dict[str, Tensor]:
+    def forward(
+        self,
+        student: Outputs,
+        targets: Tensor,
+        teacher: Outputs | None,
+        labels: LabelTerm = CrossEntropy(),  # noqa: B008
+    ) -> dict[str, Tensor]:
         """Compute the loss and its terms.
 
         Args:
             student: Logits (B, K), and features where the loss needs them.
             targets: (B,) class indices.
             teacher: Likewise, or None without a teacher.
+            labels: What is learnt from the labels (``label_loss``); a subclass may do without it, and then takes the
+                plain cross-entropy alone.
 
         Returns:
             Named scalars; ``"loss"`` is the one to minimise, the others its unweighted terms.
         """
         raise NotImplementedError
+
+    def teaching(self, student: Outputs, teacher: Outputs) -> dict[str, Tensor]:
+        """Compute what is learnt from the teacher alone, of images that have no label.
+
+        Args:
+            student: Logits (B, K), and features where the loss needs them.
+            teacher: Likewise.
+
+        Returns:
+            As `forward`; ``"loss"`` and the terms.
+
+        Raises:
+            FedKDError: If the loss does not know how.
+        """
+        raise FedKDError(
+            f"{type(self).__name__} cannot learn from shared images: it has no method teaching(student, teacher)."
+        )
 
     def calibrate(self, logits: Tensor, moments: FeatureMoments | None = None) -> None:
         """Fix what depends on the teacher's outputs on all clients' images; nothing by default.
@@ -92,17 +125,37 @@ class WeightedLoss(DistillationLoss, ABC):
     def terms(self, student: Outputs, targets: Tensor, teacher: Outputs) -> dict[str, Tensor]:
         """Return the unweighted terms, scalars, under the names of their weights."""
 
-    def forward(self, student: Outputs, targets: Tensor, teacher: Outputs | None) -> dict[str, Tensor]:
+    def forward(
+        self,
+        student: Outputs,
+        targets: Tensor,
+        teacher: Outputs | None,
+        labels: LabelTerm = CrossEntropy(),  # noqa: B008
+    ) -> dict[str, Tensor]:
         """Return ``loss``, ``ce`` and, with a teacher, the terms; all but the loss without gradient."""
-        ce = F.cross_entropy(student.logits.float(), targets)
+        ce = labels(student.logits, targets)
         if teacher is None:
             return {"loss": ce, "ce": ce.detach()}
+        terms = self._taught(self.ce_weight * ce, student, targets, teacher)
+        return {"loss": terms.pop("loss"), "ce": ce.detach(), **terms}
+
+    def teaching(self, student: Outputs, teacher: Outputs) -> dict[str, Tensor]:
+        """Return ``loss``, which is ``sum of weight * term``, and the terms, the latter without gradient.
+
+        Terms that ask for an image's class, as `fedkd.losses.DKD`'s do, are given the one that the teacher holds for
+        the likeliest.
+        """
+        return self._taught(
+            student.logits.new_zeros((), dtype=torch.float32), student, teacher.logits.argmax(dim=1), teacher
+        )
+
+    def _taught(self, loss: Tensor, student: Outputs, targets: Tensor, teacher: Outputs) -> dict[str, Tensor]:
+        """Add the weighted terms to a loss."""
         check_shapes("logits", student.logits, teacher.logits)
         terms = self.terms(student, targets, teacher)
-        loss = self.ce_weight * ce
         for name, term in terms.items():
             loss = loss + self.weights[name] * term
-        return {"loss": loss, "ce": ce.detach(), **{name: term.detach() for name, term in terms.items()}}
+        return {"loss": loss, **{name: term.detach() for name, term in terms.items()}}
 
     def settings(self) -> dict[str, Any]:
         """Return the constructor's arguments by name, as they were given."""

@@ -1,9 +1,25 @@
 """How a dataset is dealt out to clients: one file a partitioner, plus the report of the result. numpy only."""
 
 from fedkd.partition.base import Partitioner
+from fedkd.partition.by_attribute import ByAttribute
+from fedkd.partition.class_and_quantity import ClassAndQuantity
 from fedkd.partition.class_specific import ClassSpecific
 from fedkd.partition.dirichlet import Dirichlet
+from fedkd.partition.given import Given
 from fedkd.partition.iid import IID
+from fedkd.partition.quantity_skew import QuantitySkew
 from fedkd.partition.report import PartitionReport
+from fedkd.partition.shards import Shards
 
-__all__ = ["IID", "ClassSpecific", "Dirichlet", "PartitionReport", "Partitioner"]
+__all__ = [
+    "IID",
+    "ByAttribute",
+    "ClassAndQuantity",
+    "ClassSpecific",
+    "Dirichlet",
+    "Given",
+    "PartitionReport",
+    "Partitioner",
+    "QuantitySkew",
+    "Shards",
+]

@@ -20,7 +20,11 @@ class Partitioner(ABC):
     """
 
     def __call__(
-        self, labels: np.ndarray | Sequence[int], num_clients: int, rng: np.random.Generator
+        self,
+        labels: np.ndarray | Sequence[int],
+        num_clients: int,
+        rng: np.random.Generator,
+        among: np.ndarray | None = None,
     ) -> list[np.ndarray]:
         """Return each client's positions in ``labels``.
 
@@ -28,13 +32,15 @@ class Partitioner(ABC):
             labels: The class of every image, integers (N,).
             num_clients: How many clients there are. It may exceed N: clients without images are legal.
             rng: Where all randomness comes from; the same state gives the same shards.
+            among: Sorted positions of the images to deal out, integers (M,), such as all that are not public; every
+                image if not given.
 
         Returns:
             One sorted int64 array for each client, empty for a client without images.
 
         Raises:
             FedKDError: If ``labels`` is not a non-empty 1-D array of integers, ``num_clients`` is not an integer of at
-                least 1, or the partitioner cannot serve that many clients and classes.
+                least 1, ``among`` is empty, or the partitioner cannot serve that many clients and classes.
         """
         labels = np.asarray(labels)
         if labels.ndim != 1 or labels.size == 0 or labels.dtype.kind not in "iu":
@@ -42,10 +48,13 @@ class Partitioner(ABC):
                 f"labels must be a non-empty 1-D array of integers, got {labels.dtype} of shape {labels.shape}."
             )
         check_count("num_clients", num_clients)
-        clients = np.asarray(self.assign(labels, int(num_clients), rng))
-        if clients.shape != labels.shape or clients.dtype.kind not in "iu":
+        among = np.arange(len(labels)) if among is None else np.asarray(among, dtype=np.int64)
+        if not len(among):
+            raise FedKDError("There must be at least one image to deal out, got none.")
+        clients = np.asarray(self.assign_among(labels, among, int(num_clients), rng))
+        if clients.shape != among.shape or clients.dtype.kind not in "iu":
             raise FedKDError(
-                f"{type(self).__name__}.assign must return integers of shape {labels.shape}, "
+                f"{type(self).__name__}.assign must return integers of shape {among.shape}, "
                 f"got {clients.dtype} of shape {clients.shape}."
             )
         if clients.min() < 0 or clients.max() >= num_clients:
@@ -53,7 +62,17 @@ class Partitioner(ABC):
                 f"{type(self).__name__}.assign must return clients from 0 to {num_clients - 1}, "
                 f"got {clients.min()} to {clients.max()}."
             )
-        return positions_by_value(clients, num_clients)
+        return [among[part] for part in positions_by_value(clients, num_clients)]
+
+    def assign_among(
+        self, labels: np.ndarray, among: np.ndarray, num_clients: int, rng: np.random.Generator
+    ) -> np.ndarray:
+        """Return the client of each image at ``among``, integers (M,).
+
+        To most partitioners the other images might as well not be there. One that reads a value for every image of the
+        data set from a file has to know which ones are left: it overrides this.
+        """
+        return self.assign(labels[among], num_clients, rng)
 
     @abstractmethod
     def assign(self, labels: np.ndarray, num_clients: int, rng: np.random.Generator) -> np.ndarray:

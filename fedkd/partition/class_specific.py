@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -34,29 +35,48 @@ class ClassSpecific(Partitioner):
 
     def assign(self, labels: np.ndarray, num_clients: int, rng: np.random.Generator) -> np.ndarray:
         """Return the client of each image (N,): see `Partitioner.assign`."""
-        classes, labels = np.unique(labels, return_inverse=True)
-        self._check_cover(len(classes), num_clients)
-        hands = deal(len(classes), num_clients, self.classes_per_client, rng)  # (J, classes_per_client)
         clients = np.empty(len(labels), dtype=np.int64)
-        seats = positions_by_value(hands.ravel(), len(classes))
-        for members, seat in zip(positions_by_value(labels, len(classes)), seats, strict=True):
-            # Shuffled, or the images left over when the split is uneven would always go to the first clients.
-            holders = rng.permutation(seat // self.classes_per_client)
+        for members, holders in images_and_holders(labels, num_clients, self.classes_per_client, rng):
             clients[rng.permutation(members)] = holders[np.arange(len(members)) % len(holders)]
         return clients
 
-    def _check_cover(self, num_classes: int, num_clients: int) -> None:
-        per_client = self.classes_per_client
-        if per_client > num_classes:
-            raise FedKDError(
-                f"classes_per_client must be at most the number of classes, {num_classes}, got {per_client}."
-            )
-        if num_clients * per_client < num_classes:
-            raise FedKDError(
-                f"{num_clients} clients x classes_per_client={per_client} cannot cover {num_classes} classes: use "
-                f"classes_per_client >= {-(-num_classes // num_clients)} or num_clients >= "
-                f"{-(-num_classes // per_client)}."
-            )
+
+def images_and_holders(
+    labels: np.ndarray, num_clients: int, per_client: int, rng: np.random.Generator
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Deal classes to clients, and yield for each class the positions of its images and the clients that hold it.
+
+    Args:
+        labels: The class of every image, integers (N,).
+        num_clients: How many clients there are.
+        per_client: How many classes each of them holds.
+        rng: What deals, and shuffles the holders of each class.
+
+    Raises:
+        FedKDError: If a client cannot hold so many classes, or the clients are too few to cover all classes.
+    """
+    classes, labels = np.unique(labels, return_inverse=True)
+    check_cover(len(classes), num_clients, per_client)
+    hands = deal(len(classes), num_clients, per_client, rng)  # (J, per_client)
+    seats = positions_by_value(hands.ravel(), len(classes))
+    for members, seat in zip(positions_by_value(labels, len(classes)), seats, strict=True):
+        # Shuffled, or the images left over when the split is uneven would always go to the first clients.
+        yield members, rng.permutation(seat // per_client)
+
+
+def check_cover(num_classes: int, num_clients: int, per_client: int) -> None:
+    """Raise unless hands of ``per_client`` different classes can cover all classes.
+
+    Raises:
+        FedKDError: With what would work.
+    """
+    if per_client > num_classes:
+        raise FedKDError(f"classes_per_client must be at most the number of classes, {num_classes}, got {per_client}.")
+    if num_clients * per_client < num_classes:
+        raise FedKDError(
+            f"{num_clients} clients x classes_per_client={per_client} cannot cover {num_classes} classes: use "
+            f"classes_per_client >= {-(-num_classes // num_clients)} or num_clients >= {-(-num_classes // per_client)}."
+        )
 
 
 def deal(num_classes: int, num_clients: int, per_client: int, rng: np.random.Generator) -> np.ndarray:

@@ -13,32 +13,29 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fedkd.errors import check_range
-from fedkd.partition.base import Partitioner, positions_by_value
+from fedkd.partition.base import positions_by_value
+from fedkd.partition.drawn import DrawnPartitioner
 
 
 @dataclass(frozen=True)
-class Dirichlet(Partitioner):
+class Dirichlet(DrawnPartitioner):
     """Splits each class over the clients in proportions drawn from a symmetric Dirichlet distribution.
 
-    Clients may end up without images: no draw is rejected, so that the distribution is the one that is named.
+    Clients may end up without images: by default no draw is rejected, so that the distribution is the one that is
+    named.
 
     Args:
         alpha: The concentration, the same for every client. Towards 0 each class lands whole on one client; at 1 all
             proportions are equally likely; towards infinity every client gets an equal part of every class.
+        min_examples: How many images every client must hold at least; the partition is drawn again until they do.
 
     Raises:
-        FedKDError: If ``alpha`` is not between 1e-100 and 1e100.
+        FedKDError: If ``alpha`` is not between 1e-100 and 1e100 or ``min_examples`` is not an integer of at least 0;
+            when called, if no draw gives every client ``min_examples``.
     """
 
-    alpha: float
-
-    def __post_init__(self) -> None:
-        """Check ``alpha``; the bounds are far outside any use, and inside them nothing overflows."""
-        check_range("alpha", self.alpha, low=1e-100, high=1e100)
-
-    def assign(self, labels: np.ndarray, num_clients: int, rng: np.random.Generator) -> np.ndarray:
-        """Return the client of each image (N,): see `Partitioner.assign`."""
+    def draw(self, labels: np.ndarray, num_clients: int, rng: np.random.Generator) -> np.ndarray:
+        """Return the client of each image (N,): see `DrawnPartitioner.draw`."""
         classes, labels = np.unique(labels, return_inverse=True)
         clients = np.empty(len(labels), dtype=np.int64)
         for members in positions_by_value(labels, len(classes)):

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from fedkd.errors import unknown_name
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
@@ -13,36 +15,47 @@ if TYPE_CHECKING:
 
     from fedkd.partition.report import PartitionReport
 
-INK, PALE, ALERT = "#22313f", "#f3f4f6", "#d1495b"
+INK, PALE, ALERT, BLUE = "#22313f", "#f3f4f6", "#d1495b", "#2c7fb8"
+KINDS = ("heat", "bubble")
 
 
-def draw(report: PartitionReport) -> Figure:
-    """Draw images by class and client as a heat map, under one bar a client for the size of its shard.
+def draw(report: PartitionReport, kind: str = "heat") -> Figure:
+    """Draw images by class and client, under one bar a client for the size of its shard.
 
-    Numbers stand in the cells up to 20 x 20. A cross marks every client without images.
+    Numbers stand in the cells of a heat map up to 20 x 20. A cross marks every client without images.
 
     Args:
         report: What to draw.
+        kind: ``heat``, a colour for each count, or ``bubble``, an area in proportion to it.
 
     Returns:
         A figure that belongs to no pyplot window: nothing has to be closed.
+
+    Raises:
+        FedKDError: If there is no such kind.
     """
     from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine
 
+    if kind not in KINDS:
+        raise unknown_name("kind of plot", kind, KINDS)
     num_clients, num_classes = report.counts.shape
     width = float(np.clip(3.4 + 0.56 * num_clients, 7, 14))
     height = float(np.clip(2.8 + 0.4 * num_classes, 4, 13))
     figure = Figure(figsize=(width, height), layout=ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.08), facecolor="white")
-    sizes, heat = figure.subplots(2, 1, sharex=True, height_ratios=[1.1, height - 2.1])
+    sizes, counts = figure.subplots(2, 1, sharex=True, height_ratios=[1.1, height - 2.1])
     figure.suptitle(report.summary(), x=0.01, ha="left", fontsize=11, fontweight="bold", color=INK)
     _draw_sizes(sizes, report)
-    image = _draw_counts(heat, report)
-    bar = figure.colorbar(image, ax=heat, pad=0.015, aspect=28)
-    bar.set_label("images", color=INK)
-    bar.ax.yaxis.set_major_formatter("{x:,.0f}")
-    bar.outline.set_visible(False)
-    for ax in (sizes, heat, bar.ax):
+    if kind == "heat":
+        bar = figure.colorbar(_draw_cells(counts, report), ax=counts, pad=0.015, aspect=28)
+        bar.set_label("images", color=INK)
+        bar.ax.yaxis.set_major_formatter("{x:,.0f}")
+        bar.outline.set_visible(False)
+    else:
+        cell = 72 * min(0.8 * width / max(num_clients, 1), 0.8 * (height - 2.1) / max(num_classes, 1))  # points
+        _draw_bubbles(counts, report, cell)
+    _label_counts(counts, report)
+    for ax in figure.axes:
         ax.tick_params(which="both", length=0, colors=INK, labelsize=9)
     return figure
 
@@ -55,7 +68,7 @@ def _draw_sizes(ax: Axes, report: PartitionReport) -> None:
         np.arange(report.num_clients + 1) - 0.5,
         np.append(report.sizes, report.sizes[-1:]),
         step="post",
-        color="#2c7fb8",
+        color=BLUE,
         linewidth=0,
     )
     if report.num_clients <= 120:
@@ -71,7 +84,7 @@ def _draw_sizes(ax: Axes, report: PartitionReport) -> None:
     ax.spines[:].set_visible(False)
 
 
-def _draw_counts(ax: Axes, report: PartitionReport) -> AxesImage:
+def _draw_cells(ax: Axes, report: PartitionReport) -> AxesImage:
     """Draw the heat map; a pale cell is exactly 0, and every count above it has a colour that shows."""
     import matplotlib
     from matplotlib.colors import ListedColormap, PowerNorm
@@ -87,6 +100,23 @@ def _draw_counts(ax: Axes, report: PartitionReport) -> AxesImage:
             if count:
                 colour = "white" if norm(count) > 0.55 else INK
                 ax.text(client, k, f"{count:,}", ha="center", va="center", fontsize=8, color=colour)
+    return image
+
+
+def _draw_bubbles(ax: Axes, report: PartitionReport, cell: float) -> None:
+    """Draw a disc for each count above 0; the largest one's diameter is ``cell``, in points."""
+    clients, classes = np.nonzero(report.counts)
+    counts = report.counts[clients, classes]
+    areas = cell**2 * counts / report.counts.max(initial=1)
+    ax.scatter(clients, classes, s=np.maximum(areas, 0.3), color=BLUE, linewidths=0)  # even one image can be seen
+    ax.set_xlim(-0.5, report.num_clients - 0.5)
+    ax.set_ylim(len(report.classes) - 0.5, -0.5)
+    ax.set_facecolor(PALE)
+
+
+def _label_counts(ax: Axes, report: PartitionReport) -> None:
+    """Name clients and classes, and draw lines between them where they are not too many."""
+    num_clients, num_classes = report.counts.shape
     ax.set_xticks(_some(num_clients, 25), [f"{i:,}" for i in _some(num_clients, 25)])
     ax.set_yticks(_some(num_classes, 50), [report.classes[i] for i in _some(num_classes, 50)])
     ax.set_xlabel("client", color=INK)
@@ -95,7 +125,6 @@ def _draw_counts(ax: Axes, report: PartitionReport) -> AxesImage:
         if size <= limit:
             ticks(np.arange(1, size) - 0.5, minor=True)
     ax.grid(which="minor", color="white", linewidth=1)
-    return image
 
 
 def _some(size: int, limit: int) -> range:

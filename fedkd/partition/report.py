@@ -1,23 +1,21 @@
-"""What a partition looks like: counts of client x class as a value, a table and a picture."""
+"""What a partition looks like: counts of client x class, and how skewed they are, as values, tables and a picture."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from fedkd.errors import FedKDError, unknown_name
+from fedkd.partition.skew import effective_classes, js_distance, summarise, without_nan
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from rich.table import Table
-
-MAX_ROWS = 100  # a table of more clients shows the first HEAD_ROWS and sums up the rest
-HEAD_ROWS = 50
-MAX_COLUMNS = 10  # a table of more classes names each client's largest ones: it fits 80 characters
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,6 +26,7 @@ class PartitionReport:
         counts: Images by client and class, int64 (num_clients, num_classes).
         classes: The name of each class.
         public: Images that belong to no client.
+        validation: Images that clients hold out of training; ``counts`` is without them.
 
     Raises:
         FedKDError: If ``counts`` is not a matrix with a column for each class.
@@ -36,6 +35,7 @@ class PartitionReport:
     counts: np.ndarray
     classes: tuple[str, ...]
     public: int = 0
+    validation: int = 0
 
     def __post_init__(self) -> None:
         """Check that the counts fit the classes."""
@@ -46,7 +46,12 @@ class PartitionReport:
 
     @classmethod
     def from_shards(
-        cls, shards: Sequence[np.ndarray], targets: np.ndarray | Sequence[int], classes: Sequence[str], public: int = 0
+        cls,
+        shards: Sequence[np.ndarray],
+        targets: np.ndarray | Sequence[int],
+        classes: Sequence[str],
+        public: int = 0,
+        validation: int = 0,
     ) -> PartitionReport:
         """Count the images of each client and class.
 
@@ -55,6 +60,7 @@ class PartitionReport:
             targets: The class of every image, integers (N,); a CPU tensor will do.
             classes: The name of each class, in the order of the targets.
             public: Images that belong to no client.
+            validation: Images that clients hold out of training, which are in no shard.
 
         Raises:
             FedKDError: If an image of a client has a target that no class name stands for.
@@ -69,7 +75,7 @@ class PartitionReport:
                 )
         rows = [np.bincount(labels, minlength=num_classes) for labels in owned]
         counts = np.array(rows, dtype=np.int64).reshape(len(rows), num_classes)
-        return cls(counts, tuple(str(name) for name in classes), int(public))
+        return cls(counts, tuple(str(name) for name in classes), int(public), int(validation))
 
     @property
     def num_clients(self) -> int:
@@ -86,8 +92,29 @@ class PartitionReport:
         """The clients without images."""
         return tuple(np.flatnonzero(self.sizes == 0).tolist())
 
+    @property
+    def effective_classes(self) -> np.ndarray:
+        """Effective number of classes of each client, float64 (num_clients,): see `fedkd.partition.skew`."""
+        return effective_classes(self.counts)
+
+    @property
+    def js_distance(self) -> np.ndarray:
+        """Each client's Jensen-Shannon distance to all clients together, base 2, in [0, 1], float64 (num_clients,)."""
+        return js_distance(self.counts)
+
+    def skew(self) -> dict[str, dict[str, float | None]]:
+        """Return min, median, mean and max over clients of ``sizes``, ``effective_classes`` and ``js_distance``.
+
+        Clients without images have a size; they are left out of the other two.
+        """
+        return {
+            "sizes": summarise(self.sizes.astype(float)),
+            "effective_classes": summarise(self.effective_classes),
+            "js_distance": summarise(self.js_distance),
+        }
+
     def to_dict(self) -> dict[str, Any]:
-        """Return everything as plain lists and numbers, ready for JSON."""
+        """Return everything as plain lists and numbers, ready for JSON; None stands for what an empty client lacks."""
         return {
             "num_clients": self.num_clients,
             "classes": list(self.classes),
@@ -95,85 +122,74 @@ class PartitionReport:
             "sizes": self.sizes.tolist(),
             "empty_clients": list(self.empty_clients),
             "public": self.public,
+            "validation": self.validation,
+            "effective_classes": without_nan(self.effective_classes),
+            "js_distance": without_nan(self.js_distance),
+            "skew": self.skew(),
         }
 
     def summary(self) -> str:
-        """Return one line: how many clients, images and classes, and what is empty or public."""
+        """Return one line: how many clients, images and classes, and what is empty, public or held out."""
         counts = {
             "client": self.num_clients,
             "image": int(self.counts.sum()),
             "class": len(self.classes),
             "empty client": len(self.empty_clients),
             "public image": self.public,
+            "validation image": self.validation,
         }
         plural = {name: name + ("es" if name == "class" else "s") for name in counts}
         parts = [f"{n:,} {name if n == 1 else plural[name]}" for name, n in counts.items() if n]
         return ", ".join(parts)
 
     def table(self) -> Table:
-        """Return a Rich table with a row a client and totals.
+        """Return a Rich table of images by client and class: see `fedkd.partition.tables.counts_table`."""
+        from fedkd.partition.tables import counts_table
 
-        Up to 10 classes have a column each; with more, every row names its three largest classes. Beyond 100 clients
-        the first 50 are shown and one row sums up the rest.
+        return counts_table(self)
+
+    def skew_table(self) -> Table:
+        """Return a Rich table of each client's skew: see `fedkd.partition.tables.skew_table`."""
+        from fedkd.partition.tables import skew_table
+
+        return skew_table(self)
+
+    def figure(self, kind: Literal["heat", "bubble"] = "heat") -> Figure:
+        """Return a matplotlib figure: images by class and client, under a bar a client for its size.
+
+        Args:
+            kind: Whether a count is a cell's colour, or a bubble's area.
+
+        Raises:
+            FedKDError: If there is no such kind.
         """
-        from rich import box
-        from rich.table import Table
-        from rich.text import Text
-
-        wide = len(self.classes) > MAX_COLUMNS
-        headers = ["classes", "largest"] if wide else list(self.classes)
-        table = Table(
-            box=box.SIMPLE_HEAD, padding=0, title="Images by client and class", caption=self.summary(), min_width=60
-        )
-        table.add_column("client", justify="right", no_wrap=True)
-        for column, header in enumerate(headers):
-            # A number is never broken over lines, a long class name may be.
-            width = None if wide else len(f"{self.counts[:, column].sum():,}")
-            justify = "left" if header == "largest" and wide else "right"
-            table.add_column(Text(header), justify=justify, min_width=width, overflow="fold")  # type: ignore[arg-type]
-        table.add_column("total", justify="right", no_wrap=True, style="bold")
-
-        def add(name: str, row: np.ndarray, *, style: str | None = None, end_section: bool = False) -> None:
-            cells = [Text(cell) for cell in (self._brief(row) if wide else [f"{n:,}" if n else "·" for n in row])]
-            for cell in cells:
-                cell.stylize("dim" if cell.plain == "·" else "")
-            table.add_row(name, *cells, f"{row.sum():,}", style=style, end_section=end_section)
-
-        shown = self.num_clients if self.num_clients <= MAX_ROWS else HEAD_ROWS
-        for client, row in enumerate(self.counts[:shown]):
-            last = client == self.num_clients - 1
-            add(str(client), row, style=None if row.any() else "dim", end_section=last)
-        if shown < self.num_clients:
-            add(f"{self.num_clients - shown:,} more", self.counts[shown:].sum(axis=0), end_section=True)
-        add("all", self.counts.sum(axis=0), style="bold")
-        return table
-
-    def _brief(self, row: np.ndarray) -> list[str]:
-        """Return how many classes a row of counts has, and its three largest by name."""
-        largest = [k for k in np.argsort(-row, kind="stable")[:3] if row[k]]
-        return [str(np.count_nonzero(row)), ", ".join(f"{self.classes[k]} {row[k]:,}" for k in largest) or "·"]
-
-    def figure(self) -> Figure:
-        """Return a matplotlib figure: images by class and client as a heat map, under a bar a client for its size."""
         from fedkd.partition.figure import draw
 
-        return draw(self)
+        return draw(self, kind)
 
-    def plot(self, path: str | Path) -> Path:
+    def plot(self, path: str | Path, kind: Literal["heat", "bubble"] = "heat") -> Path:
         """Write `figure` to a file and return its path; folders that are not there are made.
 
         Args:
             path: Where to; the suffix names the format, PNG if there is none.
+            kind: As for `figure`.
 
         Raises:
-            FedKDError: If matplotlib does not write that format.
+            FedKDError: If matplotlib does not write that format, or there is no such kind.
         """
         path = Path(path)
         path = path if path.suffix else path.with_suffix(".png")
-        figure = self.figure()
+        figure = self.figure(kind)
         formats = figure.canvas.get_supported_filetypes()
         if path.suffix[1:].lower() not in formats:
             raise unknown_name("plot format", path.suffix[1:], formats)
         path.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path, dpi=160)
+        return path
+
+    def write_json(self, path: str | Path) -> Path:
+        """Write `to_dict` to a file and return its path; folders that are not there are made."""
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(self.to_dict()) + "\n", encoding="utf-8")
         return path

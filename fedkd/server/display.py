@@ -48,6 +48,20 @@ def print_summary(summary: Mapping[str, Any]) -> None:
     )
 
 
+def print_clients(summary: Mapping[str, Any]) -> None:
+    """Print the clients of a mutual federation, each with its own student, and what their mean logits are worth."""
+    table = Table("client", "student", title="the clients' own students", title_justify="left")
+    for name in ("parameters", "images", "balanced accuracy", "accuracy"):
+        table.add_column(name, justify="right")
+    for each in summary["clients"]:
+        counts = (str(each["client"]), each["student"], f"{each['parameters']:,}", f"{each['num_examples']:,}")
+        table.add_row(*counts, f"{each['balanced_accuracy']:.1%}", f"{each['accuracy']:.1%}")
+    table.add_section()
+    both = summary["ensemble"]
+    table.add_row("all", "mean of logits", "", "", f"{both['balanced_accuracy']:.1%}", f"{both['accuracy']:.1%}")
+    make_console().print(table)
+
+
 def print_metrics(metrics: Mapping[str, float]) -> None:
     """Print test metrics as a table of two columns."""
     table = Table("metric", "value")

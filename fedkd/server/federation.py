@@ -18,6 +18,7 @@ from fedkd.paths import cache_dir
 from fedkd.progress import progress_bar
 from fedkd.seeding import seeded
 from fedkd.server.backends import Backend, InProcess
+from fedkd.server.context import ServerContext
 from fedkd.server.evaluation import evaluate, test_loader
 from fedkd.server.report import partition_record, round_row, run_identity, summarise
 from fedkd.server.run_dir import RunDirectory
@@ -99,11 +100,11 @@ class Federation:
             run.write_text("config.yaml", self.config)
 
         signal = self._ask_teacher(module, datamodule, device)
-        state, history = self._start(run, module, found)
+        state, history = self._start(run, module, datamodule, found)
         for row in history:
             self._log(row)
-        logits, feature_file = (signal.logits, signal.feature_file) if signal else (None, None)
-        context = ClientContext(module, datamodule, self.trainer, self.strategy, self.seed, logits, feature_file)
+        said = signal.for_clients() if signal else {}
+        context = ClientContext(module, datamodule, self.trainer, self.strategy, self.seed, **said)
         test_set = test_loader(datamodule, device)
         clients = [client for client, shard in enumerate(datamodule.shards) if len(shard)]
 
@@ -113,9 +114,11 @@ class Federation:
                 cohort = sample_cohort(clients, self.clients_per_round, seed=self.seed, round=state.round)
                 tasks = self._make_tasks(state, cohort)
                 updates = self._run_clients(context, tasks)
+                server = ServerContext.of(context, start=state)
                 state = self.strategy.aggregate(state, updates)
-                state = self.strategy.refine(state, updates, context)
+                state = self.strategy.refine(state, updates, server)
                 metrics = evaluate(module, test_set, self.trainer, state)
+                metrics |= self.strategy.metrics(state, updates, server)
                 history.append(round_row(tasks, updates, metrics, seconds=time.perf_counter() - began))
                 run.commit(state, self.strategy.state_dict(), history, identity)
                 self._log(history[-1])
@@ -143,6 +146,7 @@ class Federation:
         with seeded(self.seed, "student"):
             module.build(datamodule.classes, datamodule.image_shape)
         module.check_optimizer()
+        self.strategy.check(module, datamodule)
         return device
 
     def _ask_teacher(
@@ -156,6 +160,7 @@ class Federation:
             data.test,
             data.shards,
             public=data.public_indices,
+            shared=data.shared_images,
             views=data.image_views if self._is_consistent(module) else None,
             features=module.loss.needs_features,
             cache=cache_dir("teachers"),
@@ -176,12 +181,13 @@ class Federation:
         }
 
     def _start(
-        self, run: RunDirectory, module: DistillationModule, found: Loaded | None
+        self, run: RunDirectory, module: DistillationModule, data: FederatedDataModule, found: Loaded | None
     ) -> tuple[ServerState, list[Metrics]]:
         """Return the state and the history to go on from: those of the checkpoint that was found, if one was."""
         if found is None:
             assert module.student is not None
-            state = ServerState(0, *split_state(module.student))
+            num_examples = sum(len(shard) for shard in data.shards)
+            state = ServerState(0, *split_state(module.student), num_examples=num_examples)
             self.strategy.start(state)
             return state, []
         state, strategy_state, history = found

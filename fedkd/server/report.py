@@ -35,8 +35,10 @@ PACKAGES = ("fedkd", "lightning", "torch", "torchvision", "transformers", "numpy
 
 def partition_record(datamodule: FederatedDataModule) -> dict[str, Any]:
     """Return what ``partition.json`` holds: the report and every client's indices into the training images."""
-    indices = [np.asarray(shard).tolist() for shard in datamodule.shards]
-    return {**datamodule.partition_report().to_dict(), "indices": indices}
+    indices = {"indices": datamodule.shards, "val_indices": datamodule.val_shards}
+    lists = {name: [np.asarray(shard).tolist() for shard in shards] for name, shards in indices.items()}
+    shared = {"shared_images": 0 if datamodule.shared_images is None else len(datamodule.shared_images)}
+    return {**datamodule.partition_report().to_dict(), **shared, **lists}
 
 
 def round_row(
@@ -77,6 +79,8 @@ def run_identity(
     batches = {name: getattr(datamodule, name) for name in ("batch_size", "augmentation", "views")}
     return {
         "teacher": module.teacher.identity() if module.teacher else None,
+        "shared images": shared_identity(datamodule) if module.teacher else None,
+        "label loss": settings(module.label_loss),
         "loss": " ".join(repr(module.loss).split()) if module.loss.extra_repr() else settings(module.loss),
         "optimizer": optimizer_settings(module.configure_optimizers()),
         "trainer": ", ".join(f"{name}={value}" for name, value in training.items() if value is not None),
@@ -85,6 +89,12 @@ def run_identity(
         "partition": shards.hexdigest()[:16],
         "student": hashlib.sha256(repr(shapes).encode()).hexdigest()[:16],
     }
+
+
+def shared_identity(datamodule: FederatedDataModule) -> str | None:
+    """Write down which images clients share, and how they train on them."""
+    images = datamodule.shared_images
+    return None if images is None else f"{datamodule.shared!r}, {len(images)} images {images.fingerprint[:16]}"
 
 
 def optimizer_settings(optimizer: Any) -> str:
@@ -142,6 +152,7 @@ def describe_teacher(module: DistillationModule, signal: TeacherSignal | None) -
         "per_class_accuracy": dict(zip(module.classes, signal.per_class_accuracy, strict=True)),
         "head_bytes_up": signal.head_bytes,
         "head_bytes_down": signal.head_bytes_down,
+        "shared_images": signal.num_shared,
     }
 
 

@@ -7,6 +7,7 @@
     metrics.csv           a row a round
     checkpoints/          the last two rounds
     student.safetensors   the global student, for `fedkd.load_student`
+    clients/K/            client K's own, where students differ (`fedkd.MutualFederation`)
     summary.json          final and best accuracy, teacher, bytes, seconds, versions
 """
 
@@ -113,7 +114,11 @@ class RunDirectory:
         self.write_text("metrics.csv", text.getvalue())
 
     def save_student(
-        self, state: ServerState, spec: Mapping[str, Any], constants: Mapping[str, Tensor] | None = None
+        self,
+        state: ServerState,
+        spec: Mapping[str, Any],
+        constants: Mapping[str, Tensor] | None = None,
+        client: int | None = None,
     ) -> None:
         """Write ``student.safetensors``.
 
@@ -123,10 +128,13 @@ class RunDirectory:
                 `fedkd.students.create`, or None for a module of the user's), ``projection`` (of
                 `fedkd.students.ProjectedStudent`, or None), ``classes``, ``image_shape``.
             constants: Tensors that belong to the student and never travel, such as a frozen head's.
+            client: Whose student it is, for a folder of its own; None is the global one.
         """
+        folder = self.path if client is None else self.path / "clients" / str(client)
+        folder.mkdir(parents=True, exist_ok=True)
         everything = {**state.parameters, **state.buffers, **(constants or {})}
         tensors = {name: value.contiguous() for name, value in everything.items()}
-        write_atomically(self.path / "student.safetensors", save(tensors, metadata={"fedkd": json.dumps(spec)}))
+        write_atomically(folder / "student.safetensors", save(tensors, metadata={"fedkd": json.dumps(spec)}))
 
 
 def nan_to_none(value: Any) -> Any:

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -17,7 +17,7 @@ from fedkd.teachers.base import Teacher, overrides_forward
 from fedkd.teachers.cache import TeacherCache
 
 if TYPE_CHECKING:
-    from fedkd.data import ImageSet, Views
+    from fedkd.data import ImageSet, Unlabelled, Views
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,6 +33,10 @@ class TeacherSignal:
         head_bytes: What clients sent, all together, to adapt the teacher and fit its head; 0 for a head that is given.
         head_bytes_down: What was sent to them for it, all together.
         feature_file: The cache's file of the features (N, V, D), to be mapped, if they were asked for.
+        shared_logits: For the ImageSet of the shared images, as ``logits`` for the training images; the same tensor
+            where they are the public split; None where nothing is shared.
+        shared_feature_file: Likewise.
+        num_shared: How many shared images there are.
     """
 
     logits: Tensor
@@ -43,6 +47,18 @@ class TeacherSignal:
     head_bytes: int
     head_bytes_down: int
     feature_file: Path | None = None
+    shared_logits: Tensor | None = None
+    shared_feature_file: Path | None = None
+    num_shared: int = 0
+
+    def for_clients(self) -> dict[str, Any]:
+        """Return what clients train with, under the names of `fedkd.client.ClientContext`."""
+        return {
+            "teacher_logits": self.logits,
+            "feature_file": self.feature_file,
+            "shared_logits": self.shared_logits,
+            "shared_feature_file": self.shared_feature_file,
+        }
 
     def logits_of(self, shards: Sequence[np.ndarray]) -> Tensor:
         """Return the logits for the clients' images alone, all views of each: (n V, K)."""
@@ -56,6 +72,7 @@ def prepare_teacher(
     shards: Sequence[np.ndarray],
     *,
     public: np.ndarray | None = None,
+    shared: Unlabelled | None = None,
     views: Views | None = None,
     features: bool = False,
     cache: Path | str | None = None,
@@ -77,6 +94,7 @@ def prepare_teacher(
         test: The test images, which nothing is fitted to.
         shards: For each client its positions in ``train``; the head is fitted to these images only.
         public: Positions in ``train`` that belong to no client; None is none.
+        shared: Images that students learn from beside ``train``; nothing is fitted to them.
         views: What the student will see of each image; None has the teacher judge the images themselves.
         features: Whether the student is to be taught features too.
         cache: Folder of the `TeacherCache`; None is fedkd's own.
@@ -104,6 +122,11 @@ def prepare_teacher(
         taught = look(train, views) if clean is None or views is not None else clean
         seen_features = look(train, views, features=True) if features and overrides_forward(teacher) else taught
         test_outputs = look(test)
+        shared_taught, shared_features = taught, seen_features  # public images are among those of train
+        if shared is not None and shared.data.images is not train.images:
+            shared_taught = shared_features = look(shared.data, views)
+            if features and overrides_forward(teacher):
+                shared_features = look(shared.data, views, features=True)
 
     if clean is not None and fits_head:
         fitted = teacher.head_method.fit(clean[:, 0], train.targets, shards, train.num_classes)
@@ -113,14 +136,18 @@ def prepare_teacher(
         rows = np.empty(0, np.int64) if public is None else public
         fit_weights(torch.from_numpy(clean[rows, 0].astype(np.float32)), train.targets[torch.from_numpy(rows)])
 
-    logits, test_logits = _logits(teacher, taught), _logits(teacher, test_outputs)[:, 0]
+    def logits_of(outputs: np.memmap) -> Tensor:
+        found = _logits(teacher, outputs)
+        return found[:, 0] if views is None else found
+
+    logits, test_logits = logits_of(taught), _logits(teacher, test_outputs)[:, 0]
     if logits.shape[-1] != train.num_classes:
         raise FedKDError(
             f"{type(teacher).__name__} tells {logits.shape[-1]} classes apart, but the data has {train.num_classes}."
         )
     per_class = per_class_accuracy(test_logits, test.targets, test.num_classes)
     return TeacherSignal(
-        logits=logits[:, 0] if views is None else logits,
+        logits=logits,
         test_logits=test_logits,
         accuracy=float((test_logits.argmax(1) == test.targets).double().mean()),
         balanced_accuracy=float(per_class.nanmean()),
@@ -128,6 +155,9 @@ def prepare_teacher(
         head_bytes=bytes_up,
         head_bytes_down=bytes_down,
         feature_file=Path(str(seen_features.filename)) if features else None,
+        shared_logits=None if shared is None else logits if shared_taught is taught else logits_of(shared_taught),
+        shared_feature_file=Path(str(shared_features.filename)) if features and shared is not None else None,
+        num_shared=0 if shared is None else len(shared),
     )
 
 

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,8 +12,10 @@ from jsonargparse import ArgumentParser
 from lightning.pytorch import LightningModule, Trainer
 
 from fedkd.data import CIFAR10, Augmentation, Batch, Digits, FederatedDataModule, ImageSet
+from fedkd.data.splits import hold_out
 from fedkd.errors import FedKDError
-from fedkd.partition import IID, Dirichlet
+from fedkd.partition import IID, ByAttribute, Dirichlet, Given
+from fedkd.server.report import partition_record
 
 
 @pytest.fixture(scope="module")
@@ -98,9 +102,75 @@ def test_the_report_counts_private_images(digits: tuple[ImageSet, ImageSet]) -> 
     assert np.array_equal(counts, expected)
 
 
+def test_what_a_client_holds_out_is_of_its_own_classes(digits: tuple[ImageSet, ImageSet]) -> None:
+    whole, datamodule = (make(digits, public_fraction=0.1, val_fraction=f, seed=3) for f in (0.0, 0.2))
+    assert all(len(held) == 0 and held.dtype == np.int64 for held in whole.val_shards)
+    targets = datamodule.train.targets.numpy()
+    for before, left, held in zip(whole.shards, datamodule.shards, datamodule.val_shards, strict=True):
+        assert np.array_equal(np.sort(np.concatenate([left, held])), before)  # the partition itself is the same
+        assert np.array_equal(left, np.sort(left))
+        assert len(held) == int(len(before) * 0.2 + 0.5)
+        share = len(held) / max(len(before), 1)
+        expected = np.bincount(targets[before], minlength=10) * share
+        assert np.abs(np.bincount(targets[held], minlength=10) - expected).max() < 1
+    again, other = (make(digits, public_fraction=0.1, val_fraction=0.2, seed=seed) for seed in (3, 4))
+    assert all(np.array_equal(a, b) for a, b in zip(datamodule.val_shards, again.val_shards, strict=True))
+    assert not all(np.array_equal(a, b) for a, b in zip(datamodule.val_shards, other.val_shards, strict=True))
+    assert datamodule.partition_report().validation == sum(map(len, datamodule.val_shards)) > 200
+    trained = {i for batch in datamodule.train_dataloader() for i in batch.index.tolist()}
+    assert trained == set(np.concatenate(datamodule.shards).tolist())
+
+
+def test_holding_out_by_hand() -> None:
+    targets = np.repeat([0, 1], 10)
+    (taken,) = hold_out([np.arange(20)], targets, 0.1, 0)
+    assert np.bincount(targets[taken]).tolist() == [1, 1]  # one in ten, evenly
+    rare = [np.array([2 * i, 2 * i + 1]) for i in range(10)]  # two images each: 0.2 are none, 0.6 are one
+    assert sum(map(len, hold_out(rare, targets, 0.1, 0))) == 0
+    assert [len(held) for held in hold_out(rare, targets, 0.3, 0)] == [1] * 10
+    assert [len(held) for held in hold_out([np.array([4]), np.array([], int)], targets, 0.9, 0)] == [0, 0]
+    assert len(hold_out([np.arange(20)], targets, 0.999, 0)[0]) == 19  # one is always left
+    ends = {tuple(hold_out([np.arange(20)], targets, 0.1, seed)[0].tolist()) for seed in range(200)}
+    assert {i for pair in ends for i in pair} == set(range(20))  # any of them may be taken
+
+
+def test_a_clients_validation_images_come_in_order(digits: tuple[ImageSet, ImageSet]) -> None:
+    datamodule = make(digits, val_fraction=0.2, augmentation=Augmentation(2), eval_batch_size=7)
+    batches = list(datamodule.client_val_loader(1))
+    held = datamodule.val_shards[1]
+    assert torch.cat([batch.index for batch in batches]).tolist() == held.tolist()
+    assert torch.equal(torch.cat([batch.images for batch in batches]), digits[0].images[held].float() / 255)
+    assert list(make(digits).client_val_loader(1)) == []
+    with pytest.raises(FedKDError, match="no client 10"):
+        datamodule.client_val_loader(10)
+
+
+def test_a_runs_partition_can_be_given_back(digits: tuple[ImageSet, ImageSet], tmp_path: Path) -> None:
+    """With public and validation images, from partition.json as a run writes it."""
+    options = {"public_fraction": 0.1, "val_fraction": 0.2, "num_clients": 5, "seed": 3}
+    first = make(digits, partitioner=Dirichlet(0.3), **options)
+    path = tmp_path / "partition.json"
+    path.write_text(json.dumps(partition_record(first)))
+    again = make(digits, partitioner=Given(str(path)), **options)
+    for ours, theirs in ((again.shards, first.shards), (again.val_shards, first.val_shards)):
+        assert all(np.array_equal(a, b) for a, b in zip(ours, theirs, strict=True))
+    assert np.array_equal(again.public_indices, first.public_indices)
+    with pytest.raises(FedKDError, match=r"to no client, .* Were they public"):
+        make(digits, partitioner=Given(str(path)), num_clients=5)
+
+
+def test_a_file_for_all_images_serves_every_public_fraction(digits: tuple[ImageSet, ImageSet]) -> None:
+    owners = np.arange(len(digits[0])) % 3
+    for fraction in (0.0, 0.3):
+        for partitioner in (Given(owners.tolist()), ByAttribute(owners.tolist())):
+            shards = make(digits, partitioner=partitioner, num_clients=3, public_fraction=fraction).shards
+            assert all(set(owners[shard].tolist()) == {client} for client, shard in enumerate(shards))
+
+
 @pytest.mark.parametrize(
     ("kwargs", "message"),
     [
+        ({"val_fraction": 1.0}, "val_fraction must be >= 0 and < 1, got 1.0"),
         ({"batch_size": 0}, "batch_size must be >= 1, got 0"),
         ({"eval_batch_size": -1}, "eval_batch_size must be >= 1, got -1"),
         ({"num_clients": 0}, "num_clients must be >= 1, got 0"),

@@ -7,13 +7,16 @@ import json
 import sys
 import warnings
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from rich.console import Console
+from rich.table import Table
 
 from fedkd.errors import FedKDError
 from fedkd.partition import Dirichlet, PartitionReport
+from fedkd.partition.figure import KINDS
 
 TARGETS = np.array([0, 0, 1, 1, 1, 2])
 
@@ -31,10 +34,10 @@ def big(num_clients: int, num_classes: int = 10) -> PartitionReport:
     return PartitionReport.from_shards(shards, labels, names)
 
 
-def printed(report: PartitionReport, width: int = 80) -> list[list[str]]:
-    """The words of each line of the table."""
+def printed(report: PartitionReport, table: Table | None = None, width: int = 80) -> list[list[str]]:
+    """The words of each line of a table, that of counts if not said otherwise."""
     console = Console(file=io.StringIO(), width=width)
-    console.print(report.table())
+    console.print(table or report.table())
     assert isinstance(console.file, io.StringIO)
     return [line.split() for line in console.file.getvalue().splitlines()]
 
@@ -57,14 +60,60 @@ def test_tensors_will_do() -> None:
 
 
 def test_to_dict_is_json(small: PartitionReport) -> None:
-    assert json.loads(json.dumps(small.to_dict())) == {
+    record = json.loads(json.dumps(small.to_dict(), allow_nan=False))
+    # client 0 holds (1/3, 2/3): exp of its entropy is 3 / 2^(2/3); client 2 holds (1/2, 1/2)
+    assert record.pop("effective_classes") == [pytest.approx(3 / 2 ** (2 / 3)), None, pytest.approx(2)]
+    near, none, far = record.pop("js_distance")
+    assert none is None
+    assert 0 < near < far < 0.1
+    skew = record.pop("skew")
+    assert skew["sizes"] == {"min": 0, "median": 2, "mean": pytest.approx(5 / 3), "max": 3}
+    assert skew["effective_classes"]["mean"] == pytest.approx((3 / 2 ** (2 / 3) + 2) / 2)
+    assert (skew["js_distance"]["min"], skew["js_distance"]["max"]) == (near, far)
+    assert record == {
         "num_clients": 3,
         "classes": ["cat", "dog", "[red]"],
         "counts": [[1, 2, 0], [0, 0, 0], [1, 1, 0]],
         "sizes": [3, 0, 2],
         "empty_clients": [1],
         "public": 1,
+        "validation": 0,
     }
+
+
+def test_json_beside_the_plot(small: PartitionReport, tmp_path: Path) -> None:
+    path = small.write_json(tmp_path / "new" / "partition.json")
+    assert json.loads(path.read_text()) == small.to_dict()
+
+
+def test_what_is_held_out_is_summed_up() -> None:
+    report = PartitionReport.from_shards([[0], [2]], TARGETS, ["a", "b", "c"], validation=3)
+    assert report.summary() == "2 clients, 2 images, 3 classes, 3 validation images"
+    assert report.to_dict()["validation"] == 3
+
+
+def test_skew_table_by_hand(small: PartitionReport) -> None:
+    lines = printed(small, small.skew_table())
+    near, far = small.js_distance[[0, 2]]
+    rows = [
+        ["0", "3", "2", "1.89", f"{near:.3f}"],
+        ["1", "0", "0", "·", "·"],
+        ["2", "2", "2", "2.00", f"{far:.3f}"],
+        ["median", "2.0", "2.0", "1.94", f"{(near + far) / 2:.3f}"],
+        ["mean", "1.7", "1.3", "1.94", f"{(near + far) / 2:.3f}"],
+    ]
+    at = [lines.index(row) for row in rows]
+    assert at == sorted(at)
+
+
+def test_skew_table_of_many_and_of_none() -> None:
+    report = big(1234)
+    lines = printed(report, report.skew_table())
+    assert any(line[:1] == ["49"] for line in lines)
+    assert not any(line[:1] == ["50"] for line in lines)
+    assert ["mean", "32.4"] in [line[:2] for line in lines]  # 40,000 / 1,234: of all, not of the fifty
+    nobody = PartitionReport.from_shards([[], []], TARGETS, ["a", "b", "c"])
+    assert ["mean", "0.0", "0.0", "·", "·"] in printed(nobody, nobody.skew_table())
 
 
 def test_table_by_hand(small: PartitionReport) -> None:
@@ -132,18 +181,32 @@ def test_figure_of_a_hundred_clients_labels_some() -> None:
     assert not heat.texts
 
 
+def test_bubbles_have_the_area_of_their_counts(small: PartitionReport) -> None:
+    sizes, bubbles = small.figure("bubble").axes
+    (drawn,) = bubbles.collections
+    area = dict(zip(map(tuple, np.asarray(drawn.get_offsets()).tolist()), drawn.get_sizes(), strict=True))
+    assert set(area) == {(0, 0), (0, 1), (2, 0), (2, 1)}  # client, class
+    assert area[0, 1] == pytest.approx(2 * area[0, 0])
+    assert area[0, 0] == pytest.approx(area[2, 0])
+    assert bubbles.get_ylim() == (2.5, -0.5)  # classes downwards, and the one without images too
+    assert bubbles.get_xlim() == sizes.get_xlim() == (-0.5, 2.5)
+    assert [label.get_text() for label in bubbles.get_yticklabels()] == ["cat", "dog", "[red]"]
+
+
+@pytest.mark.parametrize("kind", ["heat", "bubble"])
 @pytest.mark.parametrize(("num_clients", "num_classes"), [(1, 1), (10, 10), (100, 10), (3000, 100)])
-def test_plot_writes_a_png(tmp_path: Path, num_clients: int, num_classes: int) -> None:
+def test_plot_writes_a_png(tmp_path: Path, num_clients: int, num_classes: int, kind: Any) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # a layout that does not fit is a warning of matplotlib's
-        path = big(num_clients, num_classes).plot(tmp_path / "new" / "partition")
+        path = big(num_clients, num_classes).plot(tmp_path / "new" / "partition", kind)
     assert path == tmp_path / "new" / "partition.png"
     assert path.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
 
 
 def test_plot_of_no_images_at_all(tmp_path: Path) -> None:
     report = PartitionReport.from_shards([np.array([], int)] * 3, TARGETS, ["a", "b", "c"])
-    assert report.plot(tmp_path / "none.png").stat().st_size > 0
+    for kind in KINDS:
+        assert report.plot(tmp_path / "none.png", kind).stat().st_size > 0  # type: ignore[arg-type]
 
 
 def test_figure_leaves_pyplot_alone(small: PartitionReport) -> None:
@@ -156,6 +219,11 @@ def test_bad_format(small: PartitionReport, tmp_path: Path) -> None:
     with pytest.raises(FedKDError, match=r"Unknown plot format 'pgn'\. Did you mean 'png'\?"):
         small.plot(tmp_path / "a.pgn")
     assert not list(tmp_path.iterdir())
+
+
+def test_bad_kind(small: PartitionReport) -> None:
+    with pytest.raises(FedKDError, match=r"Unknown kind of plot 'bubbles'\. Did you mean 'bubble'\?"):
+        small.figure("bubbles")  # type: ignore[arg-type]
 
 
 def test_bad_targets() -> None:

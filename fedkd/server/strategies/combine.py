@@ -15,7 +15,9 @@ from fedkd.tensors import Tensors
 from fedkd.types import ClientTask, ClientUpdate, ServerState
 
 if TYPE_CHECKING:
-    from fedkd.client import ClientContext
+    from fedkd.data import FederatedDataModule
+    from fedkd.distillation import DistillationModule
+    from fedkd.server.context import ServerContext
 
 EXCLUSIVE = ("weights", "combine", "combine_buffers", "step")
 """The hooks that one strategy alone can decide."""
@@ -47,6 +49,24 @@ class Combine(Strategy):
                 raise FedKDError(f"{names} cannot be combined: each decides how updates are joined ({hook}).")
             if own:
                 self._deciding[hook] = own[0]
+
+        readers = [each for each in strategies if each.reads_updates()]
+        for each in strategies:
+            if each.private and (others := [type(other).__name__ for other in readers if other is not each]):
+                raise FedKDError(
+                    f"{type(each).__name__} cannot be combined with {' and '.join(others)}: it protects the clients' "
+                    "updates, which the other reads."
+                )
+        self.private = any(each.private for each in strategies)  # type: ignore[misc]
+
+    def reads_updates(self) -> bool:
+        """Whether one of them does."""
+        return any(each.reads_updates() for each in self.strategies)
+
+    def check(self, module: DistillationModule, datamodule: FederatedDataModule) -> None:
+        """Check all."""
+        for each in self.strategies:
+            each.check(module, datamodule)
 
     def start(self, state: ServerState) -> None:
         """Start all."""
@@ -104,11 +124,16 @@ class Combine(Strategy):
         for i, each in enumerate(self.strategies):
             each.absorb(state, own_updates(updates, i))
 
-    def refine(self, state: ServerState, updates: Sequence[ClientUpdate], context: ClientContext) -> ServerState:
+    def refine(self, state: ServerState, updates: Sequence[ClientUpdate], context: ServerContext) -> ServerState:
         """Let each work on the student, in their order."""
         for i, each in enumerate(self.strategies):
             state = each.refine(state, own_updates(updates, i), context)
         return state
+
+    def metrics(self, state: ServerState, updates: Sequence[ClientUpdate], context: ServerContext) -> dict[str, float]:
+        """Return the numbers of all."""
+        found = [each.metrics(state, own_updates(updates, i), context) for i, each in enumerate(self.strategies)]
+        return {name: value for numbers in found for name, value in numbers.items()}
 
     def state_dict(self) -> dict[str, Any]:
         """Return the memories of all."""

@@ -1,0 +1,97 @@
+"""Shared images between a client's own: an endless stream of them, of which every batch takes some."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fedkd.data.augmentation import Augmentation
+from fedkd.data.batches import Batch, Gathered
+from fedkd.data.shared import SharedImages, Unlabelled
+from fedkd.data.views import Views
+from fedkd.seeding import derive_seed
+
+
+class SharedStream:
+    """Shared images in an endless order: all of them once, in an order of their own, then all of them again.
+
+    Where an epoch starts in that order follows from how many images the epochs before it took, so an epoch can be found
+    again without its predecessors. Of each epoch the images it takes are gathered onto the device, no others.
+
+    Args:
+        images: The images.
+        settings: How many join a batch, and the weight of their loss.
+        seed: Decides order and augmentation.
+        augmentation: As for `BatchLoader`; what it numbers as epochs are the passes through all images.
+        teacher_logits: As for `BatchLoader`, over ``images.data``.
+        teacher_features: Likewise.
+        device: Where batches are made and stay.
+    """
+
+    def __init__(
+        self,
+        images: Unlabelled,
+        settings: SharedImages,
+        *,
+        seed: int = 0,
+        augmentation: Augmentation | Views | None = None,
+        teacher_logits: Tensor | None = None,
+        teacher_features: np.ndarray | None = None,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        self.images = images
+        self.settings = settings
+        self.seed = seed
+        self.augmentation = augmentation
+        self.teacher_logits, self.teacher_features = teacher_logits, teacher_features
+        self.device = torch.device(device)
+
+    def join(self, own: Iterator[Batch], epoch: int, sizes: Sequence[int]) -> Iterator[Batch]:
+        """Yield the batches ``own`` of an epoch with shared images.
+
+        Args:
+            own: The client's own.
+            epoch: The number of its pass.
+            sizes: Images in each of its batches.
+        """
+        counts = [self.settings.joining(size) for size in sizes]
+        total = sum(counts)
+        if not total:
+            yield from own
+            return
+        order, passes = self.stretch(epoch * total, total)
+        gathered = Gathered(
+            self.images.data,
+            torch.from_numpy(self.images.indices)[order],
+            augmentation=self.augmentation,
+            teacher_logits=self.teacher_logits,
+            teacher_features=self.teacher_features,
+            device=self.device,
+        )
+        shown = torch.arange(total, device=self.device)
+        shared = gathered.batches(shown, passes.to(self.device), self.seed, counts)
+        for batch, joined in zip(own, shared, strict=True):
+            yield batch._replace(shared=joined, shared_weight=self.settings.weight)
+
+    def stretch(self, start: int, count: int) -> tuple[Tensor, Tensor]:
+        """Return what stands at ``start`` and after it in the endless order.
+
+        Args:
+            start: A position.
+            count: How many images.
+
+        Returns:
+            Positions among the P shared images and, for each, the number of the pass that it is in: int64 (count,).
+        """
+        length = len(self.images)
+        first, last = start // length, (start + count - 1) // length
+        orders = [
+            torch.randperm(length, generator=torch.Generator().manual_seed(derive_seed(self.seed, number)))
+            for number in range(first, last + 1)
+        ]
+        skipped = start - first * length
+        order = torch.cat(orders)[skipped : skipped + count]
+        return order, torch.arange(start, start + count) // length

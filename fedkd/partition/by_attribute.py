@@ -1,0 +1,87 @@
+"""Natural clients: the writer, the site or the device that an image comes from, as in LEAF (arXiv 1812.01097)."""
+
+from __future__ import annotations
+
+import heapq
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fedkd.errors import FedKDError
+from fedkd.partition.base import Partitioner
+from fedkd.partition.files import choose_column, read_file, values_by_image
+
+
+@dataclass(frozen=True)
+class ByAttribute(Partitioner):
+    """Gives all images with one value of an attribute to one client.
+
+    Client 0 is the first value in sorted order, and so on. Groups are never split, so ``num_clients`` must be the
+    number of different values, as in LEAF and in Flower's ``NaturalIdPartitioner``. With ``merge`` it may be less;
+    groups are then put together, the largest first, each to the client that has the fewest images so far. The partition
+    is a property of the data: no seed changes it.
+
+    There is a value for every training image, in the order of the data set and with the public ones; a client whose
+    images are all public stays, without images.
+
+    Args:
+        values: A list of integers or of texts, or a file of such: ``.csv`` (the first line names the columns),
+            ``.json`` (a list, or lists by name), ``.npy`` or ``.npz``.
+        column: The column of a CSV, key of a JSON object or array of an NPZ, if there are several.
+        merge: Whether a client may hold more than one group.
+
+    Raises:
+        MissingResourceError: When called, if the file is not there.
+        FedKDError: When called, if there is not one integer or text for each image, or the groups do not fit
+            ``num_clients``.
+    """
+
+    values: list[int] | list[str] | str | Path
+    column: str | None = None
+    merge: bool = False
+
+    def assign(self, labels: np.ndarray, num_clients: int, rng: np.random.Generator) -> np.ndarray:
+        """Return the client of each image (N,): see `Partitioner.assign`."""
+        return self.assign_among(labels, np.arange(len(labels)), num_clients, rng)
+
+    def assign_among(
+        self, labels: np.ndarray, among: np.ndarray, num_clients: int, rng: np.random.Generator
+    ) -> np.ndarray:
+        """Return the client of each image at ``among`` (M,): see `Partitioner.assign_among`."""
+        content: Any = self.values
+        name = "values"
+        if isinstance(content, str | Path):
+            name = str(content)
+            content = choose_column(read_file(content), self.column, name)
+        keys, groups = np.unique(values_by_image(content, len(labels), name), return_inverse=True)
+        groups = groups[among]  # (M,)
+        if len(keys) < num_clients or (len(keys) > num_clients and not self.merge):
+            more = f"num_clients={len(keys)}" + (
+                ", or merge=true" if len(keys) > num_clients else " or less, with merge=true"
+            )
+            raise FedKDError(f"{name} makes {len(keys):,} groups for {num_clients:,} clients: use {more}.")
+        if len(keys) == num_clients:
+            return groups
+        return largest_first(np.bincount(groups, minlength=len(keys)), num_clients)[groups]
+
+
+def largest_first(sizes: np.ndarray, num_clients: int) -> np.ndarray:
+    """Pack groups into clients of about equal size: LPT, Graham 1969, whose largest client is at most 4/3 of the best.
+
+    Args:
+        sizes: Images of each group, (G,).
+        num_clients: How many clients there are.
+
+    Returns:
+        The client of each group, int64 (G,). Of equal groups the first is dealt first, of equal clients the first
+        comes first.
+    """
+    owners = np.empty(len(sizes), dtype=np.int64)
+    heap = [(0, client) for client in range(num_clients)]  # images so far; sorted, hence a heap
+    for group in np.argsort(-sizes, kind="stable").tolist():
+        images, client = heap[0]
+        owners[group] = client
+        heapq.heapreplace(heap, (images + int(sizes[group]), client))
+    return owners

@@ -1,0 +1,48 @@
+"""Few classes a client, and unequal sizes: the two skews at once, each with its own dial."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from fedkd.partition.base import check_count
+from fedkd.partition.class_specific import images_and_holders
+from fedkd.partition.dirichlet import draw_proportions, round_to_counts
+from fedkd.partition.drawn import DrawnPartitioner
+
+
+@dataclass(frozen=True)
+class ClassAndQuantity(DrawnPartitioner):
+    """Deals every client a few classes, and splits each class over its holders by a Dirichlet distribution.
+
+    Classes are dealt as by `ClassSpecific`, which is the limit of a large ``alpha``. A client whose share of a class is
+    less than an image may hold fewer classes than it was dealt. A class that only one client holds is not split, so
+    where clients x classes_per_client = classes, ``alpha`` does nothing.
+
+    Args:
+        alpha: The concentration. Towards 0 each class lands whole on one of its holders; towards infinity its holders
+            get equal parts.
+        classes_per_client: How many different classes each client is dealt.
+        min_examples: How many images every client must hold at least; everything is drawn again until they do.
+
+    Raises:
+        FedKDError: If ``alpha`` is not between 1e-100 and 1e100, ``classes_per_client`` is not an integer of at least 1
+            or ``min_examples`` not one of at least 0; when called, if there are fewer classes than
+            ``classes_per_client``, the clients cannot cover all classes, or no draw gives each ``min_examples``.
+    """
+
+    classes_per_client: int = 2
+
+    def __post_init__(self) -> None:
+        """Check the values."""
+        super().__post_init__()
+        check_count("classes_per_client", self.classes_per_client)
+
+    def draw(self, labels: np.ndarray, num_clients: int, rng: np.random.Generator) -> np.ndarray:
+        """Return the client of each image (N,): see `DrawnPartitioner.draw`."""
+        clients = np.empty(len(labels), dtype=np.int64)
+        for members, holders in images_and_holders(labels, num_clients, self.classes_per_client, rng):
+            shares = draw_proportions(self.alpha, len(holders), rng)
+            clients[rng.permutation(members)] = np.repeat(holders, round_to_counts(shares, len(members), rng))
+        return clients

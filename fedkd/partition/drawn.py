@@ -1,0 +1,107 @@
+"""What partitioners have in common that a Dirichlet distribution draws: its alpha, and a least size for shards.
+
+Drawing again until every client has enough is the practice of Li et al. 2022, "Federated Learning on Non-IID Data
+Silos: An Experimental Study" (arXiv 2102.02079), whose loop goes on for ever where no draw will do. Here it is bounded.
+What it accepts is not quite the distribution that alpha names, which is why it is off by default.
+"""
+
+from __future__ import annotations
+
+import copy
+from abc import abstractmethod
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from fedkd.errors import FedKDError, check_range
+from fedkd.partition.base import Partitioner
+
+DRAWS = 100  # before giving up
+TRIAL_DRAWS = 10  # for each value that the error may name
+ALPHAS = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 1000.0)
+
+
+@dataclass(frozen=True)
+class DrawnPartitioner(Partitioner):
+    """A partitioner with one method, `draw`, which is repeated until every client has ``min_examples``.
+
+    Args:
+        alpha: The concentration of the Dirichlet distribution.
+        min_examples: How many images every client must hold at least; 0 accepts the first draw, whatever it is.
+
+    Raises:
+        FedKDError: If ``alpha`` is not between 1e-100 and 1e100 or ``min_examples`` is not an integer of at least 0;
+            when called, if 100 draws do not give every client ``min_examples``. The error names what would.
+    """
+
+    alpha: float
+    min_examples: int = field(default=0, kw_only=True)
+
+    def __post_init__(self) -> None:
+        """Check the values; the bounds of ``alpha`` are far outside any use, and inside them nothing overflows."""
+        check_range("alpha", self.alpha, low=1e-100, high=1e100)
+        least = self.min_examples
+        if isinstance(least, bool) or not isinstance(least, int | np.integer) or least < 0:
+            raise FedKDError(f"min_examples must be an integer >= 0, got {least!r}.")
+
+    @abstractmethod
+    def draw(self, labels: np.ndarray, num_clients: int, rng: np.random.Generator) -> np.ndarray:
+        """Return the client, in ``[0, num_clients)``, of each image; arguments as for `Partitioner.assign`."""
+
+    def assign(self, labels: np.ndarray, num_clients: int, rng: np.random.Generator) -> np.ndarray:
+        """Return the client of each image (N,): see `Partitioner.assign`."""
+        if self.min_examples == 0:
+            return self.draw(labels, num_clients, rng)
+        if self.min_examples * num_clients > len(labels):
+            raise FedKDError(
+                f"{self._name}: min_examples={self.min_examples} for each of {num_clients:,} clients takes "
+                f"{self.min_examples * num_clients:,} images and there are {len(labels):,}; it must be min_examples <= "
+                f"{len(labels) // num_clients} or num_clients <= {len(labels) // self.min_examples}."
+            )
+        start = copy.deepcopy(rng)
+        clients, smallest = self._draw_again(labels, num_clients, rng, DRAWS)
+        if smallest >= self.min_examples:
+            return clients
+        raise FedKDError(
+            f"{self._name}: none of {DRAWS} draws gave each of {num_clients:,} clients min_examples="
+            f"{self.min_examples} of {len(labels):,} images; {self._remedies(labels, num_clients, start, smallest)}"
+        )
+
+    def _draw_again(
+        self, labels: np.ndarray, num_clients: int, rng: np.random.Generator, draws: int
+    ) -> tuple[np.ndarray, int]:
+        """Return the first draw that has ``min_examples``, or else the best; and the size of its smallest shard."""
+        best, most = None, -1
+        for _ in range(draws):
+            clients = self.draw(labels, num_clients, rng)
+            smallest = int(np.bincount(clients, minlength=num_clients).min())
+            if smallest > most:
+                best, most = clients, smallest
+            if most >= self.min_examples:
+                break
+        assert best is not None
+        return best, most
+
+    def _remedies(self, labels: np.ndarray, num_clients: int, start: np.random.Generator, smallest: int) -> str:
+        """Try other values from the same state of ``rng``, so that those which are named do work with that seed."""
+
+        def works(partitioner: DrawnPartitioner, clients: int) -> bool:
+            try:
+                return partitioner._draw_again(labels, clients, copy.deepcopy(start), TRIAL_DRAWS)[1] >= least
+            except FedKDError:  # so few clients cannot hold all classes
+                return False
+
+        least = self.min_examples
+        alphas = (alpha for alpha in ALPHAS if alpha > self.alpha and works(replace(self, alpha=alpha), num_clients))
+        halves = (num_clients >> k for k in range(1, num_clients.bit_length()))
+        remedies = {
+            "alpha": next(alphas, None),
+            "num_clients": next((fewer for fewer in halves if works(self, fewer)), None),
+            "min_examples": smallest,
+        }
+        found = [f"{name}={value:g}" for name, value in remedies.items() if value is not None]
+        return f"what works: {', '.join(found[:-1])} or {found[-1]}." if found[1:] else f"what works: {found[0]}."
+
+    @property
+    def _name(self) -> str:
+        return f"{type(self).__name__} with alpha={self.alpha:g}"

@@ -1,0 +1,108 @@
+"""Values that belong to images, read from a file: JSON, CSV, NPY or NPZ."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+from zipfile import BadZipFile
+
+import numpy as np
+
+from fedkd.errors import FedKDError, MissingResourceError, unknown_name
+
+SUFFIXES = (".csv", ".json", ".npy", ".npz")
+
+
+def read_file(path: str | Path) -> Any:
+    """Read a file of values.
+
+    Args:
+        path: A ``.csv`` whose first line names the columns, a ``.json``, a ``.npy`` or a ``.npz``.
+
+    Returns:
+        An array (NPY), a JSON value, or a dictionary by column: of lists of texts (CSV) or of arrays (NPZ).
+
+    Raises:
+        MissingResourceError: If there is no such file.
+        FedKDError: If it is of another kind or cannot be read.
+    """
+    path = Path(path).expanduser()
+    if path.suffix.lower() not in SUFFIXES:
+        raise FedKDError(f"{path}: the file must end in one of {', '.join(SUFFIXES)}.")
+    if not path.is_file():
+        raise MissingResourceError(f"{path} is not there: it must hold a value for each image.")
+    try:
+        return _read(path)
+    except (OSError, ValueError, EOFError, BadZipFile, csv.Error) as error:  # ValueError: JSON, Unicode, pickles
+        raise FedKDError(f"{path} could not be read ({error}).") from error
+
+
+def choose_column(content: Any, column: str | None, name: str) -> Any:
+    """Return the one value of a dictionary, or that under ``column``; anything else as it is.
+
+    Args:
+        content: What `read_file` returned.
+        column: The name to choose; not needed where there is only one.
+        name: What it is called in an error.
+
+    Raises:
+        FedKDError: If there is no such column, or several and none is named.
+    """
+    if not isinstance(content, Mapping):
+        return content
+    if column is None and len(content) != 1:
+        raise FedKDError(f"{name} has {len(content)} columns: say which with column, one of: {', '.join(content)}.")
+    if column is not None and column not in content:
+        raise unknown_name(f"column of {name}", column, content)
+    return content[next(iter(content)) if column is None else column]
+
+
+def values_by_image(content: Any, size: int, name: str) -> np.ndarray:
+    """Return one integer or text for each image (size,). Texts that are all whole numbers, as in a CSV, become numbers.
+
+    Raises:
+        FedKDError: If there are more or fewer, or a value is missing or of another kind.
+    """
+    try:
+        values = np.asarray(content)
+    except ValueError:  # rows of different lengths
+        values = np.empty((0, 0))
+    if values.ndim != 1:
+        raise FedKDError(f"{name} must hold one value for each image, a list of integers or of texts.")
+    if len(values) != size:
+        raise FedKDError(
+            f"{name} must hold one value for each of the {size:,} training images, public ones included, and has "
+            f"{len(values):,} (the first line of a CSV names the columns)."
+        )
+    if values.dtype.kind == "U":
+        if not np.all(filled := np.char.str_len(values) > 0):
+            raise FedKDError(f"{name} has no value for the image at position {np.argmin(filled)}.")
+        try:
+            return values.astype(np.int64)
+        except (ValueError, OverflowError):
+            return values
+    if values.dtype.kind not in "iu":
+        raise FedKDError(f"{name} must hold integers or texts, got {values.dtype}.")
+    return values
+
+
+def _read(path: Path) -> Any:
+    suffix = path.suffix.lower()
+    if suffix == ".json":
+        return json.loads(path.read_text(encoding="utf-8"))
+    if suffix == ".csv":
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            rows = [row for row in csv.reader(file) if row]
+        header, *rows = rows or [[]]
+        for number, row in enumerate(rows, 1):
+            if len(row) != len(header):
+                raise ValueError(f"row {number} has {len(row)} values for {len(header)} columns")
+        return {name: [row[i].strip() for row in rows] for i, name in enumerate(map(str.strip, header))}
+    content = np.load(path, allow_pickle=False)
+    if suffix == ".npy":
+        return content
+    with content:
+        return {name: content[name] for name in content.files}

@@ -1,0 +1,107 @@
+"""A partition that is known already: that of an earlier run, of another framework or of a benchmark."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fedkd.errors import FedKDError
+from fedkd.partition.base import Partitioner
+from fedkd.partition.files import choose_column, read_file, values_by_image
+
+
+@dataclass(frozen=True)
+class Given(Partitioner):
+    """Takes the client of each image, or the indices of each client's images, from a file or a list.
+
+    Positions count all training images, in the order of the data set and with the public ones: a run's
+    ``partition.json`` gives its shards again under the same ``public_fraction``, and a file with a client for every
+    image will do for any. Entries of public images are passed over. No seed changes the partition.
+
+    ``num_clients`` must be the number of clients that there are in the file.
+
+    Args:
+        clients: A list of integers, the client of each image; or a list of lists, each client's positions, which may be
+            empty; or a file of such. ``.json``: either list, or a run's ``partition.json``, whose images for validation
+            go back to their clients. ``.npy``, ``.npz``, ``.csv`` (the first line names the columns): the first.
+        column: The column of a CSV, or the array of an NPZ, if there are several.
+
+    Raises:
+        MissingResourceError: When called, if the file is not there.
+        FedKDError: When called, if the file or list does not say of every image that is dealt out which one client
+            holds it, or ``num_clients`` is another number.
+    """
+
+    clients: list[int] | list[list[int]] | str | Path
+    column: str | None = None
+
+    def assign(self, labels: np.ndarray, num_clients: int, rng: np.random.Generator) -> np.ndarray:
+        """Return the client of each image (N,): see `Partitioner.assign`."""
+        return self.assign_among(labels, np.arange(len(labels)), num_clients, rng)
+
+    def assign_among(
+        self, labels: np.ndarray, among: np.ndarray, num_clients: int, rng: np.random.Generator
+    ) -> np.ndarray:
+        """Return the client of each image at ``among`` (M,): see `Partitioner.assign_among`."""
+        owners, found = self._read(len(labels))
+        if found != num_clients:
+            raise FedKDError(f"{self._name} has {found:,} clients: set num_clients to {found}, got {num_clients}.")
+        missing = among[owners[among] < 0]
+        if len(missing):
+            raise FedKDError(
+                f"{self._name} gives {len(missing):,} of {len(among):,} images to no client, the first at position "
+                f"{missing[0]}. Were they public? Then public_fraction must be what it was."
+            )
+        return owners[among]
+
+    def _read(self, size: int) -> tuple[np.ndarray, int]:
+        """Return the client of each image of the data set, -1 for none, int64 (N,); and how many clients there are."""
+        content: Any = self.clients
+        if isinstance(content, str | Path):
+            content = read_file(content)
+            if self.column is None and isinstance(content, Mapping) and "indices" in content:
+                content = _lists_of_run(content)
+            content = choose_column(content, self.column, self._name)
+        if len(content) and all(isinstance(row, list | tuple | np.ndarray) and np.ndim(row) for row in content):
+            return self._owners_of_lists(content, size), len(content)
+        owners = values_by_image(content, size, self._name)
+        if owners.dtype.kind == "U" or owners.min() < -1:
+            wrong = owners[0] if owners.dtype.kind == "U" else owners.min()
+            raise FedKDError(f"{self._name} must hold clients from 0, or -1 for none, got {str(wrong)!r}.")
+        return owners.astype(np.int64), int(owners.max()) + 1
+
+    def _owners_of_lists(self, lists: Sequence[Sequence[int]], size: int) -> np.ndarray:
+        owners = np.full(size, -1, dtype=np.int64)
+        for client, row in enumerate(lists):
+            positions = np.asarray(row if len(row) else np.empty(0, np.int64))
+            if positions.ndim != 1 or positions.dtype.kind not in "iu":
+                raise FedKDError(
+                    f"{self._name} must hold a list of integers for each client, client {client} has none."
+                )
+            outside = positions[(positions < 0) | (positions >= size)]
+            if len(outside):
+                raise FedKDError(
+                    f"{self._name}: training images have positions 0 to {size - 1}, client {client} has {outside[0]}."
+                )
+            taken = positions[owners[positions] >= 0]
+            owners[positions] = client
+            if len(taken) or len(np.unique(positions)) < len(positions):
+                twice = taken[0] if len(taken) else np.sort(positions)[np.argmin(np.diff(np.sort(positions)))]
+                raise FedKDError(
+                    f"{self._name} gives the image at position {twice} away twice, also to client {client}."
+                )
+        return owners
+
+    @property
+    def _name(self) -> str:
+        return str(self.clients) if isinstance(self.clients, str | Path) else "clients"
+
+
+def _lists_of_run(record: Mapping[str, Any]) -> list[list[int]]:
+    """Return each client's indices out of a run's ``partition.json``, with those that it held out for validation."""
+    held_out = record.get("val_indices") or [[]] * len(record["indices"])
+    return [[*train, *val] for train, val in zip(record["indices"], held_out, strict=True)]
