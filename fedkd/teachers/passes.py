@@ -121,7 +121,7 @@ class JoinedPass(Pass):
 
     def outputs(self, start: int) -> Iterator[Tensor]:
         """Yield outputs as `Pass.outputs` does."""
-        parts = [self.look(member) for member in self.teacher.teachers]  # type: ignore[union-attr, operator]
+        parts = [self.look(member) for member in self.teacher.teachers]  # type: ignore[union-attr]
         for first in range(start, len(self.data), self.step):
             rows = [part[first : first + self.step].astype(np.float32) for part in parts]
             yield torch.from_numpy(np.concatenate(rows, axis=2)).flatten(0, 1)  # (b, V, D) -> (b V, D)
