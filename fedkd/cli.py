@@ -77,6 +77,8 @@ class FedKDCLI(BaseCLI):
         """
         from fedkd.server.display import format_bytes, print_teacher_report, print_teachers
 
+        if clear_cache and name:
+            raise FedKDError(f"--clear-cache takes no name, got {name!r}: it deletes what all teachers computed.")
         if options and not name:
             raise FedKDError("options go with a teacher's name: fedkd teachers NAME --options.image_size 98.")
         if clear_cache:

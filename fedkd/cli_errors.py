@@ -17,6 +17,8 @@ from fedkd.losses import DistillationLoss
 from fedkd.partition import Partitioner
 from fedkd.server.backends import Backend
 from fedkd.server.strategies import Strategy
+from fedkd.teachers import Teacher
+from fedkd.teachers.heads import FederatedHead
 
 NAMED_BY_CLASS: dict[str, type] = {
     "data.dataset": ImageSource,
@@ -24,6 +26,8 @@ NAMED_BY_CLASS: dict[str, type] = {
     "federation.backend": Backend,
     "federation.strategy": Strategy,
     "model.loss": DistillationLoss,
+    "model.teacher": Teacher,
+    "head": FederatedHead,  # of a teacher: what is inside a value is parsed by a parser of its own
 }
 
 
@@ -46,9 +50,16 @@ def explain(parser: ArgumentParser, message: str) -> str:
     key = found[1] if found else ""
     if (found := re.search(r"Expected a dot import path string: (\S+)", message)) and key in NAMED_BY_CLASS:
         return f"{key}: {unknown_name('class', found[1], subclass_names(NAMED_BY_CLASS[key]))}"
+    # the class was clear, and said already what it thinks of its options
+    if found := re.search(r"Errors:\n\s+- (\w+: .*)", message):
+        return f"{key}.{found[1]}"
+    if found := re.search(r"Errors:\n\s+- (Unknown .*)", message):
+        return f"{key}: {found[1]}"
     if found := re.search(r"(?:class_path '([^']+)':\s+)?Option '([^']+)' is not accepted", message):
         # a class inside another value is parsed by a parser of its own, which has nothing but the class's arguments
-        own = [action.dest for action in parser._actions if action.dest not in ("help", "config", "print_config")]
+        own = [
+            action.dest for action in parser._actions if not re.search(r"help$|^config$|^print_config$", action.dest)
+        ]
         error = unknown_name("option", found[2], parameters_of(found[1]) if found[1] else own)
         return f"{key}: {error}" if key else str(error)
     if found := re.search(r"Given value: NestedArg\(key='(\w+)', val=(.*)\)", message):
