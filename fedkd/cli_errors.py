@@ -48,7 +48,9 @@ def explain(parser: ArgumentParser, message: str) -> str:
         return unknown_option(commands._name_parser_map[found[1]], f"--{found[2]}")
     found = re.search(r'[Pp]arser key "([^"]+)"', message)
     key = found[1] if found else ""
-    if (found := re.search(r"Expected a dot import path string: (\S+)", message)) and key in NAMED_BY_CLASS:
+    found = re.search(r"Expected a dot import path string: (\S+)", message)
+    is_checkpoint = found and key == "model.teacher" and not found[1].isidentifier()  # a short name, an id, a folder
+    if found and key in NAMED_BY_CLASS and not is_checkpoint:
         return f"{key}: {unknown_name('class', found[1], subclass_names(NAMED_BY_CLASS[key]))}"
     # the class was clear, and said already what it thinks of its options
     if found := re.search(r"Errors:\n\s+- (\w+: .*)", message):
