@@ -16,6 +16,7 @@ from fedkd import teachers
 from fedkd.cli_arguments import expand
 from fedkd.cli_base import BaseCLI
 from fedkd.errors import FedKDError
+from fedkd.paths import cache_dir
 from fedkd.server.trainer_arguments import check_trainer
 
 
@@ -86,12 +87,14 @@ class FedKDCLI(BaseCLI):
         """
         from fedkd.server.display import format_bytes, print_teacher_report, print_teachers
 
+        if clear_cache and name:
+            raise FedKDError(f"--clear-cache takes no name, got {name!r}: it deletes what all teachers computed.")
         if options and not name:
             raise FedKDError("options go with a teacher's name: fedkd teachers NAME --options.image_size 98.")
         if clear_cache:
-            cache = teachers.TeacherCache()
-            freed = cache.clear()
-            print(f"{cache.folder} was cleared of {format_bytes(freed)} ({freed} bytes).")
+            folders = [cache_dir("teachers"), cache_dir("adapters")]  # outputs, and what LoRA learnt
+            freed = sum(teachers.TeacherCache(folder).clear() for folder in folders)
+            print(f"{' and '.join(map(str, folders))} were cleared of {format_bytes(freed)} ({freed} bytes).")
         elif not self.measures_teacher:
             print_teachers()
         else:

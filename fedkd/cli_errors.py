@@ -17,6 +17,8 @@ from fedkd.losses import DistillationLoss, LabelLoss
 from fedkd.partition import Partitioner
 from fedkd.server.backends import Backend
 from fedkd.server.strategies import Strategy
+from fedkd.teachers import Teacher
+from fedkd.teachers.heads import FederatedHead
 
 NAMED_BY_CLASS: dict[str, type] = {
     "data.dataset": ImageSource,
@@ -26,6 +28,8 @@ NAMED_BY_CLASS: dict[str, type] = {
     "federation.strategy": Strategy,
     "model.label_loss": LabelLoss,
     "model.loss": DistillationLoss,
+    "model.teacher": Teacher,
+    "head": FederatedHead,  # of a teacher: what is inside a value is parsed by a parser of its own
 }
 
 
@@ -46,11 +50,20 @@ def explain(parser: ArgumentParser, message: str) -> str:
         return unknown_option(commands._name_parser_map[found[1]], f"--{found[2]}")
     found = re.search(r'[Pp]arser key "([^"]+)"', message)
     key = found[1] if found else ""
-    if (found := re.search(r"Expected a dot import path string: (\S+)", message)) and key in NAMED_BY_CLASS:
+    found = re.search(r"Expected a dot import path string: (\S+)", message)
+    is_checkpoint = found and key == "model.teacher" and not found[1].isidentifier()  # a short name, an id, a folder
+    if found and key in NAMED_BY_CLASS and not is_checkpoint:
         return f"{key}: {unknown_name('class', found[1], subclass_names(NAMED_BY_CLASS[key]))}"
+    # the class was clear, and said already what it thinks of its options
+    if found := re.search(r"Errors:\n\s+- (\w+: .*)", message):
+        return f"{key}.{found[1]}"
+    if found := re.search(r"Errors:\n\s+- (Unknown .*)", message):
+        return f"{key}: {found[1]}"
     if found := re.search(r"(?:class_path '([^']+)':\s+)?Option '([^']+)' is not accepted", message):
         # a class inside another value is parsed by a parser of its own, which has nothing but the class's arguments
-        own = [action.dest for action in parser._actions if action.dest not in ("help", "config", "print_config")]
+        own = [
+            action.dest for action in parser._actions if not re.search(r"help$|^config$|^print_config$", action.dest)
+        ]
         error = unknown_name("option", found[2], parameters_of(found[1]) if found[1] else own)
         return f"{key}: {error}" if key else str(error)
     # of a class or null, the class's own complaint: it was said in one line already

@@ -133,7 +133,14 @@ class DistillationModule(TaughtClassifier):
         if data is not None:
             device, features = self.trainer.strategy.root_device, self.loss.needs_features
             signal = teachers.prepare_teacher(
-                self.teacher, data.train, data.test, data.shards, features=features, cache=None, device=device
+                self.teacher,
+                data.train,
+                data.test,
+                data.shards,
+                public=data.public_indices,
+                features=features,
+                cache=None,
+                device=device,
             )
             self.calibrate_to(signal, data.shards)
         elif not self.is_calibrated:

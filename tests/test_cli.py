@@ -137,13 +137,18 @@ def test_a_logger_and_callbacks_can_be_named(tmp_path):
         ("rounds: 10", "round: 10", "There is no option --federation.round. Did you mean --federation.rounds?"),
         ("alpha: 0.1", "alpha: abc", "alpha: 'abc' is not of type float."),
         ("alpha: 0.1", "alpah: 0.1", "Unknown option 'alpah'. Did you mean 'alpha'?"),
+        (
+            "teacher: digits-tiny",
+            "teacher: {class_path: FeatureTeacher, init_args: {checkpoint: digits-tiny, poolng: cls}}",
+            "model.teacher: Unknown option 'poolng'. Did you mean 'pooling'?",
+        ),
     ],
 )
 def test_a_mistake_in_the_yaml_is_one_clear_error(tmp_path, right, wrong, message):
     text = (ROOT / "examples" / "quickstart.yaml").read_text()
     assert right in text
     (tmp_path / "bad.yaml").write_text(text.replace(right, wrong))
-    done = fedkd("fit", "--config", "bad.yaml", "--model.teacher", "null", cwd=tmp_path, check=False)
+    done = fedkd("fit", "--config", "bad.yaml", cwd=tmp_path, check=False)
     assert done.returncode == 2
     assert message in done.stderr
     assert len(done.stderr.splitlines()) == 1
@@ -263,6 +268,15 @@ def test_print_config_is_complete(tmp_path):
             ["--model.teacher", "fedkd.teachers.FeatureTeacher", "--model.teacher.checkpoint", "no/such"],
             "No teacher checkpoint 'no/such'",
         ),
+        (
+            ["--model.teacher", "FeatureTeacher", "--model.teacher.checkpoint", "x", "--model.teacher.dtype", "bf16"],
+            "model.teacher.dtype: Unknown value 'bf16'. Did you mean 'bfloat16'?",
+        ),
+        (
+            ["--model.teacher", "FeatureTeacher", "--model.teacher.checkpoint", "x", "--model.teacher.head", "Rigde"],
+            "model.teacher.head: Unknown class 'Rigde'. Did you mean 'RidgeHead'?",
+        ),
+        (["--model.teacher", "FeatureTeachr", "--model.teacher.checkpoint", "x"], "Did you mean 'FeatureTeacher'?"),
         (["--model.loss.temperature", "0"], "temperature must be > 0"),
         (["--trainer.max_epoch", "1"], "There is no option --trainer.max_epoch. Did you mean --trainer.max_epochs?"),
         (["--trainer.devices", "2"], "each client trains on one device, got 2"),

@@ -47,8 +47,12 @@ def test_one_teacher_is_measured_and_the_cache_is_cleared(tmp_path: Path, cache:
 
     held = sum(path.stat().st_size for path in cache.glob("*.npy"))
     assert held > 0
-    assert f"({held} bytes)" in fedkd("teachers", "--clear-cache", cwd=tmp_path).stdout
-    assert not list(cache.glob("*.npy"))
+    adapters = cache.parent / "adapters"  # as LoRA leaves them
+    adapters.mkdir()
+    (adapters / "a.lock").touch()
+    (adapters / "a.safetensors").write_bytes(bytes(10))
+    assert f"({held + 10} bytes)" in fedkd("teachers", "--clear-cache", cwd=tmp_path).stdout
+    assert not [*cache.glob("*.npy"), *adapters.glob("*.safetensors")]
     assert "(0 bytes)" in fedkd("teachers", "--clear-cache", cwd=tmp_path).stdout
 
 

@@ -103,7 +103,11 @@ def print_teacher_report(name: str, report: TeacherReport) -> None:
         table.add_row(f"target entropy / log K at T = {temperature:g}", f"{entropy:.4f}")
     table.add_section()
     table.add_row(f"images/s on {report.device}", f"{report.images_per_second:.1f}")
-    table.add_row("sent by clients for the head", format_bytes(report.head_bytes))
+    for name, value in report.chosen.items():
+        table.add_row(f"head: {name} chosen", f"{value:.4g}")
+    table.add_row("sent by all clients for the head", format_bytes(report.head_bytes))
+    table.add_row("sent to all clients for it", format_bytes(report.head_bytes_down))
+    table.caption = f"a client sends: {report.sends}" if report.sends else None
     make_console().print(table)
 
 

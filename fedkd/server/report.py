@@ -142,7 +142,7 @@ def summarise(
 
 
 def describe_teacher(module: DistillationModule, signal: TeacherSignal | None) -> dict[str, Any] | None:
-    """Return the teacher's own results on the test set, or None without a teacher."""
+    """Return the teacher's own results on the test set and what was fitted to it, or None without a teacher."""
     if signal is None:
         return None
     return {
@@ -150,6 +150,9 @@ def describe_teacher(module: DistillationModule, signal: TeacherSignal | None) -
         "accuracy": signal.accuracy,
         "balanced_accuracy": signal.balanced_accuracy,
         "per_class_accuracy": dict(zip(module.classes, signal.per_class_accuracy, strict=True)),
+        "head": signal.chosen,
+        "loss": module.loss.resolved(),
+        "clients_send": signal.sends,
         "head_bytes_up": signal.head_bytes,
         "head_bytes_down": signal.head_bytes_down,
         "shared_images": signal.num_shared,

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import warnings
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fedkd.errors import FedKDError, MissingResourceError, check_range
 from fedkd.seeding import seeded
@@ -26,7 +27,8 @@ class LoRA:
         local_epochs: Passes of a client over its images in a round; >= 1.
         lr: Of each client's Adam; > 0.
         batch_size: Images in a step; >= 1.
-        layers: "all-linear", or how names of the layers to adapt end, such as ["query", "value"].
+        layers: "all-linear", or how names of the layers to adapt end, such as ["q_proj", "v_proj"]; convolutions can be
+            named too.
         seed: Decides A, and the order of images.
     """
 
@@ -87,9 +89,18 @@ def inject(model: Any, lora: LoRA) -> Adapter:
             warnings.simplefilter("ignore", FutureWarning)  # peft asks transformers for what it renamed
             return Adapter(peft.get_peft_model(model, config).eval())
     except ValueError as error:
+        known = adaptable(model)
         raise FedKDError(
-            f"LoRA cannot adapt {type(model).__name__} at layers {lora.layers!r}: {str(error).splitlines()[0]}"
+            f"LoRA cannot adapt {type(model).__name__} at layers {lora.layers!r}: "
+            + (f"choose among {', '.join(known)}." if known else "it has no linear or convolutional layer.")
         ) from error
+
+
+def adaptable(model: nn.Module) -> list[str]:
+    """Return how the names of a model's linear and convolutional layers end, most frequent first."""
+    kinds = (nn.Linear, nn.Conv2d)
+    ends = Counter(name.split(".")[-1] for name, layer in model.named_modules() if isinstance(layer, kinds))
+    return [name for name, _ in ends.most_common()]
 
 
 def import_peft() -> Any:

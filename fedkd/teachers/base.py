@@ -45,6 +45,8 @@ class Teacher(nn.Module, ABC):
 
     def __init__(self, head_method: FederatedHead | None = None) -> None:
         super().__init__()
+        if head_method is not None and not isinstance(head_method, FederatedHead):
+            raise FedKDError(f"head must be a FederatedHead such as RidgeHead(), got {head_method!r}.")
         self.head_method = RidgeHead() if head_method is None else head_method
         self.head = None
         self.head_is_fitted = False

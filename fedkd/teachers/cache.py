@@ -13,7 +13,8 @@ from fedkd.errors import FedKDError
 from fedkd.paths import cache_dir
 from fedkd.teachers.base import Teacher, overrides_forward
 from fedkd.teachers.cache_file import DoesNotFitError, images_done, start_at, to_dtype
-from fedkd.teachers.passes import Pass
+from fedkd.teachers.ensemble import EnsembleTeacher
+from fedkd.teachers.passes import JoinedPass, Pass
 
 if TYPE_CHECKING:
     from fedkd.data import ImageSet, Views
@@ -31,6 +32,9 @@ class TeacherCache:
     of the images and only ever appended, so a file's length says how far it got: what was killed goes on there, and
     what was truncated is completed. A lock lets one process at a time build; others wait, and find it done. Values are
     float16, or float32 where float16 cannot hold them.
+
+    An ensemble's features are put together from its members' own files: what a member has seen, alone or in another
+    ensemble, it does not look at again.
 
     Args:
         folder: Where files are; None is ``teachers`` in fedkd's cache (`fedkd.paths.cache_dir`).
@@ -69,17 +73,23 @@ class TeacherCache:
         if len(data) == 0:
             raise FedKDError("There are no images for the teacher to look at.")
         work = Pass(teacher, data, views, overrides_forward(teacher) and not features, batch_size)
+        if type(teacher).features is EnsembleTeacher.features and not work.gives_logits:
+
+            def look(member: Teacher) -> np.memmap:
+                return self.get(member, data, views=views, batch_size=batch_size, progress=progress)
+
+            work = JoinedPass(**vars(work), look=look)
         stem = f"{type(teacher).__name__}-{work.key}"
         half, full = (self.folder / f"{stem}.{dtype}.npy" for dtype in ("float16", "float32"))
         with FileLock(self.folder / f"{stem}.lock"):
             if not full.exists():  # it is there only if float16 was tried
                 try:
-                    _complete(half, work, np.dtype(np.float16), progress)
+                    _complete(half, work, np.dtype(np.float16), progress and work.is_slow)
                     return _mapped(half)
                 except DoesNotFitError:
                     full.touch()
                     half.unlink(missing_ok=True)
-            _complete(full, work, np.dtype(np.float32), progress)
+            _complete(full, work, np.dtype(np.float32), progress and work.is_slow)
             return _mapped(full)
 
     def clear(self) -> int:
@@ -88,7 +98,7 @@ class TeacherCache:
         for lock in sorted(self.folder.glob("*.lock")):
             try:
                 with FileLock(lock, timeout=0):
-                    for path in self.folder.glob(f"{lock.stem}.*.npy"):
+                    for path in set(self.folder.glob(f"{lock.stem}.*")) - {lock}:
                         freed += path.stat().st_size
                         path.unlink()
             except Timeout:

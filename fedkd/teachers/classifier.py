@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
@@ -48,11 +49,11 @@ class ClassifierTeacher(HuggingFaceTeacher):
 
     Args:
         checkpoint: A short name, a hub id, or a folder.
-        labels: For a class of the data the checkpoint's labels that belong to it, such as ``{"cat": ["tabby, tabby
-            cat", "Persian cat"]}``. Classes that are not named here are matched by name: capitals and underscores do
-            not matter, and of a label with synonyms ("tench, Tinca tinca") one of them is enough.
+        labels: For a class of the data the checkpoint's labels that belong to it, by name or number, such as ``{"cat":
+            ["tabby, tabby cat", "Persian cat", 284]}``. Classes that are not named here are matched by name: capitals
+            and underscores do not matter, and of a label with synonyms ("tench, Tinca tinca") one of them is enough.
         image_size: Side of the square input in pixels; None is the checkpoint's own.
-        dtype: "auto" is bfloat16 on CUDA and float32 elsewhere.
+        dtype: "auto" is bfloat16 on CUDA (float16 where a GPU lacks it) and float32 elsewhere.
         revision: Branch, tag or commit on the hub.
 
     Raises:
@@ -66,7 +67,7 @@ class ClassifierTeacher(HuggingFaceTeacher):
     def __init__(
         self,
         checkpoint: str,
-        labels: dict[str, list[str]] | None = None,
+        labels: dict[str, list[str | int]] | None = None,
         image_size: int | None = None,
         dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto",
         revision: str | None = None,
@@ -96,7 +97,7 @@ class ClassifierTeacher(HuggingFaceTeacher):
 
 
 def match_labels(
-    classes: Sequence[str], labels: Sequence[str], given: Mapping[str, Sequence[str]], checkpoint: str
+    classes: Sequence[str], labels: Sequence[str], given: Mapping[str, Sequence[str | int]], checkpoint: str
 ) -> list[list[int]]:
     """Return for each class the positions of its labels.
 
@@ -123,7 +124,8 @@ def match_labels(
         raise FedKDError(
             f"Checkpoint {checkpoint!r} has no label for {len(lacking)} of the {len(classes)} classes "
             f"({_some(lacking)}); its {len(labels)} labels are: {_some(labels)}. Say which of them belong to a class "
-            f"with labels, such as {{{lacking[0]!r}: [{labels[0]!r}]}}, or fit a head to it with FeatureTeacher."
+            f"with labels, such as {{{lacking[0]!r}: [{_nearest(lacking[0], labels)!r}]}} (all of them are in its "
+            "config.json, and in own_labels), or fit a head to it with FeatureTeacher."
         )
     owner: dict[int, str] = {}
     for name, group in zip(classes, groups, strict=True):
@@ -134,21 +136,44 @@ def match_labels(
 
 
 def _group(
-    name: str, given: Sequence[str] | None, labels: Sequence[str], positions: Mapping[str, list[int]]
+    name: str, given: Sequence[str | int] | None, labels: Sequence[str], positions: Mapping[str, list[int]]
 ) -> list[int]:
     """Return the positions of one class's labels; none if there is no label of its name."""
     group = []
     for label in [name] if given is None else given:
+        if isinstance(label, int):
+            if label not in range(len(labels)):
+                raise FedKDError(f"Label of class {name}: {label} is none of the numbers 0..{len(labels) - 1}.")
+            group.append(label)
+            continue
         found = positions.get(plain_name(label), [])
         whole = [position for position in found if plain_name(labels[position]) == plain_name(label)]
         if given is not None and not found:
-            raise unknown_name(f"label of class {name}", label, labels)
+            near = _nearest(label, labels)
+            raise FedKDError(
+                f"Unknown label of class {name} {label!r}. Did you mean {near!r}? Labels: {_some(labels)}."
+            )
         if len(whole or found) > 1:
-            both = " and ".join(repr(labels[position]) for position in found)
-            raise FedKDError(f"{label!r} is a synonym in several labels, {both}: write one of them out in labels.")
+            both = " and ".join(f"{labels[position]!r} (number {position})" for position in found)
+            raise FedKDError(
+                f"{label!r} stands in several labels, {both}: write one out in labels, or give its number."
+            )
         group += whole or found
     return list(dict.fromkeys(group))
 
 
 def _some(names: Sequence[str], most: int = 20) -> str:
-    return ", ".join(names[:most]) + (", ..." if len(names) > most else "")
+    """Quote some names: a label may hold commas."""
+    return ", ".join(map(repr, names[:most])) + (f", ... ({len(names) - most} more)" if len(names) > most else "")
+
+
+def _nearest(name: str, labels: Sequence[str]) -> str:
+    """Return the label of which a synonym is most like ``name``."""
+
+    def likeness(label: str) -> float:
+        return max(
+            difflib.SequenceMatcher(None, plain_name(name), plain_name(part)).ratio()
+            for part in (label, *label.split(","))
+        )
+
+    return max(labels, key=likeness)

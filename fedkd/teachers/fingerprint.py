@@ -10,7 +10,6 @@ import pickle
 from collections.abc import Collection
 from dataclasses import fields, is_dataclass
 from importlib.metadata import PackageNotFoundError, version
-from types import CodeType
 from typing import Any
 
 import numpy as np
@@ -18,12 +17,10 @@ import torch
 from torch import Tensor, nn
 
 from fedkd.errors import FedKDError
+from fedkd.teachers.code import compiled, is_ours, source_of
 
 WHERE_FROM = frozenset({"checkpoint", "revision", "name_or_path", "_name_or_path"})
 """Where weights were found says nothing about what they are: a moved folder keeps its cache."""
-
-LIBRARIES = frozenset({"abc", "builtins", "fedkd", "peft", "timm", "torch", "torchvision", "transformers"})
-"""Packages whose classes count by name and version; of all other classes the code itself counts."""
 
 _VERSIONED = ("fedkd", "timm", "transformers")
 _TORCH_INTERNALS = frozenset(vars(nn.Module()))
@@ -50,13 +47,11 @@ def fingerprint(module: nn.Module, ignore: Collection[str] = ()) -> str:
             classes |= dict.fromkeys(kind.__mro__)
             skipped = WHERE_FROM | _TORCH_INTERNALS | (frozenset(ignore) if child is module else frozenset())
             settings = {key: value for key, value in sorted(vars(child).items()) if key not in skipped}
-            plain = {
-                key: _plain(value, f"{kind.__qualname__}.{key}", _is_ours(kind)) for key, value in settings.items()
-            }
+            plain = {key: _plain(value, f"{kind.__qualname__}.{key}", is_ours(kind)) for key, value in settings.items()}
             digest.update(json.dumps([name, kind.__module__, kind.__qualname__, plain]).encode())
     for cls in classes:
-        if not _is_ours(cls):
-            digest.update(_source(cls).encode())
+        if not is_ours(cls):
+            digest.update(source_of(cls).encode())
     for name, tensor in [*module.named_parameters(), *module.named_buffers()]:
         if name.split(".")[0] not in ignore:
             digest.update(name.encode())
@@ -66,7 +61,7 @@ def fingerprint(module: nn.Module, ignore: Collection[str] = ()) -> str:
 
 def own_code(cls: type) -> str:
     """Return the source of a class and its bases, as far as they are outside of `LIBRARIES`."""
-    return "".join(_source(base) for base in cls.__mro__ if not _is_ours(base))
+    return "".join(source_of(base) for base in cls.__mro__ if not is_ours(base))
 
 
 def settings(value: Any) -> str:
@@ -93,10 +88,6 @@ def hash_tensor(digest: hashlib._Hash, tensor: Tensor) -> None:
     """Add a tensor's dtype, shape and bytes to a digest."""
     digest.update(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
     digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-
-
-def _is_ours(cls: type) -> bool:
-    return cls.__module__.split(".")[0] in LIBRARIES
 
 
 def _version(package: str) -> str:
@@ -140,11 +131,11 @@ def _plain(value: Any, where: str, by_type: bool) -> Any:
     if inspect.isfunction(value):
         caught = [cell.cell_contents for cell in value.__closure__ or ()]
         return [
-            repr(_compiled(value.__code__)),
+            repr(compiled(value.__code__)),
             _plain([value.__defaults__, value.__kwdefaults__, caught], where, by_type),
         ]
     if isinstance(value, type):
-        return [value.__module__, value.__qualname__, _source(value)]
+        return [value.__module__, value.__qualname__, source_of(value)]
     try:
         return hashlib.sha256(pickle.dumps(value, protocol=4)).hexdigest()
     except Exception as error:  # whatever an object's own code makes of being written down
@@ -152,17 +143,3 @@ def _plain(value: Any, where: str, by_type: bool) -> Any:
             f"The teacher's cache cannot tell {where}, a {type(value).__qualname__}, from another one: make it "
             "something that can be pickled, or name it in not_in_features if features do not depend on it."
         ) from error
-
-
-def _source(cls: type) -> str:
-    """Return the source of a class; of one that was typed into an interpreter, its compiled methods."""
-    try:
-        return inspect.getsource(cls)
-    except (OSError, TypeError):
-        return repr([_compiled(part.__code__) for part in vars(cls).values() if inspect.isfunction(part)])
-
-
-def _compiled(code: CodeType) -> tuple[Any, ...]:
-    """Return instructions, names and constants, those of inner functions too."""
-    constants = tuple(_compiled(item) if isinstance(item, CodeType) else repr(item) for item in code.co_consts)
-    return (code.co_code, code.co_names, constants)

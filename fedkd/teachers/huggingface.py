@@ -28,7 +28,7 @@ class HuggingFaceTeacher(Teacher):
         model: The network, called with pixel values.
         channels: How many channels it takes.
         image_size: Side of its input in pixels; None is the checkpoint's own.
-        dtype: Its precision; "auto" is bfloat16 on CUDA and float32 elsewhere.
+        dtype: Its precision; "auto" is bfloat16 on CUDA (float16 where a GPU lacks it) and float32 elsewhere.
         head_method: See `Teacher`.
     """
 
@@ -81,7 +81,7 @@ class HuggingFaceTeacher(Teacher):
     def _fit_precision(self) -> None:
         wanted = _DTYPES[self.dtype]
         if wanted is None:
-            wanted = torch.bfloat16 if self.device.type == "cuda" else torch.float32
+            wanted = _half_of_cuda() if self.device.type == "cuda" else torch.float32
         if self.model.dtype != wanted:
             self.model.to(wanted)
 
@@ -90,6 +90,11 @@ class HuggingFaceTeacher(Teacher):
         super()._apply(fn, recurse)
         self._fit_precision()
         return self
+
+
+def _half_of_cuda() -> torch.dtype:
+    """Return the half precision that the GPU computes in by itself."""
+    return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
 
 
 class FeatureTeacher(HuggingFaceTeacher):
@@ -103,7 +108,8 @@ class FeatureTeacher(HuggingFaceTeacher):
             where the model pools, else "mean".
         image_size: Side of the square input in pixels; None is the checkpoint's own. For small images a smaller side
             is much faster and often as good, such as 98 for DINOv2: position embeddings are interpolated.
-        dtype: "auto" is bfloat16 on CUDA and float32 elsewhere. CPUs with AMX or AVX512-BF16 are faster in "bfloat16".
+        dtype: "auto" is bfloat16 on CUDA (float16 where a GPU lacks it) and float32 elsewhere; CPUs with AMX or
+            AVX512-BF16 are faster in "bfloat16".
         revision: Branch, tag or commit on the hub.
 
     Raises:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from itertools import cycle
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -35,6 +36,9 @@ class TeacherReport:
         images_per_second: From pixels to logits.
         device: Where that was measured.
         head_bytes: What clients sent, all together, to fit the head.
+        head_bytes_down: What was sent to them for it, all together.
+        sends: What a client sent, in words; "" for a head that is given.
+        chosen: What the fit chose, by name, such as the regularisation.
     """
 
     num_images: int
@@ -46,6 +50,9 @@ class TeacherReport:
     images_per_second: float
     device: str
     head_bytes: int
+    head_bytes_down: int = 0
+    sends: str = ""
+    chosen: Mapping[str, float] = field(default_factory=dict)
 
 
 def measure_teacher(
@@ -94,6 +101,9 @@ def measure_teacher(
         images_per_second=images_per_second(teacher, data.test.images, device=device, batch_size=batch_size),
         device=str(device),
         head_bytes=signal.head_bytes,
+        head_bytes_down=signal.head_bytes_down,
+        sends=signal.sends,
+        chosen=signal.chosen,
     )
 
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import hashlib
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -38,6 +39,9 @@ class Pass:
     views: Views | None
     gives_logits: bool
     batch_size: int
+
+    is_slow: ClassVar[bool] = True
+    """Whether it is worth a progress bar."""
 
     @property
     def key(self) -> str:
@@ -101,6 +105,26 @@ class Pass:
         index = torch.arange(first, first + len(images), device=images.device).repeat_interleave(self.num_views)
         view = torch.arange(self.num_views, device=images.device).repeat(len(images))
         return self.views.apply(images.repeat_interleave(self.num_views, dim=0), self.views.draw(index, view))
+
+
+@dataclass(frozen=True, eq=False)
+class JoinedPass(Pass):
+    """An ensemble's pass: its members' features, read from where each has its own, side by side.
+
+    Args:
+        look: Returns a member's outputs on all images in all views, (N, V, D_m), computed if need be.
+    """
+
+    look: Callable[[Teacher], np.ndarray]
+
+    is_slow: ClassVar[bool] = False  # its members show how far they are
+
+    def outputs(self, start: int) -> Iterator[Tensor]:
+        """Yield outputs as `Pass.outputs` does."""
+        parts = [self.look(member) for member in self.teacher.teachers]  # type: ignore[union-attr]
+        for first in range(start, len(self.data), self.step):
+            rows = [part[first : first + self.step].astype(np.float32) for part in parts]
+            yield torch.from_numpy(np.concatenate(rows, axis=2)).flatten(0, 1)  # (b, V, D) -> (b V, D)
 
 
 def _arrived(teacher: Teacher, outputs: Tensor, event: torch.cuda.Event | None) -> Tensor:

@@ -44,7 +44,12 @@ class TeacherEntry:
 
     def create(self, **options: Any) -> Teacher:
         """Make the teacher; ``options`` go to the factory."""
-        return self.factory(*([self.checkpoint] if self.checkpoint else []), **options)
+        from fedkd.teachers.base import Teacher
+
+        made = self.factory(*([self.checkpoint] if self.checkpoint else []), **options)
+        if not isinstance(made, Teacher):
+            raise FedKDError(f"Teacher {self.name!r}: {self.source} must return a fedkd.Teacher, got {made!r}.")
+        return made
 
     @property
     def source(self) -> str:
@@ -95,6 +100,15 @@ class TeacherRegistry(Registry[TeacherEntry]):
         if name not in self._entries:
             raise unknown_name(self.kind, name, self)
         return self._entries[name]
+
+    def forget(self, name: str, factory: Callable[..., Teacher]) -> None:
+        """Drop the entry called ``name`` if it is of a factory of the same full name: a notebook's cell ran again."""
+        known = self._entries.get(name)
+        if known and (known.factory.__module__, known.factory.__qualname__) == (
+            factory.__module__,
+            factory.__qualname__,
+        ):
+            del self._entries[name]
 
     def __contains__(self, name: object) -> bool:
         """Whether ``name`` is registered or announced."""
@@ -155,6 +169,7 @@ def register(
     """
 
     def decorate(factory: F) -> F:
+        teachers.forget(name, factory)
         teachers.add(name, TeacherEntry(name, factory, checkpoint, family, licence, image_size, parameters))
         return factory
 

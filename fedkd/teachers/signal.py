@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,6 +32,8 @@ class TeacherSignal:
         per_class_accuracy: On the test images of each class; NaN where there is none.
         head_bytes: What clients sent, all together, to adapt the teacher and fit its head; 0 for a head that is given.
         head_bytes_down: What was sent to them for it, all together.
+        sends: What a client sent to fit the head, in words; "" for a head that is given.
+        chosen: What the fit chose, by name, such as the regularisation.
         feature_file: The cache's file of the features (N, V, D), to be mapped, if they were asked for.
         shared_logits: For the ImageSet of the shared images, as ``logits`` for the training images; the same tensor
             where they are the public split; None where nothing is shared.
@@ -46,6 +48,8 @@ class TeacherSignal:
     per_class_accuracy: list[float]
     head_bytes: int
     head_bytes_down: int
+    sends: str = ""
+    chosen: Mapping[str, float] = field(default_factory=dict)
     feature_file: Path | None = None
     shared_logits: Tensor | None = None
     shared_feature_file: Path | None = None
@@ -128,6 +132,7 @@ def prepare_teacher(
             if features and overrides_forward(teacher):
                 shared_features = look(shared.data, views, features=True)
 
+    fitted = None
     if clean is not None and fits_head:
         fitted = teacher.head_method.fit(clean[:, 0], train.targets, shards, train.num_classes)
         teacher.head, teacher.head_is_fitted = fitted.module.to(teacher.device), True
@@ -154,6 +159,8 @@ def prepare_teacher(
         per_class_accuracy=per_class.tolist(),
         head_bytes=bytes_up,
         head_bytes_down=bytes_down,
+        sends=fitted.sends if fitted else "",
+        chosen=fitted.chosen if fitted else {},
         feature_file=Path(str(seen_features.filename)) if features else None,
         shared_logits=None if shared is None else logits if shared_taught is taught else logits_of(shared_taught),
         shared_feature_file=Path(str(shared_features.filename)) if features and shared is not None else None,

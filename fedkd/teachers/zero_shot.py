@@ -29,7 +29,7 @@ class ZeroShotTeacher(HuggingFaceTeacher):
             "general", "cifar" (CLIP's own for CIFAR) or "siglip". "auto" is "cifar" where the classes are CIFAR's, else
             "siglip" for a SigLIP, else "general".
         image_size: Side of the square input in pixels; None is the checkpoint's own.
-        dtype: "auto" is bfloat16 on CUDA and float32 elsewhere.
+        dtype: "auto" is bfloat16 on CUDA (float16 where a GPU lacks it) and float32 elsewhere.
         revision: Branch, tag or commit on the hub.
         head: How a head is fitted from what clients send, on the image embeddings: `ZeroShotRidge` adds a ridge head to
             the class names. None is the class names alone.

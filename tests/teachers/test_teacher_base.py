@@ -167,3 +167,8 @@ def test_a_registered_teacher_is_made_by_name() -> None:
         create("means", gian=3.0)
     with pytest.raises(FedKDError, match="already used"):
         register("dinov2-s")(Means)
+
+
+def test_a_head_that_is_none_is_said_at_once() -> None:
+    with pytest.raises(FedKDError, match=r"head must be a FederatedHead such as RidgeHead\(\), got 'PrototypeHead'"):
+        create("digits-tiny", head="PrototypeHead")

@@ -64,8 +64,8 @@ def test_labels_that_do_not_match_are_an_error_that_lists_both_sides(tiny: Tiny)
     with pytest.raises(FedKDError) as caught:
         ClassifierTeacher(tiny("classifier")).prepare(["cat", "dog", "fish"])
     message = str(caught.value)
-    assert "no label for 2 of the 3 classes (cat, fish); its 4 labels are: Tabby, tabby_cat, Persian cat" in message
-    assert "{'cat': ['Tabby, tabby_cat']}" in message
+    assert "no label for 2 of the 3 classes ('cat', 'fish'); its 4 labels are: 'Tabby, tabby_cat', 'Persian" in message
+    assert "{'cat': ['Tabby, tabby_cat']}" in message  # the one that is most like it
     assert "\n" not in message
 
 
@@ -75,14 +75,20 @@ def test_labels_that_do_not_match_are_an_error_that_lists_both_sides(tiny: Tiny)
         ({"cats": ["dog"]}, r"Unknown class in labels 'cats'\. Did you mean 'cat'\?"),
         ({"cat": ["Persan cat"]}, r"Unknown label of class cat 'Persan cat'\. Did you mean 'Persian cat'\?"),
         ({"cat": ["Persian cat", "dog"]}, "Label 'dog' is given to two classes: cat, dog"),
-        ({"cat": []}, r"no label for 1 of the 3 classes \(cat\)"),
-        ({"cat": ["crane"]}, "'crane' is a synonym in several labels, 'crane, wader' and 'hoist, crane'"),
+        ({"cat": []}, r"no label for 1 of the 3 classes \('cat'\)"),
+        ({"cat": ["crane"]}, r"'crane' stands in several labels, 'crane, wader' \(number \d\) and 'hoist, crane'"),
+        ({"cat": ["Prsian"]}, "Did you mean 'Persian cat'"),
+        ({"cat": [99]}, r"Label of class cat: 99 is none of the numbers 0\.\."),
     ],
 )
 def test_wrong_maps_are_errors(given: dict[str, list[str]], message: str) -> None:
     labels = [*LABELS, "crane, wader", "hoist, crane"]
     with pytest.raises(FedKDError, match=message):
         match_labels(["cat", "dog", "bird"], labels, given, "c")
+
+
+def test_a_label_may_be_given_by_its_number() -> None:
+    assert match_labels(["crane"], ["crane", "crane"], {"crane": [1]}, "c") == [[1]]
 
 
 def test_a_whole_label_goes_before_a_synonym() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import pickle
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,9 +13,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fedkd.data import ImageSet
+from fedkd.data import Augmentation, ImageSet, Views
 from fedkd.errors import FedKDError
-from fedkd.teachers import EnsembleTeacher, PrototypeHead, RidgeHead, Teacher, create, prepare_teacher
+from fedkd.teachers import (
+    EnsembleTeacher,
+    PrototypeHead,
+    RidgeHead,
+    Teacher,
+    TeacherCache,
+    create,
+    prepare_teacher,
+)
 from fedkd.teachers.ensemble_head import fitted_weights
 
 SHARDS = [np.arange(0, 20), np.empty(0, np.int64), np.arange(20, 30)]
@@ -155,3 +164,37 @@ def test_wrong_weights_are_named(weights: object, message: str) -> None:
 def test_an_ensemble_of_none_is_an_error() -> None:
     with pytest.raises(FedKDError, match="teachers is empty"):
         EnsembleTeacher([])
+
+
+class Counted(Fitted):
+    """It counts the images that it looks at."""
+
+    def __init__(self, gain: float) -> None:
+        super().__init__()
+        self.gain = gain
+        self.looks = 0
+
+    not_in_features = Fitted.not_in_features | {"looks"}
+
+    def features(self, images: Tensor) -> Tensor:
+        self.looks += len(images)
+        return self.gain * super().features(images)
+
+
+@pytest.mark.parametrize("views", [None, Views(3, Augmentation(1, True))])
+def test_members_look_once_whoever_asks(images: ImageSet, tmp_path: Path, views: Views | None) -> None:
+    first, second = Counted(1.0), Counted(2.0)
+    cache, count = TeacherCache(tmp_path), 1 if views is None else views.count
+    alone = cache.get(first, images, views=views)
+    assert first.looks == count * len(images)
+
+    ensemble = EnsembleTeacher([second, first])
+    ensemble.prepare(images.classes)
+    probe = first.looks, second.looks
+    joined = cache.get(ensemble, images, views=views, batch_size=16)
+    assert (first.looks, second.looks) == (probe[0], probe[1] + count * len(images))
+    np.testing.assert_array_equal(joined[..., 5:], alone)
+    np.testing.assert_array_equal(joined[..., :5], cache.get(second, images, views=views))
+    again = cache.get(EnsembleTeacher([first, second]), images, views=views)
+    np.testing.assert_array_equal(again, joined[..., [5, 6, 7, 8, 9, 0, 1, 2, 3, 4]])
+    assert first.looks + second.looks == sum(probe) + count * len(images)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import linecache
 import subprocess
 import sys
 import threading
@@ -106,6 +108,48 @@ def test_the_constants_of_code_typed_into_an_interpreter_count():
     ).stdout.split()
     assert first == again
     assert len({first, constant, child}) == 3
+
+
+HELPERS = """
+import functools
+SCALE, TABLE = 2, {{"a": (1, 2)}}
+
+@functools.lru_cache
+def scaled(x):
+    return {scale} * x
+"""
+USER = """
+import fedkd, helpers, math
+OFFSET, UNUSED = {offset}, {unused}
+
+class Deep:
+    bias = {bias}
+
+def shifted(x):
+    return helpers.scaled(x) + OFFSET + Deep.bias + math.pi
+
+class Mine(fedkd.Teacher):
+    def features(self, images):
+        return [shifted(image) for image in images]
+"""
+
+
+def test_the_users_functions_and_constants_count_wherever_they_are_and_what_is_not_used_does_not(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+
+    def of(scale=1, **values):
+        (tmp_path / "helpers.py").write_text(HELPERS.format(scale=scale))
+        (tmp_path / "user.py").write_text(USER.format(**{"offset": 1, "unused": 1, "bias": 1, **values}))
+        linecache.clearcache()
+        for name in ("helpers", "user"):
+            monkeypatch.delitem(sys.modules, name, raising=False)
+        importlib.invalidate_caches()
+        return fingerprint(importlib.import_module("user").Mine())
+
+    first = of()
+    assert of() == of(unused=2) == first
+    assert len({first, of(scale=2), of(offset=2), of(bias=2)}) == 4
 
 
 def test_a_version_counts(monkeypatch):

@@ -141,3 +141,28 @@ def test_a_package_may_say_more_of_its_teacher_by_registering_it(announce: Annou
     assert other["yours"].family == "custom"
     with pytest.raises(FedKDError, match="'yours' is already used"):
         other.add("yours", TeacherEntry("yours", TeacherEntry))
+
+
+def test_what_makes_no_teacher_is_named(announce: Announce) -> None:
+    registry = announce()
+    registry.add("number", TeacherEntry("number", lambda: 3))  # type: ignore[arg-type, return-value]
+    with pytest.raises(FedKDError, match=r"Teacher 'number': .*lambda> must return a fedkd.Teacher, got 3"):
+        registry["number"].create()
+
+
+def test_a_notebooks_cell_may_run_again(announce: Announce) -> None:
+    registry = announce()
+
+    def cell() -> type[Mine]:
+        class InACell(Mine):
+            pass
+
+        registry.forget("cell", InACell)
+        registry.add("cell", TeacherEntry("cell", InACell))
+        return InACell
+
+    cell()
+    again = cell()
+    assert registry["cell"].factory is again
+    registry.forget("cell", Mine)  # another's is not forgotten
+    assert "cell" in registry
