@@ -10,6 +10,7 @@ from fedkd.data import FederatedDataModule
 from fedkd.distillation import DistillationModule
 from fedkd.errors import FedKDError, MissingResourceError
 from fedkd.losses import KD, DistillationLoss
+from fedkd.server import strategies
 from fedkd.server.backends import Backend, InProcess
 from fedkd.server.federation import Federation
 from fedkd.server.mutual import MutualFederation
@@ -37,6 +38,7 @@ __all__ = [
     "load_student",
     "losses",
     "partition",
+    "strategies",
     "students",
     "teachers",
 ]
