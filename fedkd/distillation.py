@@ -192,7 +192,7 @@ class DistillationModule(TaughtClassifier):
             self._find_features()
         shared: Any = getattr(batch, "shared", None)
         teacher = self.teacher_outputs(batch)
-        of_shared = None if teacher is None or shared is None else self.teacher_outputs(shared)
+        of_shared = None if shared is None else self.teacher_outputs(shared)  # None without a teacher, too
         # one pass through the student for all, so that a BatchNorm sees the mixture
         outputs = self.student_outputs(images if of_shared is None else torch.cat([images, shared.images]))
         student = outputs.rows(slice(len(targets)))
