@@ -181,7 +181,7 @@ class MutualFederation(Federation):
         """Return a module like the common one, with another student."""
         given = {"name", "num_classes", "in_channels", "image_size"}
         options = {key: value for key, value in (common.student_spec or {}).items() if key not in given}
-        return DistillationModule(name, common.teacher, common.loss, common.optimizer, options)
+        return DistillationModule(name, common.teacher, common.loss, common.optimizer, options, common.label_loss)
 
     def _gather(
         self, modules: Mapping[str, DistillationModule], data: FederatedDataModule, signal: TeacherSignal | None
