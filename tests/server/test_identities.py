@@ -59,7 +59,7 @@ def test_one_full_batch_step_a_client_is_one_central_step(tmp_path, partitioner)
 
 
 @dataclass(frozen=True)
-class Given(Partitioner):
+class Owners(Partitioner):
     """A partition that is written down: the owner of each image."""
 
     owners: tuple[int, ...]
@@ -121,21 +121,21 @@ def test_the_seed_decides_and_nothing_else(tmp_path):
 
 def test_weights_are_examples(tmp_path):
     # two clients of 1 and 3 images: the mean leans 3 to 1, checked against the updates themselves
-    data = datamodule(num_clients=2, count=4, partitioner=Given((0, 1, 1, 1)))
+    data = datamodule(num_clients=2, count=4, partitioner=Owners((0, 1, 1, 1)))
     trained = module()
     data.setup()
     trained.build(data.classes, data.image_shape)
     start = split_state(trained.student)
     context = ClientContext(trained, data, {"accelerator": "cpu"}, FedAvg())
     updates = [run_client(context, ClientTask(0, client, *start)) for client in (0, 1)]
-    federated = federate(tmp_path, datamodule(num_clients=2, count=4, partitioner=Given((0, 1, 1, 1))), rounds=1)
+    federated = federate(tmp_path, datamodule(num_clients=2, count=4, partitioner=Owners((0, 1, 1, 1))), rounds=1)
     for name, value in start[0].items():
         expected = value + 0.25 * updates[0].delta[name] + 0.75 * updates[1].delta[name]
         torch.testing.assert_close(federated[name], expected, rtol=0, atol=1e-7)
 
 
 def test_a_client_without_data_is_skipped(tmp_path):
-    data = datamodule(num_clients=3, count=6, partitioner=Given((0, 0, 0, 2, 2, 2)))
+    data = datamodule(num_clients=3, count=6, partitioner=Owners((0, 0, 0, 2, 2, 2)))
     trained = module()
     summary = fedkd.Federation(rounds=2, run_dir=tmp_path / "run", trainer={"accelerator": "cpu"}).fit(trained, data)
     rows = (tmp_path / "run" / "metrics.csv").read_text().splitlines()
@@ -146,7 +146,7 @@ def test_a_client_without_data_is_skipped(tmp_path):
 
 def test_a_client_of_one_image_trains_every_kind_of_norm(tmp_path):
     for norm in ("batch", "group"):
-        data = datamodule(num_clients=2, count=4, partitioner=Given((0, 1, 1, 1)))
+        data = datamodule(num_clients=2, count=4, partitioner=Owners((0, 1, 1, 1)))
         trained = module("resnet8", student_options={"norm": norm})
         federated = federate(tmp_path, data, name=norm, module=trained)
         assert all(value.isfinite().all() for value in federated.values())
