@@ -92,13 +92,7 @@ class Federation:
         """
         start = time.perf_counter()
         device = self._set_up(module, datamodule)
-        run = RunDirectory(self.run_dir, resume=str(ckpt_path) == "last")
-        identity = {**self._identity(), **run_identity(module, datamodule, self.trainer)}
-        found = run.load(ckpt_path, identity) if ckpt_path is not None else None
-        run.write_json("partition.json", partition_record(datamodule))
-        if self.config is not None:
-            run.write_text("config.yaml", self.config)
-
+        run, identity, found = self._open_run(module, datamodule, ckpt_path)
         signal = self._ask_teacher(module, datamodule, device)
         state, history = self._start(run, module, datamodule, found)
         for row in history:
@@ -148,6 +142,18 @@ class Federation:
         module.check_optimizer()
         self.strategy.check(module, datamodule)
         return device
+
+    def _open_run(
+        self, module: DistillationModule, data: FederatedDataModule, ckpt_path: str | Path | None
+    ) -> tuple[RunDirectory, dict[str, Any], Loaded | None]:
+        """Make or find the run directory; return it, what this run is, and the checkpoint to go on from, if any."""
+        run = RunDirectory(self.run_dir, resume=str(ckpt_path) == "last")
+        identity = {**self._identity(), **run_identity(module, data, self.trainer)}
+        found = run.load(ckpt_path, identity) if ckpt_path is not None else None
+        run.write_json("partition.json", partition_record(data))
+        if self.config is not None:
+            run.write_text("config.yaml", self.config)
+        return run, identity, found
 
     def _ask_teacher(
         self, module: DistillationModule, data: FederatedDataModule, device: torch.device

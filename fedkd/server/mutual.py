@@ -25,7 +25,7 @@ from fedkd.server.backends import Backend, InProcess
 from fedkd.server.context import ServerContext, client_model
 from fedkd.server.federation import Federation, Loaded
 from fedkd.server.mutual_clients import MEASURES, Models, MutualClients, mean, table
-from fedkd.server.report import partition_record, round_row, run_identity, summarise
+from fedkd.server.report import round_row, summarise
 from fedkd.server.run_dir import RunDirectory
 from fedkd.server.sampling import sample_cohort
 from fedkd.server.strategies.common_images import Which, choose_images
@@ -122,13 +122,7 @@ class MutualFederation(Federation):
         modules = {name: self._module(name, module) for name in self.students}
         first = modules[self.students[0]]  # the others share its teacher, its loss and its optimizer
         device = self._set_up(first, datamodule)
-        run = RunDirectory(self.run_dir, resume=str(ckpt_path) == "last")
-        identity = {**self._identity(), **run_identity(first, datamodule, self.trainer)}
-        found = run.load(ckpt_path, identity) if ckpt_path is not None else None
-        run.write_json("partition.json", partition_record(datamodule))
-        if self.config is not None:
-            run.write_text("config.yaml", self.config)
-
+        run, identity, found = self._open_run(first, datamodule, ckpt_path)
         signal = self._ask_teacher(first, datamodule, device)
         clients = self._gather(modules, datamodule, signal)
         models, history = self._begin(run, clients, module, found)
