@@ -5,6 +5,7 @@ python examples/compare.py examples/compare_teachers.yaml --out runs/teachers [-
 The grid's YAML names a configuration of fedkd and what each partition and method changes in it, as on the command line;
 whatever follows on this one goes to every run. Runs live in OUT/PARTITION/METHOD/seed-N. Started again, the command
 leaves what is finished, goes on with what was interrupted from its last round, and runs what is new in the grid.
+A grid may start from another: `base: FILE` beside it, of which its own sections and `arguments` replace what they name.
 Where the grid says ${NAME}, it stands for what its own `names` say, or for --set NAME=VALUE.
 OUT/results.csv has a row a run, OUT/table.md the means over the seeds, OUT/curves.png the accuracy by round.
 """
@@ -91,12 +92,24 @@ def runs_of(grid: dict[str, Any], beside: Path, out: Path, further: Sequence[str
 
 def read_grid(path: Path, given: Sequence[str]) -> dict[str, Any]:
     """Read a grid's YAML, with its names put in."""
-    text = path.read_text()
-    names = yaml.safe_load(text).get("names") or {}
+    grid = yaml.safe_load(path.read_text())
+    if "base" in grid:
+        base = yaml.safe_load((path.parent / grid.pop("base")).read_text())
+        grid = {**base, **grid, "arguments": {**base["arguments"], **grid.get("arguments", {})}}
+    names = grid.get("names") or {}
     chosen = dict(pair.split("=", 1) for pair in given)
     if unknown := set(chosen) - set(names):
         raise SystemExit(f"{path} has no name {', '.join(sorted(unknown))}; it has {', '.join(names) or 'none'}.")
-    return yaml.safe_load(Template(text).substitute({**names, **chosen}))
+    return put_in(grid, {**names, **chosen})
+
+
+def put_in(value: Any, names: dict[str, Any]) -> Any:
+    """Replace ${NAME} at any depth; a value that is nothing else takes the name's own type."""
+    if isinstance(value, dict):
+        return {key: put_in(item, names) for key, item in value.items()}
+    if isinstance(value, list):
+        return [put_in(item, names) for item in value]
+    return yaml.safe_load(Template(value).substitute(names)) if isinstance(value, str) and "$" in value else value
 
 
 def as_options(changes: dict[str, Any]) -> list[str]:

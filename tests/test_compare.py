@@ -28,8 +28,9 @@ def compare(grid: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_a_grid_is_run_once_and_goes_on_where_it_was(tmp_path: Path) -> None:
+    (tmp_path / "base.yaml").write_text(GRID.replace("federation.rounds: 1", "federation.rounds: 7"))
     grid = tmp_path / "grid.yaml"
-    grid.write_text(GRID)
+    grid.write_text("base: base.yaml\narguments: {federation.rounds: 1}\n")
     first = compare(grid, "--jobs", "2", "--set", "CLIENTS=3")
     assert first.returncode == 0, first.stdout + first.stderr
     assert first.stdout.startswith("2 runs, 0 of them done")
