@@ -78,7 +78,8 @@ def explain(parser: ArgumentParser, message: str) -> str:
         name for group in re.findall(r"Literal\[([^\]]+)\]", message) for name in re.findall(r"'([^']+)'", group)
     ]
     if allowed and (found := re.search(r"(?:Given|Got) value: (.*)", message)):
-        return f"{key}: {unknown_name('value', found[1], set(allowed))}"
+        number = " A number will do too." if re.search(r"Subtypes: \[.*<class '(?:int|float)'>", message) else ""
+        return f"{key}: {unknown_name('value', found[1], set(allowed))}{number}"
     if found := re.search(r"Subtypes: \[(.*)\]\n(?:.*\n)*?\s*Given value: (.*)", message):
         kinds = re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", found[1]).replace("NoneType", "null")
         return f"{key}: {found[2]!r} is none of {kinds}."

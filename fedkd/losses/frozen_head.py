@@ -46,7 +46,8 @@ def affine_map(head: nn.Module, dim: int) -> tuple[Tensor, Tensor]:
         found = centred(probe)
     if not torch.allclose(found, probe @ weight.T + bias, rtol=1e-3, atol=1e-3 * float(found.abs().max())):
         raise FedKDError(
-            f"The teacher's {type(head).__name__} is not linear in features: FrozenHead needs one that is."
+            f"The teacher's {type(head).__name__} is not linear in features, as FrozenHead needs it: a RidgeHead "
+            "without privacy is, or a PrototypeHead with distance 'euclidean'; one that scales or clips them is not."
         )
     return weight.contiguous(), bias
 
