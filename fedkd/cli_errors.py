@@ -6,6 +6,7 @@ import difflib
 import importlib
 import inspect
 import re
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -98,9 +99,11 @@ def unknown_option(parser: ArgumentParser, option: str) -> str:
 
 
 def subclass_names(base: type[Any]) -> Iterator[str]:
-    """Yield the names of the classes that may stand where ``base`` is asked for."""
+    """Yield the names of the classes that may stand where ``base`` is asked for; what fedkd does not export may not."""
     for subclass in base.__subclasses__():
-        if not inspect.isabstract(subclass):
+        package, _, _ = subclass.__module__.rpartition(".")
+        hidden = package.startswith("fedkd.") and not hasattr(sys.modules[package], subclass.__name__)
+        if not inspect.isabstract(subclass) and not hidden:
             yield subclass.__name__
         yield from subclass_names(subclass)
 

@@ -305,3 +305,13 @@ def test_a_run_that_is_not_there(tmp_path):
     assert done.stderr == (
         "fedkd: error: No run at 'nowhere': there is no 'nowhere/config.yaml'. 'fedkd fit' writes it.\n"
     )
+
+
+def test_what_is_suggested_can_be_chosen():
+    from fedkd.cli_errors import NAMED_BY_CLASS, subclass_names
+
+    heads = set(subclass_names(NAMED_BY_CLASS["head"]))
+    assert {"RidgeHead", "PrototypeHead", "LinearHead", "ZeroShotRidge"} <= heads
+    assert "MembersHeads" not in heads  # an ensemble makes it
+    assert {"SCAFFOLD", "Combine"} <= set(subclass_names(NAMED_BY_CLASS["federation.strategy"]))
+    assert {"Dirichlet", "Given"} <= set(subclass_names(NAMED_BY_CLASS["data.partitioner"]))

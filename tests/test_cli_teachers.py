@@ -94,3 +94,9 @@ def test_a_wrong_value_is_one_clear_error(tmp_path: Path, arguments: list[str], 
     assert done.returncode == 2
     assert message in done.stderr
     assert len(done.stderr.splitlines()) == 1
+
+
+def test_clearing_takes_no_name(tmp_path: Path, cache: Path) -> None:
+    done = fedkd("teachers", "digits-tiny", "--clear-cache", cwd=tmp_path, check=False)
+    assert done.returncode == 2
+    assert "--clear-cache takes no name, got 'digits-tiny'" in done.stderr

@@ -120,3 +120,20 @@ def test_a_built_student_is_not_bent_to_other_data():
     trained.build(["a", "b"], (1, 12, 12))
     with pytest.raises(fedkd.FedKDError, match=r"was built for classes \['a', 'b'\].*make a new DistillationModule"):
         trained.build(["a", "b", "c"], (1, 12, 12))
+
+
+def test_a_plain_trainer_fits_an_ensembles_weights_to_the_public_split():
+    data = datamodule()
+    data.public_fraction = 0.5
+    teacher = fedkd.teachers.EnsembleTeacher([BrightRowTeacher(), Backwards()], weights="fitted")
+    quiet = {"accelerator": "cpu", "logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+    Trainer(max_epochs=1, enable_checkpointing=False, **quiet).fit(module(teacher=teacher), datamodule=data)
+    right, wrong = teacher.head.weights.tolist()
+    assert right > 0.9 > 0.1 > wrong
+
+
+class Backwards(BrightRowTeacher):
+    """Wrong on every image."""
+
+    def features(self, images):
+        return -super().features(images)

@@ -172,3 +172,13 @@ def test_a_registered_teacher_is_made_by_name() -> None:
 def test_a_head_that_is_none_is_said_at_once() -> None:
     with pytest.raises(FedKDError, match=r"head must be a FederatedHead such as RidgeHead\(\), got 'PrototypeHead'"):
         create("digits-tiny", head="PrototypeHead")
+
+
+@pytest.mark.parametrize(("supported", "dtype"), [(True, torch.bfloat16), (False, torch.float16)])
+def test_auto_is_the_half_precision_that_the_gpu_has(
+    monkeypatch: pytest.MonkeyPatch, supported: bool, dtype: torch.dtype
+) -> None:
+    from fedkd.teachers.huggingface import _half_of_cuda
+
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: supported or including_emulation)
+    assert _half_of_cuda() == dtype
