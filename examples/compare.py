@@ -5,6 +5,7 @@ python examples/compare.py examples/compare_teachers.yaml --out runs/teachers [-
 The grid's YAML names a configuration of fedkd and what each partition and method changes in it, as on the command line;
 whatever follows on this one goes to every run. Runs live in OUT/PARTITION/METHOD/seed-N. Started again, the command
 leaves what is finished, goes on with what was interrupted from its last round, and runs what is new in the grid.
+`references` are methods that no partition changes, such as one client that has all: they run once and stand beside all.
 A grid may start from another: `base: FILE` beside it, of which its own sections and `arguments` replace what they name.
 Where the grid says ${NAME}, it stands for what its own `names` say, or for --set NAME=VALUE.
 OUT/results.csv has a row a run, OUT/table.md the means over the seeds, OUT/curves.png the accuracy by round.
@@ -19,7 +20,7 @@ import re
 import statistics
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +28,8 @@ from string import Template
 from typing import Any
 
 import yaml
+
+REFERENCES = "any partition"  # where methods stand that no partition changes
 
 
 @dataclass(frozen=True)
@@ -81,13 +84,14 @@ class Run:
 
 def runs_of(grid: dict[str, Any], beside: Path, out: Path, further: Sequence[str]) -> Iterator[Run]:
     """Yield all runs of a grid, those of one seed before those of the next."""
-    common = ["--config", str(beside / grid["config"]), *as_options(grid.get("arguments") or {})]
+    common = ["--config", str(beside / grid["config"]), *as_options(grid.get("arguments") or {}), *further]
     for seed in grid["seeds"]:
-        for partition, changes in grid["partitions"].items():
-            for method, own in grid["methods"].items():
-                options = [*common, *further, *as_options(changes or {}), *as_options(own or {})]
+        for partition, changes in {**grid["partitions"], REFERENCES: {}}.items():
+            methods = grid["methods"] if partition != REFERENCES else grid.get("references") or {}
+            for method, own in methods.items():
                 folder = out / slug(partition) / slug(method) / f"seed-{seed}"
-                yield Run(partition, method, seed, folder, (*options, "--seed_everything", str(seed)))
+                options = (*common, *as_options(changes or {}), *as_options(own or {}), "--seed_everything", str(seed))
+                yield Run(partition, method, seed, folder, options)
 
 
 def read_grid(path: Path, given: Sequence[str]) -> dict[str, Any]:
@@ -124,26 +128,41 @@ def slug(name: str) -> str:
 
 
 def mean(values: Sequence[float]) -> str:
-    """Write a mean in percent, and the standard deviation of several seeds."""
+    """Write a mean in percent, and the standard deviation of several seeds; nothing where there is none."""
+    if not values:
+        return ""
     text = f"{100 * statistics.mean(values):.1f}"
     return text if len(values) < 2 else f"{text} ± {100 * statistics.stdev(values):.1f}"
 
 
-def write_table(rows: Sequence[dict[str, Any]], path: Path) -> None:
-    """Write a Markdown table for each partition, in the order of the grid."""
-    lines = []
-    for partition in dict.fromkeys(row["partition"] for row in rows):
-        lines += [f"### {partition}", "", "| method | last round | best round | worst class | teacher | seeds |"]
+def write_tables(rows: Sequence[dict[str, Any]], path: Path) -> None:
+    """Write Markdown, in the order of the grid: a table of all partitions, then all that was measured at each."""
+    partitions = partitions_of(row["partition"] for row in rows)
+    methods = list(dict.fromkeys(row["method"] for row in rows))
+    lines = [f"| last round | {' | '.join(partitions)} |", "|---" * (len(partitions) + 1) + "|"]
+    for method in methods:
+        cells = [mean([row["final"] for row in seeds_of(rows, partition, method)]) for partition in partitions]
+        lines.append(f"| {method} | {' | '.join(cells)} |")
+    for partition in partitions:
+        lines += ["", f"### {partition}", "", "| method | last round | best round | worst class | teacher | seeds |"]
         lines += ["|---|---|---|---|---|---|"]
-        for method in dict.fromkeys(row["method"] for row in rows):
-            own = [row for row in rows if (row["partition"], row["method"]) == (partition, method)]
-            if own:
+        for method in methods:
+            if own := seeds_of(rows, partition, method):
                 cells = [mean([row[key] for row in own]) for key in ("final", "best", "worst_class")]
                 taught = [row["teacher"] for row in own if row["teacher"] is not None]
                 cells += [f"{100 * statistics.mean(taught):.1f}" if taught else "", str(len(own))]
                 lines.append(f"| {method} | {' | '.join(cells)} |")
-        lines.append("")
-    path.write_text("\n".join(lines))
+    path.write_text("\n".join([*lines, ""]))
+
+
+def partitions_of(names: Iterable[str]) -> list[str]:
+    """Return the partitions in their order, that of the references only where there is no other."""
+    return [name for name in dict.fromkeys(names) if name != REFERENCES] or [REFERENCES]
+
+
+def seeds_of(rows: Sequence[dict[str, Any]], partition: str, method: str) -> list[dict[str, Any]]:
+    """Return a method's rows at a partition; a reference's stand for every partition."""
+    return [row for row in rows if row["method"] == method and row["partition"] in (partition, REFERENCES)]
 
 
 def write_csv(rows: Sequence[dict[str, Any]], path: Path) -> None:
@@ -159,16 +178,17 @@ def plot(runs: Sequence[Run], path: Path) -> None:
     from matplotlib import colormaps
     from matplotlib.figure import Figure
 
-    partitions = list(dict.fromkeys(run.partition for run in runs))
+    partitions = partitions_of(run.partition for run in runs)
     methods = list(dict.fromkeys(run.method for run in runs))
     figure = Figure(figsize=(5.5 * len(partitions), 5.0), layout="constrained")
     panels = figure.subplots(1, len(partitions), sharey=True, squeeze=False)[0]
     for panel, partition in zip(panels, partitions, strict=True):
         for i, method in enumerate(methods):
-            curves = [run.curve() for run in runs if (run.partition, run.method) == (partition, method)]
+            own = [run for run in runs if run.method == method and run.partition in (partition, REFERENCES)]
+            curves = [run.curve() for run in own]
             if curves:
                 averages = [100 * statistics.mean(values) for values in zip(*curves, strict=False)]
-                style = ("-", "--", ":")[i // 20 % 3]
+                style = "--" if own[0].partition == REFERENCES else ("-", ":")[i // 20 % 2]
                 panel.plot(range(1, len(averages) + 1), averages, style, color=colormaps["tab20"](i % 20), label=method)
         panel.set(title=partition, xlabel="round")
         panel.grid(alpha=0.3)
@@ -203,7 +223,7 @@ def main() -> None:
     if done:
         rows = [run.row() for run in done]
         write_csv(rows, options.out / "results.csv")
-        write_table(rows, options.out / "table.md")
+        write_tables(rows, options.out / "table.md")
         plot(done, options.out / "curves.png")
         print((options.out / "table.md").read_text())
     raise SystemExit(1 if failures else 0)
