@@ -19,7 +19,7 @@ from fedkd.progress import progress_bar
 from fedkd.seeding import seeded
 from fedkd.server.backends import Backend, InProcess
 from fedkd.server.context import ServerContext
-from fedkd.server.evaluation import evaluate, test_loader
+from fedkd.server.evaluation import Evaluation
 from fedkd.server.report import partition_record, round_row, run_identity, summarise
 from fedkd.server.run_dir import RunDirectory
 from fedkd.server.sampling import sample_cohort
@@ -99,7 +99,7 @@ class Federation:
             self._log(row)
         said = signal.for_clients() if signal else {}
         context = ClientContext(module, datamodule, self.trainer, self.strategy, self.seed, **said)
-        test_set = test_loader(datamodule, device)
+        evaluate = Evaluation(module, datamodule, self.trainer, device)
         clients = [client for client, shard in enumerate(datamodule.shards) if len(shard)]
 
         with self._finalised_loggers(), progress_bar("Rounds", self.rounds, done=state.round) as bar:
@@ -111,7 +111,7 @@ class Federation:
                 server = ServerContext.of(context, start=state)
                 state = self.strategy.aggregate(state, updates)
                 state = self.strategy.refine(state, updates, server)
-                metrics = evaluate(module, test_set, self.trainer, state)
+                metrics = evaluate(state)
                 metrics |= self.strategy.metrics(state, updates, server)
                 history.append(round_row(tasks, updates, metrics, seconds=time.perf_counter() - began))
                 run.commit(state, self.strategy.state_dict(), history, identity)
@@ -122,6 +122,7 @@ class Federation:
         load_state(module.student, state.parameters, state.buffers)
         run.save_student(state, module.describe(), module.constants())
         summary = summarise(module, history, signal, seconds=time.perf_counter() - start, run_dir=run.path)
+        summary["client_val_accuracy"] = evaluate.of_clients(state)
         run.write_json("summary.json", summary)
         return summary
 
