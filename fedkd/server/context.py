@@ -11,8 +11,10 @@ from torch import Tensor
 from fedkd.client import ClientContext
 from fedkd.errors import FedKDError
 from fedkd.seeding import derive_seed, seeded
-from fedkd.server.strategies.common_images import Which, choose_images
-from fedkd.server.unlabelled import CommonImages, Model, distill, logits_of, reestimate_batch_norm
+from fedkd.server.batch_norm import reestimate_batch_norm
+from fedkd.server.common_images import CommonImages
+from fedkd.server.strategies.images import Which, choose_images
+from fedkd.server.unlabelled import Model, distill, logits_of
 from fedkd.tensors import add_scaled
 from fedkd.types import ClientUpdate, ServerState
 

@@ -22,15 +22,15 @@ from fedkd.errors import FedKDError, check_range
 from fedkd.progress import progress_bar
 from fedkd.seeding import seeded
 from fedkd.server.backends import Backend, InProcess
+from fedkd.server.common_images import CommonImages
 from fedkd.server.context import ServerContext, client_model
 from fedkd.server.federation import Federation, Loaded
 from fedkd.server.mutual_clients import MEASURES, Models, MutualClients, mean, table
 from fedkd.server.report import round_row, summarise
 from fedkd.server.run_dir import RunDirectory
 from fedkd.server.sampling import sample_cohort
-from fedkd.server.strategies.common_images import Which, choose_images
+from fedkd.server.strategies.images import Which, choose_images
 from fedkd.server.strategies.server_distillation import mixed_logits
-from fedkd.server.unlabelled import CommonImages
 from fedkd.students import students as known_students
 from fedkd.teachers import TeacherSignal
 from fedkd.tensors import num_bytes

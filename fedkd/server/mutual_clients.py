@@ -16,8 +16,9 @@ from fedkd.distillation import DistillationModule
 from fedkd.errors import FedKDError
 from fedkd.metrics import accuracies
 from fedkd.seeding import derive_seed, seeded
+from fedkd.server.common_images import CommonImages
 from fedkd.server.context import ServerContext
-from fedkd.server.unlabelled import CommonImages, Model, distill, logits_of
+from fedkd.server.unlabelled import Model, distill, logits_of
 from fedkd.tensors import split_state
 from fedkd.types import Metrics
 

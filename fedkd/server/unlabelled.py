@@ -1,4 +1,4 @@
-"""Work on images without labels that belong to no client: asking students, distilling into one, BatchNorm statistics.
+"""Work on images without labels that belong to no client: asking students, distilling into one.
 
 It serves the server (`fedkd.server.context.ServerContext`) and clients that learn from a consensus
 (`fedkd.server.mutual.MutualFederation`).
@@ -7,78 +7,19 @@ It serves the server (`fedkd.server.context.ServerContext`) and clients that lea
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from fedkd.client import fit, make_trainer, quiet_lightning
-from fedkd.data import Augmentation, BatchLoader, Views
-from fedkd.data.shared import Unlabelled
 from fedkd.losses.kd import kd_divergence
+from fedkd.server.common_images import CommonImages
 from fedkd.server.evaluation import evaluation_arguments
 from fedkd.tensors import Tensors, load_state, split_state
 
 Model = tuple[Mapping[str, Tensor], Mapping[str, Tensor]]  # parameters and buffers, as `split_state` gives them
-
-
-@dataclass(frozen=True, eq=False)
-class CommonImages:
-    """P images that anybody may look at, and how they are looked at.
-
-    Args:
-        images: Without labels.
-        batch_size: Of training.
-        eval_batch_size: Of looking.
-        augmentation: What is done to images that are trained on.
-        views: The looks that a judgement is made on: fixed ones; None is the image itself.
-        teacher_logits: What the foundation model says of them, (P, K), or (P, V, K) for ``views``; None without one.
-    """
-
-    images: Unlabelled
-    batch_size: int
-    eval_batch_size: int
-    augmentation: Augmentation | Views | None = None
-    views: Views | None = None
-    teacher_logits: Tensor | None = None
-
-    @property
-    def positions(self) -> Tensor:
-        """Where the images lie in their ImageSet, int64 (P,): what is drawn for an image depends on it."""
-        return torch.from_numpy(self.images.indices)
-
-    def training_loader(self, logits: Tensor, seed: int, device: torch.device) -> BatchLoader:
-        """Return shuffled, augmented batches whose ``teacher_logits`` are rows of ``logits``, (P, K) or (P, V, K)."""
-        table = logits.new_zeros(len(self.images.data), *logits.shape[1:])
-        table[self.positions] = logits
-        return BatchLoader(
-            self.images.data,
-            self.positions,
-            batch_size=self.batch_size,
-            shuffle=True,
-            seed=seed,
-            augmentation=self.augmentation,
-            teacher_logits=table,
-            device=device,
-        )
-
-    def loader(self, device: torch.device) -> BatchLoader:
-        """Return the images themselves, in order."""
-        return BatchLoader(self.images.data, self.positions, batch_size=self.eval_batch_size, device=device)
-
-    def view_loaders(self, device: torch.device) -> list[BatchLoader]:
-        """Return all images in order for each of ``views``; without views, once."""
-        if self.views is None:
-            return [self.loader(device)]
-        positions, data, loaders = self.positions, self.images.data, []
-        for view in range(self.views.count):
-            draw = self.views.draw(positions, torch.full_like(positions, view))
-            seen = Unlabelled.of(self.views.apply(data.images[positions], draw), data.classes)
-            loaders.append(BatchLoader(seen.data, seen.indices, batch_size=self.eval_batch_size, device=device))
-        return loaders
 
 
 class Asked(LightningModule):
@@ -186,50 +127,6 @@ def distill(
         loader = images.training_loader(logits, seed, teacher.strategy.root_device)
         fit(teacher, Taught(student, epochs * len(loader), lr, temperature, weight), loader)
     return like(split_state(student), model)
-
-
-def reestimate_batch_norm(
-    student: nn.Module, model: Model, images: CommonImages, trainer: Mapping[str, Any]
-) -> tuple[Tensors, Tensors]:
-    """Measure a model's BatchNorm statistics anew: the mean over the batches of one pass, all of one weight.
-
-    Args:
-        student: Its weights are overwritten.
-        model: What is measured; parameters stay as they are.
-        images: What it looks at, not augmented, in batches of ``eval_batch_size``.
-        trainer: As for `distill`.
-
-    Returns:
-        Parameters and buffers, in the dtypes of ``model``; a layer's ``num_batches_tracked`` counts these batches.
-    """
-    load_state(student, *model)
-    layers = batch_norms(student)
-    momenta = [layer.momentum for layer in layers]
-    try:
-        for layer in layers:
-            layer.reset_running_stats()
-            layer.momentum = None  # the cumulative mean
-        with quiet_lightning():
-            asker = make_trainer(evaluation_arguments(trainer))
-            asker.predict(Measured(student), dataloaders=images.loader(asker.strategy.root_device))
-    finally:
-        for layer, momentum in zip(layers, momenta, strict=True):
-            layer.momentum = momentum
-    return dict(model[0]), like(split_state(student), model)[1]
-
-
-class Measured(Asked):
-    """A student whose BatchNorm layers, and they alone, are in training mode while it is asked."""
-
-    def on_predict_epoch_start(self) -> None:
-        """Let the layers take their batches' statistics; Lightning gives all modes back afterwards."""
-        for layer in batch_norms(self.student):
-            layer.train()
-
-
-def batch_norms(student: nn.Module) -> list[_BatchNorm]:
-    """Return the layers that keep running statistics."""
-    return [m for m in student.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
 
 
 def like(found: Model, model: Model) -> tuple[Tensors, Tensors]:

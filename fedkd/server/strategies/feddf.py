@@ -6,7 +6,7 @@ unlabelled images.
 
 from __future__ import annotations
 
-from fedkd.server.strategies.common_images import Which
+from fedkd.server.strategies.images import Which
 from fedkd.server.strategies.server_distillation import ServerDistillation
 
 

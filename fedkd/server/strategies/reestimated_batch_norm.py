@@ -14,7 +14,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from fedkd.errors import FedKDError
 from fedkd.server.strategies.base import Strategy
-from fedkd.server.strategies.common_images import Which, choose_images
+from fedkd.server.strategies.images import Which, choose_images
 from fedkd.types import ClientUpdate, ServerState
 
 if TYPE_CHECKING:

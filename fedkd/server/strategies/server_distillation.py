@@ -15,7 +15,7 @@ from torch import Tensor
 
 from fedkd.errors import FedKDError, check_range
 from fedkd.server.strategies.base import Strategy
-from fedkd.server.strategies.common_images import Which, choose_images
+from fedkd.server.strategies.images import Which, choose_images
 from fedkd.types import ClientUpdate, ServerState
 
 if TYPE_CHECKING:
