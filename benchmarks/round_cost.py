@@ -18,7 +18,7 @@ import fedkd
 from fedkd.client import ClientContext, run_client
 from fedkd.data import Augmentation, FederatedDataModule
 from fedkd.partition import IID
-from fedkd.server.strategies import FedAvg
+from fedkd.strategies import FedAvg
 from fedkd.tensors import split_state
 from fedkd.types import ClientTask
 

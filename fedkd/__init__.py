@@ -5,22 +5,22 @@
 >>> fedkd.Federation(rounds=20).fit(module, data)
 """
 
-from fedkd import data, losses, partition, students, teachers
+from fedkd import data, losses, partition, strategies, students, teachers
 from fedkd.data import FederatedDataModule
 from fedkd.distillation import DistillationModule
 from fedkd.errors import FedKDError, MissingResourceError
-from fedkd.losses import KD, DistillationLoss
-from fedkd.server import strategies
+from fedkd.losses import DKD, KD, DistillationLoss
 from fedkd.server.backends import Backend, InProcess
 from fedkd.server.federation import Federation
 from fedkd.server.mutual import MutualFederation
 from fedkd.server.run_dir import load_student
-from fedkd.server.strategies import FedAvg, Strategy
+from fedkd.strategies import FedAvg, Strategy
 from fedkd.teachers import Teacher
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "DKD",
     "KD",
     "Backend",
     "DistillationLoss",

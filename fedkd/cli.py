@@ -59,7 +59,7 @@ class FedKDCLI(BaseCLI):
         path = Path(output) if output else run_dir / "predictions.csv"
         print(predict_run(run_dir, self.datamodule, self.trainer_arguments, images, path, self.student))
 
-    def partition(self, output: str = "partition.png", kind: Literal["heat", "bubble"] = "heat") -> None:
+    def partition(self, output: str = "partition_report.png", kind: Literal["heat", "bubble"] = "heat") -> None:
         """Show which client holds how many images of which class, and plot it; nothing trains.
 
         Args:

@@ -17,7 +17,7 @@ from fedkd.errors import FedKDError, unknown_name
 from fedkd.losses import DistillationLoss, LabelLoss
 from fedkd.partition import Partitioner
 from fedkd.server.backends import Backend
-from fedkd.server.strategies import Strategy
+from fedkd.strategies import Strategy
 from fedkd.teachers import Teacher
 from fedkd.teachers.heads import FederatedHead
 

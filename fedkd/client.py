@@ -23,7 +23,7 @@ from fedkd.tensors import load_state, split_state, subtract
 from fedkd.types import ClientTask, ClientUpdate
 
 if TYPE_CHECKING:  # strategies stand above: they are handed in
-    from fedkd.server.strategies import Strategy
+    from fedkd.strategies import Strategy
 
 TRAINER_DEFAULTS: dict[str, Any] = {
     "max_epochs": 1,

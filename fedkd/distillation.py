@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 
 from fedkd import students, teachers
 from fedkd.errors import FedKDError
-from fedkd.losses import KD, CrossEntropy, DistillationLoss, LabelLoss, Outputs
+from fedkd.losses import DKD, CrossEntropy, DistillationLoss, LabelLoss, Outputs
 from fedkd.objective import Objective
 from fedkd.students import ProjectedStudent
 from fedkd.taught import TaughtClassifier
@@ -47,7 +47,7 @@ class DistillationModule(TaughtClassifier):
         self,
         student: nn.Module | str = "resnet8",
         teacher: Teacher | str | None = None,
-        loss: DistillationLoss = KD(),  # noqa: B008  (stateless, and readable by the command line)
+        loss: DistillationLoss = DKD(),  # noqa: B008  (stateless, and readable by the command line)
         optimizer: OptimizerFactory = lambda params: torch.optim.SGD(params, lr=0.05, momentum=0.9),
         student_options: dict[str, Any] | None = None,
         label_loss: LabelLoss = CrossEntropy(),  # noqa: B008
@@ -70,7 +70,6 @@ class DistillationModule(TaughtClassifier):
         self.optimizer = optimizer
         self.image_shape: tuple[int, int, int] = (0, 0, 0)
         self.feature_layer: str | None = None
-        self.objectives: list[Objective] = []  # further terms of the loss; they come and go with a fit
 
     def build(self, classes: Iterable[str], image_shape: tuple[int, int, int]) -> None:
         """Fit the module to the data: build a named student, size the metrics. A second call changes nothing.
@@ -185,10 +184,18 @@ class DistillationModule(TaughtClassifier):
         )
         return terms["loss"]
 
+    @property
+    def objectives(self) -> list[Objective]:
+        """Further terms of the loss: callbacks of the Trainer that trains the module now, if one does."""
+        trainer: Any = self._trainer
+        in_training = trainer is not None and trainer.training
+        return [each for each in trainer.callbacks if isinstance(each, Objective)] if in_training else []
+
     def loss_terms(self, batch: Any) -> dict[str, Tensor]:
         """Return what a client minimises on a batch, ``"loss"``, and its terms, those of the objectives included."""
         images, targets = batch[:2]
-        if any(objective.needs_features for objective in self.objectives):
+        objectives = self.objectives
+        if any(objective.needs_features for objective in objectives):
             self._find_features()
         shared: Any = getattr(batch, "shared", None)
         teacher = self.teacher_outputs(batch)
@@ -201,7 +208,7 @@ class DistillationModule(TaughtClassifier):
             taught = self.loss.teaching(outputs.rows(slice(len(targets), None)), of_shared)
             terms["loss"] = terms["loss"] + batch.shared_weight * taught["loss"]
             terms |= {f"shared_{name}": term.detach() for name, term in taught.items()}
-        for objective in self.objectives:
+        for objective in objectives:
             term = objective.term(self, batch, student)
             terms |= {"loss": terms["loss"] + objective.weight * term, objective.name: term.detach()}
         return terms

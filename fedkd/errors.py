@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import numbers
 from collections.abc import Iterable
 
 
@@ -42,8 +43,9 @@ def check_range(
     high: float | None = None,
     low_open: bool = False,
     high_open: bool = False,
+    whole: bool = False,
 ) -> None:
-    """Raise unless ``value`` lies between ``low`` and ``high``; NaN never does.
+    """Raise unless ``value`` is a number between ``low`` and ``high``; NaN never is.
 
     Args:
         name: The argument's name, for the message.
@@ -52,10 +54,14 @@ def check_range(
         high: Greatest allowed value, if any.
         low_open: Whether ``low`` itself is forbidden.
         high_open: Whether ``high`` itself is forbidden.
+        whole: Whether it must be an integer.
 
     Raises:
-        FedKDError: If the value lies outside.
+        FedKDError: If it is no such number.
     """
+    kind = numbers.Integral if whole else numbers.Real
+    if not isinstance(value, kind) or isinstance(value, bool):
+        raise FedKDError(f"{name} must be {'an integer' if whole else 'a number'}, got {value!r}.")
     above = low is None or (value > low if low_open else value >= low)
     below = high is None or (value < high if high_open else value <= high)
     if above and below and value == value:

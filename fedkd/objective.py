@@ -6,14 +6,14 @@ import copy
 from abc import ABC, abstractmethod
 from typing import Any, ClassVar
 
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import Callback
 from torch import Tensor, nn
 
 from fedkd.losses import Outputs
 
 
 class Objective(Callback, ABC):
-    """Adds ``weight * term`` to the loss of a `fedkd.DistillationModule` for one fit.
+    """Adds ``weight * term`` to the loss of a `fedkd.DistillationModule` while a Trainer that has it fits the module.
 
     It stands beside whatever the loss makes of labels and teacher, so an algorithm that changes the client's objective
     (MOON, FedNTD, FedGKD) composes with every loss. The term is logged unweighted as ``train/<name>``.
@@ -39,14 +39,6 @@ class Objective(Callback, ABC):
             batch: ``(images, targets, ...)``.
             student: What its student says of the batch.
         """
-
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Take part in the module's fit."""
-        pl_module.objectives.append(self)  # type: ignore[union-attr, operator]
-
-    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Leave the module as it was, also after an error."""
-        pl_module.objectives.remove(self)  # type: ignore[union-attr, operator]
 
 
 def frozen_copy(student: nn.Module) -> nn.Module:

@@ -96,8 +96,9 @@ class ClientUpdate:
 
     @property
     def is_finite(self) -> bool:
-        """Whether training stayed finite."""
-        return all(bool(value.isfinite().all()) for value in self.delta.values())
+        """Whether training stayed finite, in all that is sent."""
+        sent = (value for tensors in (self.delta, self.buffers, self.extras) for value in tensors.values())
+        return all(bool(value.isfinite().all()) for value in sent)
 
 
 Metrics = dict[str, Any]

@@ -62,6 +62,13 @@ class BrightRowTeacher(fedkd.Teacher):
         return 20 * images[:, 0, :3].mean(dim=-1)
 
 
+class Reversed(fedkd.Backend):
+    """Runs the clients from last to first."""
+
+    def map(self, function, context, tasks):
+        return [function(context, task) for task in reversed(list(tasks))]
+
+
 def sgd(lr: float = 0.1):
     """Return a factory of plain SGD."""
     return lambda parameters: torch.optim.SGD(parameters, lr=lr)

@@ -19,7 +19,7 @@ LAYERS = [
     {"teachers"},
     {"taught"},
     {"distillation"},
-    {"server.strategies"},
+    {"strategies"},
     {"client"},
     {"server.backends", "server.sampling", "server.checkpoint", "server.evaluation", "server.trainer_arguments"},
     {"server.common_images"},

@@ -25,6 +25,22 @@ def test_range_is_checked(value):
         check_range("x", value, low=0, high=2, high_open=True)
 
 
+@pytest.mark.parametrize(
+    ("value", "whole", "message"),
+    [
+        ("2", False, "x must be a number, got '2'"),
+        (None, False, "x must be a number, got None"),
+        (True, True, "x must be an integer, got True"),
+        (2.5, True, "x must be an integer, got 2.5"),
+    ],
+)
+def test_a_number_is_asked_for(value, whole, message):
+    with pytest.raises(FedKDError, match=message):
+        check_range("x", value, low=0, whole=whole)
+    check_range("x", np.int64(2), low=0, whole=True)
+    check_range("x", np.float32(2.5), low=0)
+
+
 def test_range_includes_its_closed_ends():
     check_range("x", 0, low=0, high=1)
     check_range("x", 1, low=0, high=1)

@@ -7,15 +7,33 @@ import json
 
 import pytest
 import torch
-from helpers import BrightRowTeacher, LinearStudent, images, same, sgd, weights
+from helpers import BrightRowTeacher, LinearStudent, Reversed, images, same, sgd, weights
 from lightning.pytorch import Trainer
 from torch import nn
 
 import fedkd
 from fedkd.cli import main
+from fedkd.client import ClientContext, run_client
 from fedkd.data import Augmentation, Batch, DeadLeaves, FederatedDataModule, PublicImages
-from fedkd.losses import DKD, KD, RKD, FeatureCosine, FrozenHead, NotTrue, Outputs, kd_divergence
+from fedkd.losses import (
+    DKD,
+    KD,
+    RKD,
+    BalancedSoftmax,
+    CrossEntropy,
+    FeatureCosine,
+    FrozenHead,
+    LogitCalibration,
+    NotTrue,
+    Outputs,
+    kd_divergence,
+)
 from fedkd.partition import ClassSpecific, Dirichlet
+from fedkd.strategies import SCAFFOLD, Combine, FedAvg, FedAvgM, FedDF, ServerDistillation
+from fedkd.tensors import split_state
+from fedkd.types import ClientTask
+
+SKEWED = {"partitioner": Dirichlet(0.3)}
 
 
 class Recording(fedkd.DistillationModule):
@@ -52,7 +70,7 @@ def data(shared=PublicImages(), **arguments):  # noqa: B008
 
 
 def fit(run_dir, trained, datamodule, rounds=2, ckpt_path=None, **arguments):
-    arguments = {"trainer": {"accelerator": "cpu"}, **arguments}
+    arguments = {"trainer": {"accelerator": "cpu"}, "strategy": FedAvg(), **arguments}
     summary = fedkd.Federation(rounds=rounds, run_dir=run_dir, **arguments).fit(trained, datamodule, ckpt_path)
     return summary, weights(trained)
 
@@ -102,13 +120,6 @@ def test_no_label_of_a_public_image_is_read(tmp_path):
         return fit(tmp_path / name, trained, datamodule)[1]
 
     assert same(run("clean", False), run("poisoned", True))
-
-
-class Reversed(fedkd.Backend):
-    """Runs the clients from last to first."""
-
-    def map(self, function, context, tasks):
-        return [function(context, task) for task in reversed(list(tasks))]
 
 
 def test_any_order_of_clients_and_a_resume_end_with_the_same_bits(tmp_path):
@@ -211,6 +222,55 @@ def test_a_resume_with_other_shared_images_is_refused(tmp_path):
             fit(tmp_path / "run", recording(), data(other), ckpt_path="last")
 
 
+def test_a_resume_with_other_images_for_the_server_alone_is_refused(tmp_path):
+    strategy = FedDF(images="shared")
+    fit(tmp_path / "run", recording(teacher=None), data(DeadLeaves(count=25)), rounds=1, strategy=strategy)
+    other = data(DeadLeaves(count=25, seed=1))
+    with pytest.raises(fedkd.FedKDError, match="shared images"):
+        fit(tmp_path / "run", recording(teacher=None), other, ckpt_path="last", strategy=strategy)
+
+
+def composed(*left_out):
+    parts = [SCAFFOLD(), FedAvgM(0.5), ServerDistillation(epochs=1)]
+    return Combine([part for part in parts if type(part) not in left_out])
+
+
+@pytest.mark.parametrize("label_loss", [BalancedSoftmax(), LogitCalibration()])
+def test_they_compose_with_strategies_and_label_losses(tmp_path, label_loss):
+    """In any order of clients, across a resume; and whatever is left out is missed."""
+
+    def run(name, strategy, shared=PublicImages(), label_loss=label_loss, rounds=3, **arguments):  # noqa: B008
+        trained = recording(label_loss=label_loss)
+        return fit(tmp_path / name, trained, data(shared, **SKEWED), rounds, strategy=strategy, **arguments)[1]
+
+    whole = run("whole", composed())
+    assert same(whole, run("reversed", composed(), backend=Reversed()))
+    run("parts", composed(), rounds=1)
+    assert same(whole, run("parts", composed(), ckpt_path="last"))
+    for part in (SCAFFOLD, FedAvgM, ServerDistillation):
+        assert not same(whole, run(part.__name__, composed(part)))
+    assert not same(whole, run("unshared", composed(), shared=None))
+    assert not same(whole, run("plain", composed(), label_loss=CrossEntropy()))
+
+
+def test_a_control_variate_is_the_gradient_of_own_and_shared_images():
+    trained, datamodule = recording(), data(PublicImages(weight=0.7), num_clients=1, batch_size=30)
+    datamodule.setup()
+    trained.build(datamodule.classes, datamodule.image_shape)
+    answers = trained.teacher(datamodule.train.images.float() / 255)
+    context = ClientContext(
+        trained, datamodule, {"accelerator": "cpu"}, SCAFFOLD("I"), teacher_logits=answers, shared_logits=answers
+    )
+    update = run_client(context, ClientTask(0, 0, *split_state(trained.student)))
+    (batch,) = trained.batches  # all 30 own images, and all 30 that are public
+    start = recording()
+    start.build(datamodule.classes, datamodule.image_shape)
+    loss = start.loss_terms(batch)["loss"]
+    names, parameters = zip(*start.student.named_parameters(), strict=True)
+    for name, expected in zip(names, torch.autograd.grad(loss, parameters), strict=True):
+        torch.testing.assert_close(update.client_state[name], expected, rtol=1e-4, atol=1e-6)
+
+
 def test_a_batchnorm_sees_the_mixture(tmp_path):
     class Norm(nn.Module):
         def __init__(self):
@@ -270,4 +330,4 @@ def test_the_command_line_shares_images(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     arguments = "--data.shared DeadLeaves --data.shared.count 7 --data.shared.fraction 0.2 --data.num_clients 2"
     main(["partition", *arguments.split()])
-    assert "partition.json" in capsys.readouterr().out
+    assert "partition_report.json" in capsys.readouterr().out

@@ -47,7 +47,7 @@ class Augmentation:
     flip: bool = False
 
     def __post_init__(self) -> None:
-        check_range("crop_padding", self.crop_padding, low=0)
+        check_range("crop_padding", self.crop_padding, low=0, whole=True)
 
     def draw(self, index: Tensor, view: Tensor, seed: int) -> Draw:
         """Draw for each image, from (seed, index, view) alone.

@@ -76,11 +76,11 @@ class FederatedDataModule(LightningDataModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        check_range("num_clients", num_clients, low=1)
-        check_range("batch_size", batch_size, low=1)
-        check_range("eval_batch_size", eval_batch_size, low=1)
+        check_range("num_clients", num_clients, low=1, whole=True)
+        check_range("batch_size", batch_size, low=1, whole=True)
+        check_range("eval_batch_size", eval_batch_size, low=1, whole=True)
         if views is not None:
-            check_range("views", views, low=1)
+            check_range("views", views, low=1, whole=True)
         check_range("public_fraction", public_fraction, low=0, high=1, high_open=True)
         check_range("val_fraction", val_fraction, low=0, high=1, high_open=True)
         self.dataset = dataset

@@ -39,7 +39,7 @@ class DeadLeaves(SharedImages):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_range("count", self.count, low=1)
+        check_range("count", self.count, low=1, whole=True)
 
     def load(self, train: ImageSet, public: np.ndarray) -> Unlabelled:
         """Return the images, in the shape of ``train``."""

@@ -57,7 +57,7 @@ class ImageFolder(ImageSource):
 
     def __post_init__(self) -> None:
         if self.image_size is not None:
-            check_range("image_size", self.image_size, low=1)
+            check_range("image_size", self.image_size, low=1, whole=True)
 
     def load(self) -> tuple[ImageSet, ImageSet]:
         """Return the training and the test set, from the cache if the files are those it was made of."""

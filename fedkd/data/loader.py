@@ -62,7 +62,7 @@ class BatchLoader:
         device: torch.device | str = "cpu",
         shared: SharedStream | None = None,
     ) -> None:
-        check_range("batch_size", batch_size, low=1)
+        check_range("batch_size", batch_size, low=1, whole=True)
         chosen = torch.as_tensor(indices, dtype=torch.int64)
         if len(chosen) and not 0 <= int(chosen.min()) <= int(chosen.max()) < len(data):
             raise FedKDError(

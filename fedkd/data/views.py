@@ -30,7 +30,7 @@ class Views:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        check_range("views", self.count, low=1)
+        check_range("views", self.count, low=1, whole=True)
 
     def look(self, index: Tensor, epoch: int | Tensor, seed: int) -> tuple[Tensor, Draw]:
         """Choose a version of each image and say what was drawn for it.

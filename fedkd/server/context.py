@@ -13,8 +13,8 @@ from fedkd.errors import FedKDError
 from fedkd.seeding import derive_seed, seeded
 from fedkd.server.batch_norm import reestimate_batch_norm
 from fedkd.server.common_images import CommonImages
-from fedkd.server.strategies.images import Which, choose_images
 from fedkd.server.unlabelled import Model, distill, logits_of
+from fedkd.strategies.images import Which, choose_images
 from fedkd.tensors import add_scaled
 from fedkd.types import ClientUpdate, ServerState
 
@@ -108,8 +108,7 @@ class ServerContext(ClientContext):
 
 
 def client_model(start: Model, update: ClientUpdate) -> Model:
-    """Return a client's model, in the dtypes of what it started from; what an update lacks is as it was."""
+    """Return a client's model, in the dtypes of what it started from."""
     parameters, buffers = start
-    moved = add_scaled({name: parameters[name] for name in update.delta}, update.delta)
     found = {name: value.to(buffers[name].dtype) for name, value in update.buffers.items()}
-    return {**parameters, **moved}, {**buffers, **found}
+    return add_scaled(parameters, update.delta), found

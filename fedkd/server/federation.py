@@ -23,8 +23,8 @@ from fedkd.server.evaluation import Evaluation
 from fedkd.server.report import partition_record, round_row, run_identity, summarise
 from fedkd.server.run_dir import RunDirectory
 from fedkd.server.sampling import sample_cohort
-from fedkd.server.strategies import FedAvg, Strategy
 from fedkd.server.trainer_arguments import as_loggers, check_trainer
+from fedkd.strategies import FedAvg, Strategy, default_strategy
 from fedkd.teachers import TeacherSignal, prepare_teacher
 from fedkd.tensors import load_state, split_state
 from fedkd.types import ClientTask, ClientUpdate, Metrics, ServerState
@@ -39,7 +39,8 @@ class Federation:
     Args:
         rounds: Number of rounds in all, those before a resume counted in.
         clients_per_round: Size of each round's cohort; None takes every client that has data.
-        strategy: The federated algorithm.
+        strategy: The federated algorithm. None takes the best that is known for what the run has: `ServerDistillation`
+            with a teacher and public images, else `FedAvg`.
         backend: Where clients run.
         teaching: What the teacher judges: "fixed" is the image itself, whatever the student sees of it; "consistent"
             is the student's own crop and flip, which takes ``data.views``.
@@ -56,20 +57,21 @@ class Federation:
         self,
         rounds: int = 10,
         clients_per_round: int | None = None,
-        strategy: Strategy = FedAvg(),  # noqa: B008  (stateless, and readable by the command line)
-        backend: Backend = InProcess(),  # noqa: B008
+        strategy: Strategy | None = None,
+        backend: Backend = InProcess(),  # noqa: B008  (stateless, and readable by the command line)
         teaching: Literal["fixed", "consistent"] = "fixed",
         trainer: Mapping[str, Any] | None = None,
         run_dir: str | Path | None = None,
         seed: int = 0,
     ) -> None:
-        check_range("rounds", rounds, low=1)
+        check_range("rounds", rounds, low=1, whole=True)
         if clients_per_round is not None:
-            check_range("clients_per_round", clients_per_round, low=1)
+            check_range("clients_per_round", clients_per_round, low=1, whole=True)
         if teaching not in TEACHING:
             raise unknown_name("teaching", teaching, TEACHING)
         self.rounds, self.clients_per_round, self.teaching = rounds, clients_per_round, teaching
-        self.strategy, self.backend = strategy, backend
+        self.chosen_strategy, self.backend = strategy, backend
+        self.strategy: Strategy = strategy or FedAvg()  # `fit` puts the default here that suits the run
         arguments = dict(trainer or {})
         self.loggers = as_loggers(arguments.pop("logger", None))
         self.trainer = arguments
@@ -121,7 +123,7 @@ class Federation:
         assert module.student is not None
         load_state(module.student, state.parameters, state.buffers)
         run.save_student(state, module.describe(), module.constants())
-        summary = summarise(module, history, signal, seconds=time.perf_counter() - start, run_dir=run.path)
+        summary = summarise(module, history, signal, identity, seconds=time.perf_counter() - start, run_dir=run.path)
         summary["client_val_accuracy"] = evaluate.of_clients(state)
         run.write_json("summary.json", summary)
         return summary
@@ -129,7 +131,7 @@ class Federation:
     def _set_up(self, module: DistillationModule, datamodule: FederatedDataModule) -> torch.device:
         """Say what is wrong before any work, load the data, build the student; return the device of training."""
         if self.clients_per_round is not None:
-            check_range("clients_per_round", self.clients_per_round, low=1, high=datamodule.num_clients)
+            check_range("clients_per_round", self.clients_per_round, low=1, high=datamodule.num_clients, whole=True)
         if self._is_consistent(module) and datamodule.augmentation and datamodule.views is None:
             raise FedKDError(
                 "teaching 'consistent' needs views that come back: set data.views to how many (such as 4), or choose "
@@ -138,10 +140,12 @@ class Federation:
         device = check_trainer(self.trainer)
         datamodule.prepare_data()
         datamodule.setup()
+        self.strategy = self.chosen_strategy or default_strategy(module, datamodule)
         with seeded(self.seed, "student"):
             module.build(datamodule.classes, datamodule.image_shape)
         module.check_optimizer()
-        self.strategy.check(module, datamodule)
+        clients = sum(len(shard) > 0 for shard in datamodule.shards)
+        self.strategy.check(module, datamodule, min(self.clients_per_round or clients, clients))
         return device
 
     def _open_run(

@@ -29,8 +29,9 @@ from fedkd.server.mutual_clients import MEASURES, Models, MutualClients, mean, t
 from fedkd.server.report import round_row, summarise
 from fedkd.server.run_dir import RunDirectory
 from fedkd.server.sampling import sample_cohort
-from fedkd.server.strategies.images import Which, choose_images
-from fedkd.server.strategies.server_distillation import mixed_logits
+from fedkd.strategies import FedAvg
+from fedkd.strategies.images import Which, choose_images
+from fedkd.strategies.server_distillation import mixed_logits
 from fedkd.students import students as known_students
 from fedkd.teachers import TeacherSignal
 from fedkd.tensors import num_bytes
@@ -87,7 +88,8 @@ class MutualFederation(Federation):
         run_dir: str | Path | None = None,
         seed: int = 0,
     ) -> None:
-        super().__init__(rounds, backend=backend, teaching=teaching, trainer=trainer, run_dir=run_dir, seed=seed)
+        arguments: dict[str, Any] = {"teaching": teaching, "trainer": trainer, "run_dir": run_dir, "seed": seed}
+        super().__init__(rounds, strategy=FedAvg(), backend=backend, **arguments)
         if not students:
             raise FedKDError("students is empty: name at least one, such as ['resnet8', 'resnet20'].")
         for name in students:
@@ -96,7 +98,7 @@ class MutualFederation(Federation):
         check_range("teacher_weight", teacher_weight, low=0)
         if not ensemble_weight + teacher_weight:
             raise FedKDError("ensemble_weight and teacher_weight are both 0: give one of them a number above.")
-        check_range("digest_epochs", digest_epochs, low=0)
+        check_range("digest_epochs", digest_epochs, low=0, whole=True)
         check_range("digest_lr", digest_lr, low=0, low_open=True)
         check_range("temperature", temperature, low=0, low_open=True)
         self.students = list(students)
@@ -153,7 +155,7 @@ class MutualFederation(Federation):
         for client, model in models.items():
             own = clients.module(client)
             run.save_student(ServerState(self.rounds, *model), own.describe(), own.constants(), client=client)
-        summary = summarise(first, history, signal, seconds=time.perf_counter() - start, run_dir=run.path)
+        summary = summarise(first, history, signal, identity, seconds=time.perf_counter() - start, run_dir=run.path)
         summary["ensemble"] = {name: history[-1][f"ensemble/{name}"] for name in MEASURES}
         summary["clients"] = table(clients, models, datamodule, history[-1])
         run.write_json("summary.json", summary)

@@ -79,7 +79,7 @@ def run_identity(
     batches = {name: getattr(datamodule, name) for name in ("batch_size", "augmentation", "views")}
     return {
         "teacher": module.teacher.identity() if module.teacher else None,
-        "shared images": shared_identity(datamodule) if module.teacher else None,
+        "shared images": shared_identity(datamodule),
         "label loss": settings(module.label_loss),
         "loss": " ".join(repr(module.loss).split()) if module.loss.extra_repr() else settings(module.loss),
         "optimizer": optimizer_settings(module.configure_optimizers()),
@@ -107,7 +107,12 @@ def optimizer_settings(optimizer: Any) -> str:
 
 
 def summarise(
-    module: DistillationModule, history: list[Metrics], signal: TeacherSignal | None, seconds: float, run_dir: Path
+    module: DistillationModule,
+    history: list[Metrics],
+    signal: TeacherSignal | None,
+    identity: Mapping[str, Any],
+    seconds: float,
+    run_dir: Path,
 ) -> dict[str, Any]:
     """Gather ``summary.json``.
 
@@ -115,6 +120,7 @@ def summarise(
         module: The trained module.
         history: One row a round.
         signal: What the teacher gave, if there was one.
+        identity: What the run is.
         seconds: Wall-clock time of this call; rounds before a resume are in ``round_seconds``.
         run_dir: The run's folder.
 
@@ -128,6 +134,7 @@ def summarise(
     return {
         "run_dir": str(run_dir),
         "rounds": len(history),
+        "strategy": identity["strategy"],
         "accuracy": final["accuracy"],
         "balanced_accuracy": final["balanced_accuracy"],
         "per_class_accuracy": {name: final[f"accuracy/{name}"] for name in module.classes},

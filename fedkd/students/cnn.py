@@ -33,7 +33,7 @@ class CNN(nn.Module):
     def __init__(self, num_classes: int, in_channels: int = 3, image_size: int = 32, norm: str = "none") -> None:
         super().__init__()
         check_norm(norm, ("none", *NORMS))
-        check_range("image_size", image_size, low=4)
+        check_range("image_size", image_size, low=4, whole=True)
         bare = norm == "none"
         self.normalize = Normalize()
         self.conv1 = nn.Conv2d(in_channels, 32, kernel_size=5, padding=2, bias=bare)

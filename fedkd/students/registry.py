@@ -59,9 +59,9 @@ def create(
         FedKDError: If the name, the norm, an option or a number is not allowed.
     """
     build = students[name]
-    check_range("num_classes", num_classes, low=1)
-    check_range("in_channels", in_channels, low=1)
-    check_range("image_size", image_size, low=8)
+    check_range("num_classes", num_classes, low=1, whole=True)
+    check_range("in_channels", in_channels, low=1, whole=True)
+    check_range("image_size", image_size, low=8, whole=True)
     requests = options if norm is None else {"norm": norm, **options}
     facts = {"num_classes": num_classes, "in_channels": in_channels, "image_size": image_size}
 

@@ -43,7 +43,7 @@ class LoRA:
 
     def __post_init__(self) -> None:
         for name in ("rank", "rounds", "local_epochs", "batch_size"):
-            check_range(name, getattr(self, name), low=1)
+            check_range(name, getattr(self, name), low=1, whole=True)
         for name in ("alpha", "lr"):
             check_range(name, getattr(self, name), low=0, low_open=True)
 

@@ -41,10 +41,10 @@ class LinearHead(FederatedHead):
     seed: int = 0
 
     def __post_init__(self) -> None:
-        check_range("rounds", self.rounds, low=1)
-        check_range("local_epochs", self.local_epochs, low=1)
+        check_range("rounds", self.rounds, low=1, whole=True)
+        check_range("local_epochs", self.local_epochs, low=1, whole=True)
         check_range("lr", self.lr, low=0, low_open=True)
-        check_range("batch_size", self.batch_size, low=1)
+        check_range("batch_size", self.batch_size, low=1, whole=True)
         check_range("weight_decay", self.weight_decay, low=0)
 
     def fit(self, features: np.ndarray, targets: Tensor, shards: Sequence[np.ndarray], num_classes: int) -> FittedHead:

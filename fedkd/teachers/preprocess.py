@@ -75,7 +75,7 @@ class Preprocess(nn.Module):
             resize, crop, resample = _timm_geometry(settings["data_config"])
         elif settings.get("max_num_patches"):
             resize, crop, resample, patch_size = None, None, settings["resample"], settings["patch_size"]
-            check_range("image_size", image_size or patch_size, low=patch_size)
+            check_range("image_size", image_size or patch_size, low=patch_size, whole=True)
             max_patches = (image_size // patch_size) ** 2 if image_size else settings["max_num_patches"]
         else:
             resize, crop, resample = _geometry(settings)
@@ -141,7 +141,7 @@ def load_preprocess(checkpoint: Any, image_size: int | None = None, channels: in
     from transformers import AutoImageProcessor
 
     if image_size is not None:
-        check_range("image_size", image_size, low=1)
+        check_range("image_size", image_size, low=1, whole=True)
     try:
         processor = checkpoint.load(AutoImageProcessor)
     except FedKDError:

@@ -35,8 +35,8 @@ def test_by_name(name: str, folder: Path, capsys: pytest.CaptureFixture[str]) ->
     main(["partition", "--data.partitioner", name, *CASES[name], "--data.val_fraction", "0.1"])
     out = capsys.readouterr().out
     assert "effective classes" in out
-    assert out.splitlines()[-2:] == ["partition.png", "partition.json"]
-    record = json.loads((folder / "partition.json").read_text())
+    assert out.splitlines()[-2:] == ["partition_report.png", "partition_report.json"]
+    record = json.loads((folder / "partition_report.json").read_text())
     assert record["num_clients"] == 10
     assert sum(record["sizes"]) + record["validation"] == len(Digits().load()[0])
 

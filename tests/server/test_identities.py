@@ -8,16 +8,16 @@ from typing import ClassVar
 import numpy as np
 import pytest
 import torch
-from helpers import datamodule, module, same, sgd, weights
+from helpers import Reversed, datamodule, module, same, sgd, weights
 from lightning.pytorch import Callback
 from torch import nn
 
 import fedkd
 from fedkd.client import ClientContext, run_client
 from fedkd.partition import IID, ClassSpecific, Dirichlet, Partitioner
-from fedkd.server.strategies import FedAvg
+from fedkd.strategies import FedAvg
 from fedkd.tensors import split_state
-from fedkd.types import ClientTask
+from fedkd.types import ClientTask, ClientUpdate
 
 
 def federate(tmp_path, data=None, student=None, name="run", **arguments):
@@ -66,13 +66,6 @@ class Owners(Partitioner):
 
     def assign(self, labels, num_clients, rng):
         return np.array(self.owners)
-
-
-class Reversed(fedkd.Backend):
-    """Runs the clients from last to first."""
-
-    def map(self, function, context, tasks):
-        return [function(context, task) for task in reversed(list(tasks))]
 
 
 def test_the_order_of_clients_does_not_matter(tmp_path):
@@ -178,6 +171,14 @@ def test_a_client_that_diverges_is_named(tmp_path):
         fedkd.FedKDError, match=r"Round \d: the weights of client\(s\) \[.*\] became infinite or NaN.*learning rate"
     ):
         federate(tmp_path, module=trained, rounds=5)
+
+
+@pytest.mark.parametrize("part", ["delta", "buffers", "extras"])
+def test_whatever_is_sent_must_be_finite(part):
+    sent = {name: {"w": torch.ones(2)} for name in ("delta", "buffers", "extras")}
+    assert ClientUpdate(0, 1, 1, metrics={}, **sent).is_finite
+    sent[part] = {"w": torch.tensor([1.0, float("nan")])}
+    assert not ClientUpdate(0, 1, 1, metrics={}, **sent).is_finite
 
 
 class CountsFits(Callback):

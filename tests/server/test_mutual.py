@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import BrightRowTeacher, images, same, sgd
+from helpers import BrightRowTeacher, Reversed, images, same, sgd
 from safetensors.torch import load_file
 
 import fedkd
@@ -19,7 +19,7 @@ from fedkd.partition import ClassSpecific, Dirichlet
 from fedkd.seeding import seeded
 from fedkd.server.display import print_clients
 from fedkd.server.mutual_clients import MutualClients, score
-from fedkd.server.strategies import FedAvg
+from fedkd.strategies import FedAvg
 from fedkd.tensors import split_state
 from fedkd.types import ClientTask
 
@@ -172,13 +172,6 @@ def test_labels_of_public_images_are_never_read(tmp_path):
         return saved(tmp_path / name)
 
     assert same(run("clean", False), run("poisoned", True))
-
-
-class Reversed(fedkd.Backend):
-    """Runs the clients from last to first."""
-
-    def map(self, function, context, tasks):
-        return [function(context, task) for task in reversed(list(tasks))]
 
 
 def test_order_of_clients_and_a_resume_change_no_bit(tmp_path):

@@ -45,7 +45,7 @@ def test_a_run_leaves_all_its_files(tmp_path):
     ]
     rows = read_metrics(tmp_path / "run")
     assert [row["round"] for row in rows] == ["0", "1", "2"]
-    assert {"accuracy", "balanced_accuracy", "accuracy/0", "train/ce", "train/kd", "train/loss", "seconds"} <= set(
+    assert {"accuracy", "balanced_accuracy", "accuracy/0", "train/ce", "train/tckd", "train/loss", "seconds"} <= set(
         rows[0]
     )
     # two clients get and give back the student: 4 bytes a parameter

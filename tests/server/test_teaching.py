@@ -7,7 +7,7 @@ import csv
 import numpy as np
 import pytest
 import torch
-from helpers import BrightRowTeacher, LinearStudent, images, module, same, sgd, weights
+from helpers import BrightRowTeacher, LinearStudent, Reversed, images, module, same, sgd, weights
 
 import fedkd
 from fedkd.data import Augmentation, FederatedDataModule
@@ -81,13 +81,6 @@ def test_consistent_without_views_is_refused_before_any_work(tmp_path):
     with pytest.raises(fedkd.FedKDError, match=r"Unknown teaching 'consistant'\. Did you mean 'consistent'"):
         fedkd.Federation(teaching="consistant")
     fit(tmp_path / "run", recording(teacher=None), data(views=None))  # nobody teaches: nothing else to change
-
-
-class Reversed(fedkd.Backend):
-    """Runs the clients from last to first."""
-
-    def map(self, function, context, tasks):
-        return [function(context, task) for task in reversed(list(tasks))]
 
 
 class WithFeatures(fedkd.KD):

@@ -25,7 +25,7 @@ class InProcess(Backend):
 
     def __init__(self, num_threads: int | None = None) -> None:
         if num_threads is not None:
-            check_range("num_threads", num_threads, low=1)
+            check_range("num_threads", num_threads, low=1, whole=True)
         self.num_threads = num_threads
 
     def map(

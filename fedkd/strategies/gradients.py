@@ -1,0 +1,80 @@
+"""`GradientCorrection`: what a client-side correction adds to the gradients, as a Lightning callback."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import compress
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+
+class GradientCorrection(Callback, ABC):
+    """Changes the gradients of a client's student once before each optimizer step.
+
+    By then gradients are accumulated over batches, and no longer scaled for half precision; they are clipped after it.
+    What is added here therefore does what a term of the loss would do, under every precision, accumulation and
+    clipping. Only the student's trainable parameters are seen, and of them only those that have a gradient.
+    """
+
+    parameters: dict[str, nn.Parameter]
+    """The trainable parameters, by name."""
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Find the parameters, where they are trained."""
+        student: Any = pl_module.student
+        self.parameters = {name: value for name, value in student.named_parameters() if value.requires_grad}
+        self.prepare(trainer, pl_module)
+
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
+        """Correct the gradients."""
+        scaler = getattr(trainer.precision_plugin, "scaler", None)
+        # a fused optimizer divides by the scale of float16 in its own step, after this
+        scaled = scaler is not None and getattr(optimizer, "_step_supports_amp_scaling", False)
+        present = [value.grad is not None for value in self.parameters.values()]
+        gradients = [value.grad for value in self.parameters.values() if value.grad is not None]
+        with torch.no_grad():
+            if scaler is None or all_finite(gradients):  # else the scaler leaves this step out
+                scale = scaler.get_scale() if scaled and scaler is not None else 1.0
+                self.correct(gradients, present, scale * window_share(trainer))
+
+    def prepare(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Bring what is needed of every step to the parameters' device, once; nothing by default."""
+
+    @abstractmethod
+    def correct(self, gradients: list[Tensor], present: Sequence[bool], scale: float) -> None:
+        """Change the gradients in place.
+
+        Args:
+            gradients: One for each parameter that has one.
+            present: For each of ``parameters`` whether it has one.
+            scale: By which gradients are multiplied.
+        """
+
+    def like_parameters(self, tensors: Mapping[str, Tensor]) -> list[Tensor]:
+        """Copy named tensors to where and how the parameters of these names are, in the parameters' order."""
+        return [torch.empty_like(value).copy_(tensors[name]) for name, value in self.parameters.items()]
+
+
+def window_share(trainer: Trainer) -> float:
+    """Return how full the step's window of accumulated batches is, in (0, 1].
+
+    Lightning divides each batch's loss by the size of a full window; so the gradients of an epoch's last step, where
+    fewer batches are left, are smaller by this, and so must be what stands beside them.
+    """
+    full = trainer.accumulate_grad_batches
+    return (trainer.fit_loop.epoch_loop.batch_idx % full + 1) / full
+
+
+def all_finite(tensors: list[Tensor]) -> bool:
+    """Whether no entry of any tensor is infinite or NaN."""
+    return not tensors or bool(torch.stack(torch._foreach_norm(tensors)).isfinite().all())
+
+
+def pick(tensors: Iterable[Tensor], present: Sequence[bool]) -> list[Tensor]:
+    """Return the tensors of those parameters that have a gradient."""
+    return list(compress(tensors, present))
