@@ -43,6 +43,11 @@ class Run:
     arguments: tuple[str, ...]
 
     @property
+    def name(self) -> str:
+        """What it is called on the command line."""
+        return f"{self.partition}, {self.method}"
+
+    @property
     def is_done(self) -> bool:
         """Whether all its rounds are on disk."""
         return (self.folder / "summary.json").is_file()
@@ -204,20 +209,20 @@ def main() -> None:
     parser.add_argument("grid", type=Path, help="YAML: config, arguments, seeds, partitions, methods")
     parser.add_argument("--out", type=Path, required=True, help="folder of all runs and of the results")
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
-    parser.add_argument("--only", default="", metavar="REGEX", help="run no methods but those whose name has a match")
+    parser.add_argument("--only", default="", metavar="REGEX", help="run what has a match in 'PARTITION, METHOD'")
     parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="a name of the grid's")
     options, further = parser.parse_known_args()
 
     grid = read_grid(options.grid, options.set)
     runs = list(runs_of(grid, options.grid.parent, options.out, further))
-    missing = [run for run in runs if not run.is_done and re.search(options.only, run.method)]
+    missing = [run for run in runs if not run.is_done and re.search(options.only, run.name)]
     print(f"{len(runs)} runs, {sum(run.is_done for run in runs)} of them done")
     failures = 0
     with ThreadPoolExecutor(options.jobs) as pool:
         for run, failure in zip(missing, pool.map(Run.start, missing), strict=True):
             failures += failure is not None
             said = failure or f"{run.row()['final']:.1%}"
-            print(f"{run.partition}, {run.method}, seed {run.seed}: {said}", flush=True)
+            print(f"{run.name}, seed {run.seed}: {said}", flush=True)
 
     done = [run for run in runs if run.is_done]
     if done:

@@ -35,8 +35,9 @@ class DistillationModule(TaughtClassifier):
             any module from images (B, C, H, W) in [0, 1] to logits (B, K).
         teacher: A `Teacher`, or what `fedkd.teachers.create` takes: a short name, a HuggingFace hub id or a local
             folder. None is the plain federated baseline.
-        loss: How labels and teacher combine. A loss on features gives the student a projector to the teacher's feature
-            space, `fedkd.students.ProjectedStudent`, which is trained, averaged and saved with it.
+        loss: How labels and teacher combine; without a teacher it is plain cross-entropy. A loss on features gives the
+            student a projector to the teacher's feature space, `fedkd.students.ProjectedStudent`, which is trained,
+            averaged and saved with it.
         optimizer: From parameters to an optimizer.
         student_options: Options for a student given by name, such as ``{"norm": "group"}``.
         label_loss: The cross-entropy that the loss speaks of: the plain one, or one that looks at how many images of
@@ -62,6 +63,11 @@ class DistillationModule(TaughtClassifier):
             raise FedKDError(
                 f"{type(loss).__name__} takes no label_loss but CrossEntropy, got {type(label_loss).__name__}: its "
                 "forward has no argument labels."
+            )
+        if not isinstance(label_loss, CrossEntropy) and teacher is not None and getattr(loss, "ce_weight", 1) == 0:
+            raise FedKDError(
+                f"label_loss {type(label_loss).__name__} would do nothing: the ce_weight of {type(loss).__name__} is "
+                "0. Give it a number above."
             )
         super().__init__(teacher, loss)
         self.student = student if isinstance(student, nn.Module) else None

@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader
 
 import fedkd
 from fedkd.losses import (
+    DKD,
     KD,
     BalancedSoftmax,
     CrossEntropy,
@@ -145,6 +146,13 @@ def test_what_does_not_go_together_is_said():
         module(loss=Simple(), label_loss=BalancedSoftmax(), optimizer=sgd())
     with pytest.raises(fedkd.FedKDError, match="tau must be >= 0, got -1"):
         LogitCalibration(-1)
+
+
+def test_a_label_loss_without_weight_is_refused():
+    with pytest.raises(fedkd.FedKDError, match="BalancedSoftmax would do nothing: the ce_weight of DKD is 0"):
+        module(teacher=BrightRowTeacher(), label_loss=BalancedSoftmax())
+    module(teacher=BrightRowTeacher(), loss=DKD(ce_weight=0.5), label_loss=BalancedSoftmax())
+    module(label_loss=BalancedSoftmax())  # without a teacher labels are all there is
 
 
 def test_a_resume_with_another_label_loss_is_refused(tmp_path):

@@ -69,7 +69,7 @@ def test_the_two_parts_make_up_kd(temperature):
 
 def test_dkd_multiplies_by_the_squared_temperature():
     student, teacher, targets = torch.randn(3, 4), torch.randn(3, 4), torch.tensor([0, 1, 3])
-    terms = DKD(temperature=3.0)(Outputs(student), targets, Outputs(teacher))
+    terms = DKD(ce_weight=0.1, temperature=3.0)(Outputs(student), targets, Outputs(teacher))
     torch.testing.assert_close(terms["tckd"], 9 * target_divergence(student, teacher, targets, 3.0))
     torch.testing.assert_close(terms["nckd"], 9 * not_true_divergence(student, teacher, targets, 3.0))
 

@@ -106,8 +106,8 @@ class WeightedLoss(DistillationLoss, ABC):
     """``ce_weight * CE + sum of weight * term``; the plain CE, whatever the weights, where there is no teacher.
 
     A weight means the same at every value: 0 takes its term out, and the others stay as they are. All terms are named
-    and logged. The default weight of the cross-entropy is small, for on a skewed shard it pulls towards the client's
-    own classes.
+    and logged. The default weight of the cross-entropy is small or 0, for on a skewed shard it pulls towards the
+    client's own classes.
 
     Args:
         ce_weight: Weight of the cross-entropy on the labels, >= 0.
