@@ -185,9 +185,13 @@ def plot(runs: Sequence[Run], path: Path) -> None:
 
     partitions = partitions_of(run.partition for run in runs)
     methods = list(dict.fromkeys(run.method for run in runs))
-    figure = Figure(figsize=(5.5 * len(partitions), 5.0), layout="constrained")
-    panels = figure.subplots(1, len(partitions), sharey=True, squeeze=False)[0]
-    for panel, partition in zip(panels, partitions, strict=True):
+    columns = min(len(partitions), 3)
+    rows = -(-len(partitions) // columns)
+    figure = Figure(figsize=(5.0 * columns, 4.0 * rows + 0.1 * len(methods)), layout="constrained")
+    panels = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
+    for unused in panels.flat[len(partitions) :]:
+        unused.set_axis_off()
+    for panel, partition in zip(panels.flat, partitions, strict=False):
         for i, method in enumerate(methods):
             own = [run for run in runs if run.method == method and run.partition in (partition, REFERENCES)]
             curves = [run.curve() for run in own]
@@ -197,10 +201,12 @@ def plot(runs: Sequence[Run], path: Path) -> None:
                 panel.plot(range(1, len(averages) + 1), averages, style, color=colormaps["tab20"](i % 20), label=method)
         panel.set(title=partition, xlabel="round")
         panel.grid(alpha=0.3)
-    panels[0].set_ylabel("balanced accuracy, %")
-    handles = {label: line for panel in panels for line, label in zip(*panel.get_legend_handles_labels(), strict=True)}
-    figure.legend(handles.values(), handles.keys(), loc="outside right upper", fontsize=8)
-    figure.savefig(path, dpi=120)
+    for panel in panels[:, 0]:
+        panel.set_ylabel("balanced accuracy, %")
+    found = [zip(*panel.get_legend_handles_labels(), strict=True) for panel in panels.flat]
+    handles = {label: line for pairs in found for line, label in pairs}
+    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=columns, fontsize=8)
+    figure.savefig(path, dpi=100)
 
 
 def main() -> None:

@@ -10,7 +10,7 @@ import pytest
 from fedkd.cli import FedKDCLI
 
 CONFIG = Path(__file__).resolve().parents[1] / "examples" / "quickstart.yaml"
-MARGIN = 0.015  # a third of what was measured: docs/results.md
+MARGIN = 0.02  # a third of what was measured: docs/results.md
 
 
 def balanced_accuracy(tmp_path, seed: int, *overrides: str) -> float:
