@@ -15,6 +15,7 @@ def expand(args: Sequence[str]) -> list[str]:
     """Turn what stands right behind a subcommand into options.
 
     - ``test RUN_DIR ...`` becomes ``test --config RUN_DIR/config.yaml --run_dir RUN_DIR ...``; ``predict`` likewise;
+      of one of several students, RUN_DIR/clients/K, the configuration is the whole run's;
     - ``teachers NAME ...`` becomes ``teachers --name NAME ...``;
     - ``--clear-cache`` becomes ``--clear_cache=true``.
 
@@ -27,7 +28,8 @@ def expand(args: Sequence[str]) -> list[str]:
     command, name, *rest = args
     if command == "teachers":
         return [command, "--name", name, *rest]
-    config = Path(name) / "config.yaml"
+    folder = Path(name)
+    config = (folder.parents[1] if folder.parent.name == "clients" else folder) / "config.yaml"
     if not config.is_file():
         raise MissingResourceError(f"No run at {name!r}: there is no {str(config)!r}. 'fedkd fit' writes it.")
     return [command, "--config", str(config), "--run_dir", name, *rest]

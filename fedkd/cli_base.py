@@ -79,10 +79,13 @@ class BaseCLI(LightningCLI):
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add the sections that Lightning does not have, and let one seed govern all."""
-        kind = FEDERATIONS.get(self._adding, Federation)
-        parser.add_class_arguments(
-            kind, "federation", skip={"trainer", "run_dir", "seed"}, instantiate=False, sub_configs=True
-        )
+        if "federation" in SECTIONS[self._adding]:
+            kind = FEDERATIONS.get(self._adding, Federation)
+            parser.add_class_arguments(
+                kind, "federation", skip={"trainer", "run_dir", "seed"}, instantiate=False, sub_configs=True
+            )
+        else:
+            parser.add_argument("--federation", type=dict[str, Any] | None, default=None, help="Not used here.")
         parser.add_argument(
             "--run_dir", type=str | None, default=None, help="The run's folder (default: runs/version_N)."
         )

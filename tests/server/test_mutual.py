@@ -274,6 +274,12 @@ def test_the_command_runs_the_example_and_goes_on(tmp_path, capsys):
     assert len(rows(tmp_path / "run")) == 2
     assert "mean of logits" in capsys.readouterr().out
     assert "students:" in (tmp_path / "run" / "config.yaml").read_text()
+    main(["test", str(tmp_path / "run" / "clients" / "1")])
+    last = float(rows(tmp_path / "run")[-1]["client_1/balanced_accuracy"])
+    assert f"{last:.4f}" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        main(["test", str(tmp_path / "run")])
+    assert "has a student for each client: say which" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         main([*command, "--federation.students", "[cnm]"])
     assert "Unknown student 'cnm'. Did you mean 'cnn'?" in capsys.readouterr().err
