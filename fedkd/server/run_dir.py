@@ -179,7 +179,8 @@ def read_spec(run_dir: str | Path) -> dict[str, Any]:
     path = Path(run_dir) / "student.safetensors"
     if not path.is_file():
         if (own := Path(run_dir) / "clients").is_dir():
-            raise MissingResourceError(f"{str(run_dir)!r} has a student for each client: say which, {str(own / '0')!r}.")
+            one = str(own / "0")
+            raise MissingResourceError(f"{str(run_dir)!r} has a student for each client: say which, as {one!r}.")
         raise MissingResourceError(f"No student at {str(path)!r}: the run is not there, or has not finished.")
     try:
         with safe_open(path, framework="pt") as file:
