@@ -17,7 +17,7 @@ from fedkd.errors import FedKDError, MissingResourceError, check_range
 from fedkd.seeding import derive_seed
 from fedkd.strategies.base import Strategy
 from fedkd.strategies.norm_clipping import clip
-from fedkd.tensors import Tensors, add_scaled, weighted_mean
+from fedkd.tensors import Tensors, weighted_mean
 from fedkd.types import ClientUpdate, ServerState
 
 if TYPE_CHECKING:
@@ -78,9 +78,9 @@ class DPFedAvg(Strategy):
         seed = secrets.randbits(63) if self.seed is None else derive_seed(self.seed, "noise", state.round)
         generator = torch.Generator().manual_seed(seed)
         scale = self.noise_multiplier * self.clip_norm / len(updates)
-        trained = {name: value for name, value in mean.items() if name not in self._frozen}
-        noise = {name: scale * torch.randn(value.shape, generator=generator) for name, value in trained.items()}
-        return add_scaled(mean, noise)
+        trained = [name for name in mean if name not in self._frozen]
+        noisy = {name: mean[name] + scale * torch.randn(mean[name].shape, generator=generator) for name in trained}
+        return {**mean, **noisy}
 
     def metrics(self, state: ServerState, updates: Sequence[ClientUpdate], context: ServerContext) -> dict[str, float]:
         """Return epsilon after the rounds so far."""
