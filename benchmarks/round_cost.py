@@ -15,12 +15,12 @@ import torch
 from torch import nn
 
 import fedkd
-from fedkd.client import ClientContext, run_client
+from fedkd.client.works import ClientContext, run_client
+from fedkd.core.messages import ClientTask
+from fedkd.core.tensors import split_state
 from fedkd.data import Augmentation, FederatedDataModule
 from fedkd.partition import IID
 from fedkd.strategies import FedAvg
-from fedkd.tensors import split_state
-from fedkd.types import ClientTask
 
 
 def synchronise(device: str) -> None:

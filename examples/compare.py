@@ -56,7 +56,16 @@ class Run:
         """Run it, from its last round if it was interrupted; return the line that says why it failed, if it did."""
         self.folder.mkdir(parents=True, exist_ok=True)
         resume = ["--ckpt_path", "last"] if (self.folder / "metrics.csv").is_file() else []
-        command = [sys.executable, "-m", "fedkd.cli", "fit", *self.arguments, "--run_dir", str(self.folder), *resume]
+        command = [
+            sys.executable,
+            "-m",
+            "fedkd.cli",
+            "fit",
+            *self.arguments,
+            "--run_dir",
+            str(self.folder),
+            *resume,
+        ]
         with (self.folder / "output.log").open("a") as log:
             done = subprocess.run(command, stdout=log, stderr=subprocess.STDOUT)
         if done.returncode == 0:

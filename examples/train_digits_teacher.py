@@ -18,10 +18,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import fedkd.teachers
+from fedkd.core.seeding import seeded
 from fedkd.data import Digits, FederatedDataModule
-from fedkd.seeding import seeded
 from fedkd.teachers import prepare_teacher
-from fedkd.teachers.preprocess import Preprocess
+from fedkd.teachers.huggingface.preprocess import Preprocess
 
 FOLDER = Path(fedkd.teachers.__file__).parent / "checkpoints" / "digits"
 

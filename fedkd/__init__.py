@@ -6,16 +6,16 @@
 """
 
 from fedkd import data, losses, partition, strategies, students, teachers
+from fedkd.core.errors import FedKDError, MissingResourceError
 from fedkd.data import FederatedDataModule
-from fedkd.distillation import DistillationModule
-from fedkd.errors import FedKDError, MissingResourceError
 from fedkd.losses import DKD, KD, DistillationLoss
+from fedkd.runs.directory import load_student
 from fedkd.server.backends import Backend, InProcess
 from fedkd.server.federation import Federation
 from fedkd.server.mutual import MutualFederation
-from fedkd.server.run_dir import load_student
 from fedkd.strategies import FedAvg, Strategy
 from fedkd.teachers import Teacher
+from fedkd.training.module import DistillationModule
 
 __version__ = "0.1.0"
 

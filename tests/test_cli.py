@@ -16,7 +16,7 @@ import pytest
 import yaml
 from safetensors.torch import load_file
 
-from fedkd.cli import main
+from fedkd.cli.main import main
 
 ROOT = Path(__file__).resolve().parents[1]
 QUICK = [
@@ -56,7 +56,7 @@ def run(tmp_path_factory):
     """A finished run of two rounds, given with dotted overrides, in a process of its own."""
     cwd = tmp_path_factory.mktemp("cli")
     overrides = ["--data.num_clients", "20", "--data.partitioner.alpha", "0.01", "--trainer.precision", "bf16-mixed"]
-    command = [sys.executable, "-m", "fedkd.cli", "fit", *QUICK, *overrides, "--run_dir", "run"]
+    command = [sys.executable, "-m", "fedkd.cli.main", "fit", *QUICK, *overrides, "--run_dir", "run"]
     done = subprocess.run(command, cwd=cwd, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return cwd / "run", done
@@ -179,7 +179,7 @@ def test_predict_sees_the_pixels_that_training_saw(tmp_path):
     from PIL import Image
 
     from fedkd.data import ImageFolder
-    from fedkd.server.inference import read_image
+    from fedkd.runs.inference import read_image
 
     rng = np.random.default_rng(0)
     for part in ("train", "test"):
@@ -309,7 +309,7 @@ def test_a_run_that_is_not_there(tmp_path):
 
 
 def test_what_is_suggested_can_be_chosen():
-    from fedkd.cli_errors import NAMED_BY_CLASS, subclass_names
+    from fedkd.cli.errors import NAMED_BY_CLASS, subclass_names
 
     heads = set(subclass_names(NAMED_BY_CLASS["head"]))
     assert {"RidgeHead", "PrototypeHead", "LinearHead", "ZeroShotRidge"} <= heads

@@ -12,8 +12,8 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 import fedkd
+from fedkd.core.metrics import accuracies
 from fedkd.data import Batch
-from fedkd.metrics import accuracies
 
 
 def trainer(tmp_path, **arguments):

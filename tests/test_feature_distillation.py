@@ -16,7 +16,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 import fedkd
-from fedkd.cli import main
+from fedkd.cli.main import main
 from fedkd.data import Batch
 from fedkd.losses import (
     RKD,

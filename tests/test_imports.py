@@ -11,65 +11,73 @@ import fedkd
 
 PACKAGE = Path(fedkd.__file__).parent
 
-# each layer may import itself and the layers below; who stands side by side may not import each other
+# Each package may import itself and the packages below it; those that stand side by side may not import each other.
 LAYERS = [
-    {"errors", "paths", "seeding", "tensors", "progress"},
-    {"registry", "types", "losses", "metrics", "partition"},
-    {"data", "students", "classifier", "objective"},
+    {"core"},
+    {"partition", "losses", "students"},
+    {"data"},
     {"teachers"},
-    {"taught"},
-    {"distillation"},
-    {"strategies"},
+    {"training"},
     {"client"},
-    {"server.backends", "server.sampling", "server.checkpoint", "server.evaluation", "server.trainer_arguments"},
-    {"server.common_images"},
-    {"server.run_dir", "server.report", "server.display", "server.unlabelled"},
-    {"server.batch_norm"},
-    {"server.context"},
-    {"server.inference", "server.federation", "server.mutual_clients"},
-    {"server.mutual"},
-    {"cli_errors", "cli_arguments"},
-    {"cli_base"},
+    {"strategies"},
+    {"runs"},
+    {"server"},
+    {"study"},
     {"cli"},
 ]
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
 
 
-def part_of(module: str) -> str:
-    """Return the layer's name of ``fedkd.a.b``."""
-    names = module.split(".")[1:]
-    return ".".join(names[:2]) if names[:1] == ["server"] else ".".join(names[:1])
+def modules() -> dict[str, Path]:
+    """Return the file of every module by its dotted name."""
+    return {
+        ".".join(["fedkd", *path.relative_to(PACKAGE).with_suffix("").parts]).removesuffix(".__init__"): path
+        for path in sorted(PACKAGE.rglob("*.py"))
+    }
 
 
-def imports_of(path: Path) -> set[str]:
-    """Return the fedkd modules that a file imports at run time, inside functions too."""
-    tree = ast.parse(path.read_text())
-    for node in ast.walk(tree):  # what only a type checker sees is not an import
-        if isinstance(node, ast.If) and getattr(node.test, "id", "") == "TYPE_CHECKING":
-            node.body = []
+def imports_of(path: Path, known: dict[str, Path]) -> set[str]:
+    """Return the fedkd modules that a file imports: at run time, inside functions, and for type checkers alone."""
     found = set()
-    for node in ast.walk(tree):
+    for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
+            found |= {alias.name for alias in node.names if alias.name in known}
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "fedkd":
             assert node.level == 0, f"{path}: imports are absolute"
-            plain = node.module == "fedkd"
-            found |= {f"fedkd.{alias.name}" for alias in node.names} if plain else {node.module or ""}
-    return {name for name in found if name.startswith("fedkd.") and name != "fedkd.__version__"}
+            for alias in node.names:
+                inner = f"{node.module}.{alias.name}"
+                found.add(inner if inner in known else str(node.module))
+    return found - {"fedkd"}  # the root gathers public names
 
 
 def test_imports_run_one_way():
+    known = modules()
     wrong = []
-    for path in sorted(PACKAGE.rglob("*.py")):
-        module = ".".join(["fedkd", *path.relative_to(PACKAGE).with_suffix("").parts]).removesuffix(".__init__")
-        here = part_of(module)
-        if here in ("", "server"):
-            continue  # the package roots gather public names
-        for imported in imports_of(path):
-            there = part_of(imported)
+    for module, path in known.items():
+        if module == "fedkd":
+            continue
+        here = module.split(".")[1]
+        for imported in imports_of(path, known):
+            there = imported.split(".")[1]
             if there != here and RANK[there] >= RANK[here]:
                 wrong.append(f"{module} imports {imported}")
     assert not wrong, wrong
+
+
+def test_no_module_imports_itself_through_others():
+    known = modules()
+    graph = {module: imports_of(path, known) - {module} for module, path in known.items() if module != "fedkd"}
+    done: set[str] = set()
+
+    def visit(module: str, path: tuple[str, ...]) -> None:
+        assert module not in path, f"cycle: {' -> '.join([*path[path.index(module) :], module])}"
+        if module not in done:
+            for imported in sorted(graph.get(module, ())):
+                visit(imported, (*path, module))
+            done.add(module)
+
+    for module in graph:
+        visit(module, ())
 
 
 def test_partition_needs_numpy_alone():

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from fedkd.errors import FedKDError, check_range, unknown_name
-from fedkd.registry import Registry
-from fedkd.seeding import derive_seed, seeded
+from fedkd.core.errors import FedKDError, check_range, unknown_name
+from fedkd.core.registry import Registry
+from fedkd.core.seeding import derive_seed, seeded
 
 
 def test_unknown_name_gives_the_nearest():

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from fedkd import losses
-from fedkd.errors import FedKDError
+from fedkd.core.errors import FedKDError
 from fedkd.losses import KD, DistillationLoss, Outputs, WeightedLoss, kd_divergence
 
 LOSSES = [value for name in losses.__all__ if isinstance(value := getattr(losses, name), type)]

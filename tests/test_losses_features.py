@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from fedkd.errors import FedKDError
+from fedkd.core.errors import FedKDError
 from fedkd.losses import (
     RKD,
     FeatureCosine,

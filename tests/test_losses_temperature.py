@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from fedkd.errors import FedKDError
+from fedkd.core.errors import FedKDError
 from fedkd.losses import DKD, KD, Outputs, StandardizedKD, mean_entropy, solve_temperature
 
 

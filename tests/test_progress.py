@@ -8,7 +8,7 @@ import subprocess
 import sys
 
 CODE = """
-from fedkd.progress import progress_bar
+from fedkd.core.progress import progress_bar
 with progress_bar("Rounds", 4, done=1) as bar:
     for i in range(3):
         bar.advance(note=f"accuracy {i}")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from fedkd.cli import FedKDCLI
+from fedkd.cli.main import FedKDCLI
 
 CONFIG = Path(__file__).resolve().parents[1] / "examples" / "quickstart.yaml"
 MARGIN = 0.02  # a third of what was measured: docs/results.md

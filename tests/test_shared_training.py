@@ -12,8 +12,10 @@ from lightning.pytorch import Trainer
 from torch import nn
 
 import fedkd
-from fedkd.cli import main
-from fedkd.client import ClientContext, run_client
+from fedkd.cli.main import main
+from fedkd.client.works import ClientContext, run_client
+from fedkd.core.messages import ClientTask
+from fedkd.core.tensors import split_state
 from fedkd.data import Augmentation, Batch, DeadLeaves, FederatedDataModule, PublicImages
 from fedkd.losses import (
     DKD,
@@ -30,8 +32,6 @@ from fedkd.losses import (
 )
 from fedkd.partition import ClassSpecific, Dirichlet
 from fedkd.strategies import SCAFFOLD, Combine, FedAvg, FedAvgM, FedDF, ServerDistillation
-from fedkd.tensors import split_state
-from fedkd.types import ClientTask
 
 SKEWED = {"partitioner": Dirichlet(0.3)}
 

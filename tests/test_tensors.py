@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from fedkd.tensors import add_scaled, merge_buffers, num_bytes, split_state, subtract, weighted_mean
+from fedkd.core.tensors import add_scaled, merge_buffers, num_bytes, split_state, subtract, weighted_mean
 
 
 def test_state_is_split_by_kind_and_copied():

@@ -9,17 +9,17 @@ import torch
 from lightning.pytorch import LightningDataModule
 from torch import Tensor
 
-from fedkd.data.augmentation import Augmentation
-from fedkd.data.images import ImageSet
+from fedkd.core.errors import FedKDError, check_range
+from fedkd.core.seeding import derive_seed
+from fedkd.data.images.augmentation import Augmentation
+from fedkd.data.images.image_set import ImageSet
+from fedkd.data.images.views import Views
 from fedkd.data.loader import BatchLoader
 from fedkd.data.mixing import SharedStream
 from fedkd.data.shared import SharedImages, Unlabelled
 from fedkd.data.sources import Datasets, Digits, ImageSource
 from fedkd.data.splits import hold_out, stratified_split
-from fedkd.data.views import Views
-from fedkd.errors import FedKDError, check_range
 from fedkd.partition import Dirichlet, Partitioner, PartitionReport
-from fedkd.seeding import derive_seed
 
 
 class FederatedDataModule(LightningDataModule):

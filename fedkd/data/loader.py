@@ -8,13 +8,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedkd.data.augmentation import Augmentation
-from fedkd.data.batches import Batch, Gathered
-from fedkd.data.images import ImageSet
+from fedkd.core.errors import FedKDError, check_range
+from fedkd.core.seeding import derive_seed
+from fedkd.data.batch import Batch, Gathered
+from fedkd.data.images.augmentation import Augmentation
+from fedkd.data.images.image_set import ImageSet
+from fedkd.data.images.views import Views
 from fedkd.data.mixing import SharedStream
-from fedkd.data.views import Views
-from fedkd.errors import FedKDError, check_range
-from fedkd.seeding import derive_seed
 
 __all__ = ["Batch", "BatchLoader"]
 

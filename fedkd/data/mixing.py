@@ -8,11 +8,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedkd.data.augmentation import Augmentation
-from fedkd.data.batches import Batch, Gathered
+from fedkd.core.seeding import derive_seed
+from fedkd.data.batch import Batch, Gathered
+from fedkd.data.images.augmentation import Augmentation
+from fedkd.data.images.views import Views
 from fedkd.data.shared import SharedImages, Unlabelled
-from fedkd.data.views import Views
-from fedkd.seeding import derive_seed
 
 
 class SharedStream:

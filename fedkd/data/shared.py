@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedkd.data.images import ImageSet
-from fedkd.errors import FedKDError, check_range
+from fedkd.core.errors import FedKDError, check_range
+from fedkd.data.images.image_set import ImageSet
 
 
 @dataclass(frozen=True, eq=False)

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from fedkd.data.images import ImageSet, class_names
+from fedkd.core.errors import FedKDError, check_range
+from fedkd.data.images.image_set import ImageSet, class_names
 from fedkd.data.splits import stratified_split
-from fedkd.errors import FedKDError, check_range
 
 
 class ImageSource(ABC):

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from fedkd.seeding import derive_seed
+from fedkd.core.seeding import derive_seed
 
 
 def stratified_split(targets: np.ndarray, fraction: float, purpose: str) -> np.ndarray:

@@ -9,7 +9,7 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from fedkd.errors import FedKDError, check_range
+from fedkd.core.errors import FedKDError, check_range
 from fedkd.losses.labels import CrossEntropy
 
 LabelTerm = Callable[[Tensor, Tensor], Tensor]  # from logits (B, K) and targets (B,) to a scalar

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fedkd.errors import FedKDError
+from fedkd.core.errors import FedKDError
 from fedkd.losses.base import FeatureMoments, Outputs, WeightedLoss, check_shapes, features_of
 
 

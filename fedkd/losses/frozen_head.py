@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from fedkd.errors import FedKDError, unknown_name
+from fedkd.core.errors import FedKDError, unknown_name
 from fedkd.losses.base import FeatureMoments, Outputs
 from fedkd.losses.features import FeatureLoss, feature_cosine, feature_mse
 

@@ -12,7 +12,7 @@ from abc import ABC, abstractmethod
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fedkd.errors import check_range
+from fedkd.core.errors import check_range
 
 ABSENT = 1e-8
 """How many images a class without any counts as in `calibration_offsets`."""

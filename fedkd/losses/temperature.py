@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from fedkd.errors import FedKDError, check_range
+from fedkd.core.errors import FedKDError, check_range
 from fedkd.losses.base import FeatureMoments, WeightedLoss
 
 LOW, HIGH = 1e-6, 1e6

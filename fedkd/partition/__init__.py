@@ -1,14 +1,14 @@
 """How a dataset is dealt out to clients: one file a partitioner, plus the report of the result. numpy only."""
 
-from fedkd.partition.base import Partitioner
 from fedkd.partition.by_attribute import ByAttribute
 from fedkd.partition.class_and_quantity import ClassAndQuantity
 from fedkd.partition.class_specific import ClassSpecific
 from fedkd.partition.dirichlet import Dirichlet
 from fedkd.partition.given import Given
 from fedkd.partition.iid import IID
+from fedkd.partition.partitioner import Partitioner
 from fedkd.partition.quantity_skew import QuantitySkew
-from fedkd.partition.report import PartitionReport
+from fedkd.partition.report.counts import PartitionReport
 from fedkd.partition.shards import Shards
 
 __all__ = [

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fedkd.partition.base import check_count
 from fedkd.partition.class_specific import images_and_holders
 from fedkd.partition.dirichlet import draw_proportions, round_to_counts
 from fedkd.partition.drawn import DrawnPartitioner
+from fedkd.partition.partitioner import check_count
 
 
 @dataclass(frozen=True)

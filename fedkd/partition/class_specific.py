@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fedkd.errors import FedKDError
-from fedkd.partition.base import Partitioner, check_count, positions_by_value
+from fedkd.core.errors import FedKDError
+from fedkd.partition.partitioner import Partitioner, check_count, positions_by_value
 
 
 @dataclass(frozen=True)

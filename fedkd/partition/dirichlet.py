@@ -13,8 +13,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fedkd.partition.base import positions_by_value
 from fedkd.partition.drawn import DrawnPartitioner
+from fedkd.partition.partitioner import positions_by_value
 
 
 @dataclass(frozen=True)

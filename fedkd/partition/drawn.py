@@ -13,8 +13,8 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from fedkd.errors import FedKDError, check_range
-from fedkd.partition.base import Partitioner
+from fedkd.core.errors import FedKDError, check_range
+from fedkd.partition.partitioner import Partitioner
 
 DRAWS = 100  # before giving up
 TRIAL_DRAWS = 10  # for each value that the error may name

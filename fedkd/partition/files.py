@@ -11,7 +11,7 @@ from zipfile import BadZipFile
 
 import numpy as np
 
-from fedkd.errors import FedKDError, MissingResourceError, unknown_name
+from fedkd.core.errors import FedKDError, MissingResourceError, unknown_name
 
 SUFFIXES = (".csv", ".json", ".npy", ".npz")
 

@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from fedkd.errors import FedKDError
-from fedkd.partition.base import Partitioner
+from fedkd.core.errors import FedKDError
 from fedkd.partition.files import choose_column, read_file, values_by_image
+from fedkd.partition.partitioner import Partitioner
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fedkd.partition.base import Partitioner
+from fedkd.partition.partitioner import Partitioner
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fedkd.partition.base import Partitioner, check_count
+from fedkd.partition.partitioner import Partitioner, check_count
 
 
 @dataclass(frozen=True)

@@ -8,15 +8,15 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from fedkd.client import ClientContext
-from fedkd.errors import FedKDError
-from fedkd.seeding import derive_seed, seeded
-from fedkd.server.batch_norm import reestimate_batch_norm
-from fedkd.server.common_images import CommonImages
-from fedkd.server.unlabelled import Model, distill, logits_of
-from fedkd.strategies.images import Which, choose_images
-from fedkd.tensors import add_scaled
-from fedkd.types import ClientUpdate, ServerState
+from fedkd.client.works import ClientContext
+from fedkd.core.errors import FedKDError
+from fedkd.core.messages import ClientUpdate, ServerState
+from fedkd.core.seeding import derive_seed, seeded
+from fedkd.core.tensors import add_scaled
+from fedkd.strategies.refinement.images import Which, choose_images
+from fedkd.training.batch_norm import reestimate_batch_norm
+from fedkd.training.common_images import CommonImages
+from fedkd.training.unlabelled import Model, distill, logits_of
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ class ServerContext(ClientContext):
         temperature: float,
         weight: float = 1.0,
     ) -> ServerState:
-        """Teach the global student what the logits say of images; see `fedkd.server.unlabelled.distill`."""
+        """Teach the global student what the logits say of images; see `fedkd.training.unlabelled.distill`."""
         assert self.module.student is not None
         keys = (self.seed, "server", self.start.round)
         with seeded(*keys):

@@ -10,24 +10,24 @@ from typing import Any, Literal
 
 import torch
 
-from fedkd.client import ClientContext, run_client
+from fedkd.client.works import ClientContext, run_client
+from fedkd.core.errors import FedKDError, check_range, unknown_name
+from fedkd.core.messages import ClientTask, ClientUpdate, Metrics, ServerState
+from fedkd.core.progress import progress_bar
+from fedkd.core.seeding import seeded
+from fedkd.core.storage import cache_dir
+from fedkd.core.tensors import load_state, split_state
 from fedkd.data import FederatedDataModule
-from fedkd.distillation import DistillationModule
-from fedkd.errors import FedKDError, check_range, unknown_name
-from fedkd.paths import cache_dir
-from fedkd.progress import progress_bar
-from fedkd.seeding import seeded
+from fedkd.runs.directory import RunDirectory
+from fedkd.runs.summary import partition_record, round_row, run_identity, summarise
 from fedkd.server.backends import Backend, InProcess
 from fedkd.server.context import ServerContext
-from fedkd.server.evaluation import Evaluation
-from fedkd.server.report import partition_record, round_row, run_identity, summarise
-from fedkd.server.run_dir import RunDirectory
 from fedkd.server.sampling import sample_cohort
-from fedkd.server.trainer_arguments import as_loggers, check_trainer
 from fedkd.strategies import FedAvg, Strategy, default_strategy
 from fedkd.teachers import TeacherSignal, prepare_teacher
-from fedkd.tensors import load_state, split_state
-from fedkd.types import ClientTask, ClientUpdate, Metrics, ServerState
+from fedkd.training.evaluation import Evaluation
+from fedkd.training.module import DistillationModule
+from fedkd.training.trainer_arguments import as_loggers, check_trainer
 
 TEACHING = ("fixed", "consistent")
 Loaded = tuple[ServerState, dict[str, Any], list[Metrics]]  # what a round checkpoint holds

@@ -15,27 +15,27 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from fedkd.client import ClientContext
+from fedkd.client.works import ClientContext
+from fedkd.core.errors import FedKDError, check_range
+from fedkd.core.messages import ClientTask, ClientUpdate, Metrics, ServerState
+from fedkd.core.progress import progress_bar
+from fedkd.core.seeding import seeded
+from fedkd.core.tensors import num_bytes
 from fedkd.data import FederatedDataModule
-from fedkd.distillation import DistillationModule
-from fedkd.errors import FedKDError, check_range
-from fedkd.progress import progress_bar
-from fedkd.seeding import seeded
+from fedkd.runs.directory import RunDirectory
+from fedkd.runs.summary import round_row, summarise
 from fedkd.server.backends import Backend, InProcess
-from fedkd.server.common_images import CommonImages
 from fedkd.server.context import ServerContext, client_model
 from fedkd.server.federation import Federation, Loaded
 from fedkd.server.mutual_clients import MEASURES, Models, MutualClients, mean, table
-from fedkd.server.report import round_row, summarise
-from fedkd.server.run_dir import RunDirectory
 from fedkd.server.sampling import sample_cohort
 from fedkd.strategies import FedAvg
-from fedkd.strategies.images import Which, choose_images
-from fedkd.strategies.server_distillation import mixed_logits
+from fedkd.strategies.refinement.images import Which, choose_images
+from fedkd.strategies.refinement.server_distillation import mixed_logits
 from fedkd.students import students as known_students
 from fedkd.teachers import TeacherSignal
-from fedkd.tensors import num_bytes
-from fedkd.types import ClientTask, ClientUpdate, Metrics, ServerState
+from fedkd.training.common_images import CommonImages
+from fedkd.training.module import DistillationModule
 
 
 class MutualFederation(Federation):

@@ -10,17 +10,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fedkd.core.errors import FedKDError
+from fedkd.core.messages import Metrics
+from fedkd.core.metrics import accuracies
+from fedkd.core.seeding import derive_seed, seeded
+from fedkd.core.tensors import split_state
 from fedkd.data import FederatedDataModule
 from fedkd.data.shared import Unlabelled
-from fedkd.distillation import DistillationModule
-from fedkd.errors import FedKDError
-from fedkd.metrics import accuracies
-from fedkd.seeding import derive_seed, seeded
-from fedkd.server.common_images import CommonImages
 from fedkd.server.context import ServerContext
-from fedkd.server.unlabelled import Model, distill, logits_of
-from fedkd.tensors import split_state
-from fedkd.types import Metrics
+from fedkd.training.common_images import CommonImages
+from fedkd.training.module import DistillationModule
+from fedkd.training.unlabelled import Model, distill, logits_of
 
 Models = dict[int, Model]  # by client
 MEASURES = ("accuracy", "balanced_accuracy")

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from fedkd.errors import FedKDError
-from fedkd.seeding import derive_seed
+from fedkd.core.errors import FedKDError
+from fedkd.core.seeding import derive_seed
 
 
 def sample_cohort(clients: Sequence[int], clients_per_round: int | None, *, seed: int, round: int) -> list[int]:

@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from lightning.pytorch import Callback, Trainer
 from torch import Tensor
 
-from fedkd.tensors import Tensors, add_scaled, merge_buffers, weighted_mean
-from fedkd.types import ClientTask, ClientUpdate, ServerState
+from fedkd.core.messages import ClientTask, ClientUpdate, ServerState
+from fedkd.core.tensors import Tensors, add_scaled, merge_buffers, weighted_mean
 
 if TYPE_CHECKING:  # it stands above: it is handed in
     from fedkd.data import FederatedDataModule
-    from fedkd.distillation import DistillationModule
     from fedkd.server.context import ServerContext
+    from fedkd.training.module import DistillationModule
 
 
 class Strategy:
@@ -25,8 +25,8 @@ class Strategy:
     `check` comes before a run. The hooks of a round, in their order: `broadcast` (server); `client_start`,
     `client_callbacks`, `finalize_update` (client); `weights`, `absorb`, `combine`, `step`, `combine_buffers`, `refine`,
     `metrics` (server). Client-side corrections are Lightning callbacks that act on gradients in
-    ``on_before_optimizer_step``, or add a term to the loss (`fedkd.objective.Objective`), so they compose with every
-    loss and precision.
+    ``on_before_optimizer_step``, or add a term to the loss (`fedkd.training.objective.Objective`), so they
+    compose with every loss and precision.
 
     What a strategy is told is a constructor's argument, kept under its name: so it is printed, and a resumed run is
     checked for it. What it remembers between rounds goes through `state_dict`, and `start` clears it; what it

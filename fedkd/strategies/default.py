@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING
 
 from fedkd.strategies.base import Strategy
 from fedkd.strategies.fedavg import FedAvg
-from fedkd.strategies.server_distillation import ServerDistillation
+from fedkd.strategies.refinement.server_distillation import ServerDistillation
 
 if TYPE_CHECKING:
     from fedkd.data import FederatedDataModule
-    from fedkd.distillation import DistillationModule
+    from fedkd.training.module import DistillationModule
 
 
 def default_strategy(module: DistillationModule, datamodule: FederatedDataModule) -> Strategy:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from fedkd.errors import FedKDError
+from fedkd.core.errors import FedKDError
 
 
 def check(student: nn.Module, num_classes: int, image_shape: tuple[int, int, int]) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fedkd.errors import check_range
+from fedkd.core.errors import check_range
 from fedkd.students.layers import NORMS, Normalize, check_norm, make_norm
 from fedkd.students.registry import students
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from fedkd.errors import FedKDError
+from fedkd.core.errors import FedKDError
 
 
 def feature_layer(student: nn.Module, num_classes: int, image_shape: tuple[int, int, int]) -> str:

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fedkd.errors import unknown_name
+from fedkd.core.errors import unknown_name
 
 NORMS = ("batch", "group")
 

@@ -8,8 +8,8 @@ from typing import Any
 
 from torch import nn
 
-from fedkd.errors import check_range, unknown_name
-from fedkd.registry import Registry
+from fedkd.core.errors import check_range, unknown_name
+from fedkd.core.registry import Registry
 
 students: Registry[Callable[..., nn.Module]] = Registry("student")
 """Every student that has a name: a class or function that `create` calls with keyword arguments."""

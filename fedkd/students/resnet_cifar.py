@@ -10,7 +10,7 @@ from functools import partial
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fedkd.errors import FedKDError, check_range
+from fedkd.core.errors import FedKDError, check_range
 from fedkd.students.layers import Normalize, check_norm, make_norm
 from fedkd.students.registry import students
 

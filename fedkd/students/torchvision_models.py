@@ -14,7 +14,7 @@ from collections import OrderedDict
 
 from torch import nn
 
-from fedkd.errors import check_range
+from fedkd.core.errors import check_range
 from fedkd.students.layers import Normalize, check_norm, replace_batch_norms
 from fedkd.students.registry import students
 

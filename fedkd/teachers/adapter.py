@@ -11,9 +11,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from fedkd.errors import FedKDError, MissingResourceError, check_range
-from fedkd.seeding import seeded
-from fedkd.tensors import Tensors
+from fedkd.core.errors import FedKDError, MissingResourceError, check_range
+from fedkd.core.seeding import seeded
+from fedkd.core.tensors import Tensors
 
 
 @dataclass(frozen=True)

@@ -7,13 +7,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from fedkd.errors import unknown_name
-from fedkd.teachers.base import Teacher
-from fedkd.teachers.classifier import ClassifierTeacher
-from fedkd.teachers.hub import find_checkpoint, is_dual_encoder
-from fedkd.teachers.huggingface import FeatureTeacher
+from fedkd.core.errors import unknown_name
+from fedkd.teachers.huggingface.classifier import ClassifierTeacher
+from fedkd.teachers.huggingface.feature import FeatureTeacher
+from fedkd.teachers.huggingface.hub import find_checkpoint, is_dual_encoder
+from fedkd.teachers.huggingface.zero_shot import ZeroShotTeacher
 from fedkd.teachers.registry import TeacherEntry, teachers
-from fedkd.teachers.zero_shot import ZeroShotTeacher
+from fedkd.teachers.teacher import Teacher
 
 _DIGITS = str(Path(__file__).parent / "checkpoints" / "digits")
 

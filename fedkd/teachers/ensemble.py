@@ -11,11 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fedkd.errors import FedKDError
-from fedkd.teachers.base import Teacher, overrides_forward
+from fedkd.core.errors import FedKDError
 from fedkd.teachers.catalogue import create
-from fedkd.teachers.ensemble_head import EnsembleHead, MembersHeads, fitted_weights, head_of
-from fedkd.teachers.fingerprint import fingerprint
+from fedkd.teachers.heads.ensemble import EnsembleHead, MembersHeads, fitted_weights, head_of
+from fedkd.teachers.outputs.fingerprint import fingerprint
+from fedkd.teachers.teacher import Teacher, overrides_forward
 
 if TYPE_CHECKING:
     from fedkd.data import ImageSet

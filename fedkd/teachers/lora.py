@@ -23,14 +23,14 @@ from filelock import FileLock
 from safetensors import safe_open
 from torch import nn
 
-from fedkd.errors import FedKDError
-from fedkd.paths import cache_dir
-from fedkd.progress import progress_bar
-from fedkd.seeding import derive_seed
+from fedkd.core.errors import FedKDError
+from fedkd.core.progress import progress_bar
+from fedkd.core.seeding import derive_seed
+from fedkd.core.storage import cache_dir
+from fedkd.core.tensors import Tensors, num_bytes, weighted_mean
 from fedkd.teachers.adapter import Adapter, LoRA, import_peft, inject
-from fedkd.teachers.heads import FederatedHead, RidgeHead
-from fedkd.teachers.huggingface import FeatureTeacher
-from fedkd.tensors import Tensors, num_bytes, weighted_mean
+from fedkd.teachers.heads.head import FederatedHead, RidgeHead
+from fedkd.teachers.huggingface.feature import FeatureTeacher
 
 if TYPE_CHECKING:
     from fedkd.data import ImageSet

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from fedkd.teachers.base import Teacher
-from fedkd.teachers.signal import prepare_teacher
+from fedkd.teachers.outputs.prepare import prepare_teacher
+from fedkd.teachers.teacher import Teacher
 
 if TYPE_CHECKING:
     from fedkd.data import FederatedDataModule

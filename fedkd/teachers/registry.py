@@ -8,11 +8,11 @@ from functools import cached_property
 from importlib.metadata import EntryPoint, entry_points
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from fedkd.errors import FedKDError, MissingResourceError, unknown_name
-from fedkd.registry import Registry
+from fedkd.core.errors import FedKDError, MissingResourceError, unknown_name
+from fedkd.core.registry import Registry
 
 if TYPE_CHECKING:
-    from fedkd.teachers.base import Teacher
+    from fedkd.teachers.teacher import Teacher
 
 F = TypeVar("F", bound="Callable[..., Teacher]")
 
@@ -44,7 +44,7 @@ class TeacherEntry:
 
     def create(self, **options: Any) -> Teacher:
         """Make the teacher; ``options`` go to the factory."""
-        from fedkd.teachers.base import Teacher
+        from fedkd.teachers.teacher import Teacher
 
         made = self.factory(*([self.checkpoint] if self.checkpoint else []), **options)
         if not isinstance(made, Teacher):

@@ -3,9 +3,9 @@ from __future__ import annotations
 import pytest
 import torch
 
+from fedkd.core.errors import FedKDError
 from fedkd.data import Augmentation
-from fedkd.data.augmentation import splitmix64
-from fedkd.errors import FedKDError
+from fedkd.data.images.augmentation import splitmix64
 
 N = 20_000
 

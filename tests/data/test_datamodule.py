@@ -11,11 +11,11 @@ import torch
 from jsonargparse import ArgumentParser
 from lightning.pytorch import LightningModule, Trainer
 
+from fedkd.core.errors import FedKDError
 from fedkd.data import CIFAR10, Augmentation, Batch, Digits, FederatedDataModule, ImageSet
 from fedkd.data.splits import hold_out
-from fedkd.errors import FedKDError
 from fedkd.partition import IID, ByAttribute, Dirichlet, Given
-from fedkd.server.report import partition_record
+from fedkd.runs.summary import partition_record
 
 
 @pytest.fixture(scope="module")

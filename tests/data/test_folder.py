@@ -9,10 +9,10 @@ import pytest
 import torch
 from PIL import Image
 
-import fedkd.data.folder as folder_module
+import fedkd.data.images.folder as folder_module
+from fedkd.core.errors import FedKDError, MissingResourceError
+from fedkd.core.storage import cache_dir
 from fedkd.data import ImageFolder, ImageSet
-from fedkd.errors import FedKDError, MissingResourceError
-from fedkd.paths import cache_dir
 
 
 def save(path: Path, pixels: np.ndarray) -> Path:

@@ -8,8 +8,8 @@ import torch
 from PIL import Image
 from torch.utils.data import Subset, TensorDataset
 
+from fedkd.core.errors import FedKDError
 from fedkd.data import Datasets, ImageSet
-from fedkd.errors import FedKDError
 
 
 def make_set(n: int = 6, channels: int = 3, size: int = 4, classes: int = 3) -> ImageSet:

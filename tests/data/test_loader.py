@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
+from fedkd.core.errors import FedKDError
 from fedkd.data import Augmentation, BatchLoader, ImageSet
-from fedkd.errors import FedKDError
 
 IMAGES = torch.randint(0, 256, (50, 3, 6, 6), generator=torch.Generator().manual_seed(1)).to(torch.uint8)
 DATA = ImageSet(IMAGES, torch.arange(50) % 7, tuple("abcdefg"))

@@ -10,7 +10,8 @@ import pytest
 import torch
 from PIL import Image
 
-import fedkd.data.folder as folder_module
+import fedkd.data.images.folder as folder_module
+from fedkd.core.errors import FedKDError, MissingResourceError
 from fedkd.data import (
     Augmentation,
     BatchLoader,
@@ -23,7 +24,6 @@ from fedkd.data import (
     Views,
 )
 from fedkd.data.mixing import SharedStream
-from fedkd.errors import FedKDError, MissingResourceError
 
 IMAGES = torch.randint(0, 256, (40, 3, 6, 5), generator=torch.Generator().manual_seed(1)).to(torch.uint8)
 DATA = ImageSet(IMAGES, torch.arange(40) % 4, tuple("abcd"))

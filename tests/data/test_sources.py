@@ -10,9 +10,9 @@ import pytest
 import torch
 import torchvision.datasets as tv
 
+from fedkd.core.errors import FedKDError, MissingResourceError
 from fedkd.data import CIFAR10, CIFAR100, Digits, FashionMNIST, Subset
 from fedkd.data.splits import stratified_split
-from fedkd.errors import FedKDError, MissingResourceError
 
 
 def test_digits_are_scikit_learns_split_once_for_all() -> None:

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
+from fedkd.core.errors import FedKDError
 from fedkd.data import Augmentation, Batch, BatchLoader, FederatedDataModule, ImageSet, Views
-from fedkd.errors import FedKDError
 
 AUGMENTATION = Augmentation(2, True)
 IMAGES = torch.randint(0, 256, (50, 3, 6, 6), generator=torch.Generator().manual_seed(1)).to(torch.uint8)

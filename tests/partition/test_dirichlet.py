@@ -7,7 +7,7 @@ import time
 import numpy as np
 import pytest
 
-from fedkd.errors import FedKDError
+from fedkd.core.errors import FedKDError
 from fedkd.partition import Dirichlet
 from fedkd.partition.dirichlet import draw_proportions, round_to_counts
 

@@ -9,7 +9,7 @@ from typing import ClassVar
 import numpy as np
 import pytest
 
-from fedkd.errors import FedKDError
+from fedkd.core.errors import FedKDError
 from fedkd.partition import ClassAndQuantity, ClassSpecific, Dirichlet, QuantitySkew
 from fedkd.partition.drawn import DRAWS, DrawnPartitioner
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fedkd.errors import FedKDError, MissingResourceError
+from fedkd.core.errors import FedKDError, MissingResourceError
 from fedkd.partition import ByAttribute, Given, Partitioner
 from fedkd.partition.by_attribute import largest_first
 

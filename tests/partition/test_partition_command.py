@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fedkd.cli import main
+from fedkd.cli.main import main
 from fedkd.data import Digits
 
 CASES = {

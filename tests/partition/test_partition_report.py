@@ -14,9 +14,9 @@ import pytest
 from rich.console import Console
 from rich.table import Table
 
-from fedkd.errors import FedKDError
+from fedkd.core.errors import FedKDError
 from fedkd.partition import Dirichlet, PartitionReport
-from fedkd.partition.figure import KINDS
+from fedkd.partition.report.figure import KINDS
 
 TARGETS = np.array([0, 0, 1, 1, 1, 2])
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import fedkd.partition
-from fedkd.errors import FedKDError
+from fedkd.core.errors import FedKDError
 from fedkd.partition import (
     IID,
     ByAttribute,

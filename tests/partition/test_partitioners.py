@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 
 import fedkd.partition
-from fedkd.errors import FedKDError
+from fedkd.core.errors import FedKDError
 from fedkd.partition import IID, ClassSpecific, Dirichlet, Partitioner
-from fedkd.partition.base import positions_by_value
+from fedkd.partition.partitioner import positions_by_value
 
 PARTITIONERS = [
     IID(),
@@ -208,4 +208,6 @@ def test_numpy_is_all_that_loading_the_package_takes() -> None:
             names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
             for name in names:
                 known = name.split(".")[0] in {"numpy", *sys.stdlib_module_names}
-                assert known or name == "fedkd.errors" or name.startswith("fedkd.partition."), f"{path.name}: {name}"
+                assert known or name == "fedkd.core.errors" or name.startswith("fedkd.partition."), (
+                    f"{path.name}: {name}"
+                )

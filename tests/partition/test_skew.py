@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from fedkd.partition.skew import effective_classes, js_distance, summarise, without_nan
+from fedkd.partition.report.skew import effective_classes, js_distance, summarise, without_nan
 
 COUNTS = np.array([[2, 2], [4, 0], [0, 0]])
 

@@ -13,11 +13,11 @@ from lightning.pytorch import Callback
 from torch import nn
 
 import fedkd
-from fedkd.client import ClientContext, run_client
+from fedkd.client.works import ClientContext, run_client
+from fedkd.core.messages import ClientTask, ClientUpdate
+from fedkd.core.tensors import split_state
 from fedkd.partition import IID, ClassSpecific, Dirichlet, Partitioner
 from fedkd.strategies import FedAvg
-from fedkd.tensors import split_state
-from fedkd.types import ClientTask, ClientUpdate
 
 
 def federate(tmp_path, data=None, student=None, name="run", **arguments):

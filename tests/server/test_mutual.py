@@ -12,16 +12,16 @@ from helpers import BrightRowTeacher, Reversed, images, same, sgd
 from safetensors.torch import load_file
 
 import fedkd
-from fedkd.cli import main
-from fedkd.client import ClientContext, run_client
+from fedkd.cli.display import print_clients
+from fedkd.cli.main import main
+from fedkd.client.works import ClientContext, run_client
+from fedkd.core.messages import ClientTask
+from fedkd.core.seeding import seeded
+from fedkd.core.tensors import split_state
 from fedkd.data import Augmentation, FederatedDataModule
 from fedkd.partition import ClassSpecific, Dirichlet
-from fedkd.seeding import seeded
-from fedkd.server.display import print_clients
 from fedkd.server.mutual_clients import MutualClients, score
 from fedkd.strategies import FedAvg
-from fedkd.tensors import split_state
-from fedkd.types import ClientTask
 
 CPU = {"accelerator": "cpu"}
 MIXED = ["cnn", "resnet8"]

@@ -16,7 +16,7 @@ from helpers import BrightRowTeacher, LinearStudent, datamodule, module, same, w
 
 import fedkd
 from fedkd.partition import Dirichlet
-from fedkd.server.run_dir import RunDirectory, next_version
+from fedkd.runs.directory import RunDirectory, next_version
 
 
 def fit(run_dir, rounds=3, ckpt_path=None, trained=None, **arguments):

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from fedkd.core.messages import ClientUpdate, ServerState
 from fedkd.strategies import Strategy
-from fedkd.types import ClientUpdate, ServerState
 
 
 def state(*values: float, round: int = 0, **buffers: Tensor) -> ServerState:

@@ -11,13 +11,13 @@ from helpers import datamodule, module, same, weights
 from lightning.pytorch.plugins import MixedPrecision
 
 import fedkd
-from fedkd.client import ClientContext, run_client
-from fedkd.objective import Objective
+from fedkd.client.works import ClientContext, run_client
+from fedkd.core.messages import ClientTask, ClientUpdate, ServerState
+from fedkd.core.tensors import split_state
 from fedkd.partition import Dirichlet
 from fedkd.strategies import SCAFFOLD, Combine, FedAvg, FedAvgM, FedDyn, FedProx, Strategy
-from fedkd.strategies.scaffold import ControlVariate
-from fedkd.tensors import split_state
-from fedkd.types import ClientTask, ClientUpdate, ServerState
+from fedkd.strategies.client_side.scaffold import ControlVariate
+from fedkd.training.objective import Objective
 
 START = torch.tensor([0.5, -0.5, 0.25])
 SIZES = (10, 20, 30)  # with batches of 10: one, two and three steps a round

@@ -13,10 +13,12 @@ from lightning.pytorch import Callback
 from torch import nn
 
 import fedkd
-from fedkd.client import ClientContext, run_client
+from fedkd.client.works import ClientContext, run_client
+from fedkd.core.messages import ClientTask, ClientUpdate, ServerState
+from fedkd.core.tensors import split_state
 from fedkd.losses import kd_divergence, not_true_divergence
 from fedkd.partition import ClassSpecific, Dirichlet, Given
-from fedkd.server.checkpoint import load_checkpoint
+from fedkd.runs.checkpoint import load_checkpoint
 from fedkd.strategies import (
     MOON,
     SCAFFOLD,
@@ -30,9 +32,7 @@ from fedkd.strategies import (
     FedProx,
     PooledBatchNorm,
 )
-from fedkd.strategies.moon import model_contrast
-from fedkd.tensors import split_state
-from fedkd.types import ClientTask, ClientUpdate, ServerState
+from fedkd.strategies.client_side.moon import model_contrast
 
 CORRECTIONS = [
     FedProx(0.1),

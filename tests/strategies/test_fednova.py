@@ -10,7 +10,7 @@ from rounds import state, update
 import fedkd
 from fedkd.partition import IID, Dirichlet
 from fedkd.strategies import FedAvg, FedNova
-from fedkd.strategies.fednova import accumulation
+from fedkd.strategies.server_side.fednova import accumulation
 
 
 def sgd(**arguments):

@@ -10,7 +10,7 @@ from helpers import datamodule, module
 from rounds import cohort, joined, state, update
 
 import fedkd
-from fedkd.errors import FedKDError
+from fedkd.core.errors import FedKDError
 from fedkd.strategies import (
     SCAFFOLD,
     Combine,

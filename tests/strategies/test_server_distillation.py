@@ -10,12 +10,13 @@ from helpers import BrightRowTeacher, LinearStudent, Reversed, images, module, s
 from torch import nn
 
 import fedkd
-from fedkd.client import ClientContext, run_client
+from fedkd.client.works import ClientContext, run_client
+from fedkd.core.messages import ClientTask, ServerState
+from fedkd.core.tensors import load_state, split_state
 from fedkd.data import Augmentation, Batch, DeadLeaves, FederatedDataModule, PublicImages
 from fedkd.losses.kd import kd_divergence
 from fedkd.partition import ClassSpecific, Dirichlet
 from fedkd.server.context import ServerContext
-from fedkd.server.unlabelled import Taught, distill
 from fedkd.strategies import (
     SCAFFOLD,
     Combine,
@@ -25,9 +26,8 @@ from fedkd.strategies import (
     ReestimatedBatchNorm,
     ServerDistillation,
 )
-from fedkd.strategies.server_distillation import mixed_logits
-from fedkd.tensors import load_state, split_state
-from fedkd.types import ClientTask, ServerState
+from fedkd.strategies.refinement.server_distillation import mixed_logits
+from fedkd.training.unlabelled import Taught, distill
 
 CPU = {"accelerator": "cpu"}
 
@@ -142,7 +142,7 @@ def test_the_learning_rate_falls_along_a_cosine_to_zero():
             rates.append(self.trainer.optimizers[0].param_groups[0]["lr"])
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("fedkd.server.unlabelled.Taught", Watched)
+        patch.setattr("fedkd.training.unlabelled.Taught", Watched)
         FedDF(epochs=2, lr=0.1).refine(state, updates, context)
     # (1 + cos(pi t / 4)) / 2 at t = 0..3
     assert rates == pytest.approx([0.1, 0.0853553, 0.05, 0.0146447], rel=1e-4)

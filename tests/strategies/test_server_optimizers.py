@@ -6,7 +6,7 @@ import pytest
 import torch
 from rounds import cohort, reloaded, state, update
 
-from fedkd.errors import FedKDError
+from fedkd.core.errors import FedKDError
 from fedkd.strategies import (
     Combine,
     CoordinateMedian,

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from fedkd import students
-from fedkd.errors import FedKDError
+from fedkd.core.errors import FedKDError
 from fedkd.students import ProjectedStudent, feature_layer, features_and_logits
 
 

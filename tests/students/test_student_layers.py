@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from fedkd.errors import FedKDError
+from fedkd.core.errors import FedKDError
 from fedkd.students import BatchNorm2d, Normalize, make_norm, replace_batch_norms
 from fedkd.students.layers import GroupNorm, num_groups
 

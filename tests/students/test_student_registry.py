@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import fedkd.students
-from fedkd.errors import FedKDError
+from fedkd.core.errors import FedKDError
 from fedkd.students import create, register, students
 
 

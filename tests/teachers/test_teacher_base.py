@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from fedkd.core.errors import FedKDError
 from fedkd.data import ImageSet
-from fedkd.errors import FedKDError
 from fedkd.teachers import EnsembleTeacher, RidgeHead, Teacher, create, prepare_teacher, register, teachers
 
 
@@ -178,7 +178,7 @@ def test_a_head_that_is_none_is_said_at_once() -> None:
 def test_auto_is_the_half_precision_that_the_gpu_has(
     monkeypatch: pytest.MonkeyPatch, supported: bool, dtype: torch.dtype
 ) -> None:
-    from fedkd.teachers.huggingface import _half_of_cuda
+    from fedkd.teachers.huggingface.feature import _half_of_cuda
 
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: supported or including_emulation)
     assert _half_of_cuda() == dtype

@@ -15,8 +15,8 @@ import torch
 from filelock import FileLock
 from torch import Tensor, nn
 
+from fedkd.core.errors import FedKDError
 from fedkd.data import Augmentation, ImageSet, Views
-from fedkd.errors import FedKDError
 from fedkd.teachers import Teacher, TeacherCache
 
 

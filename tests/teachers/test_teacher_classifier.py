@@ -11,10 +11,10 @@ import pytest
 import torch
 from tiny_checkpoints import LABELS
 
+from fedkd.core.errors import FedKDError
 from fedkd.data import ImageSet
-from fedkd.errors import FedKDError
 from fedkd.teachers import ClassifierTeacher, prepare_teacher
-from fedkd.teachers.classifier import LabelHead, match_labels
+from fedkd.teachers.huggingface.classifier import LabelHead, match_labels
 
 Tiny = Callable[[str], str]
 

@@ -13,8 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fedkd.core.errors import FedKDError
 from fedkd.data import Augmentation, ImageSet, Views
-from fedkd.errors import FedKDError
 from fedkd.teachers import (
     EnsembleTeacher,
     PrototypeHead,
@@ -24,7 +24,7 @@ from fedkd.teachers import (
     create,
     prepare_teacher,
 )
-from fedkd.teachers.ensemble_head import fitted_weights
+from fedkd.teachers.heads.ensemble import fitted_weights
 
 SHARDS = [np.arange(0, 20), np.empty(0, np.int64), np.arange(20, 30)]
 PUBLIC = np.arange(30, 40)

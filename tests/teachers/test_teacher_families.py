@@ -15,8 +15,8 @@ import pytest
 import torch
 from PIL import Image
 
+from fedkd.core.errors import FedKDError, MissingResourceError
 from fedkd.data import ImageSet
-from fedkd.errors import FedKDError, MissingResourceError
 from fedkd.teachers import FeatureTeacher, ZeroShotTeacher, create, prepare_teacher, teachers
 
 CLS = ("dinov2", "dinov2-registers", "dinov3", "vit", "mae", "beit", "deit", "timm-vit")

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 import fedkd
-from fedkd.teachers.fingerprint import fingerprint
+from fedkd.teachers.outputs.fingerprint import fingerprint
 
 
 class Attribute(fedkd.Teacher):
@@ -82,7 +82,7 @@ def test_what_cannot_be_told_apart_is_refused():
 TYPED_IN = """
 import torch, fedkd
 from torch import nn
-from fedkd.teachers.fingerprint import fingerprint
+from fedkd.teachers.outputs.fingerprint import fingerprint
 source = '''
 class Block(nn.Module):
     def forward(self, x):
@@ -154,5 +154,5 @@ def test_the_users_functions_and_constants_count_wherever_they_are_and_what_is_n
 
 def test_a_version_counts(monkeypatch):
     before = fingerprint(Attribute(1))
-    monkeypatch.setattr("fedkd.teachers.fingerprint._version", lambda package: f"{package} 99")
+    monkeypatch.setattr("fedkd.teachers.outputs.fingerprint._version", lambda package: f"{package} 99")
     assert fingerprint(Attribute(1)) != before

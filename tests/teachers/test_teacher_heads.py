@@ -12,16 +12,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fedkd.core.errors import FedKDError
 from fedkd.data import ImageSet
-from fedkd.errors import FedKDError
 from fedkd.partition import IID, ClassSpecific, Dirichlet, Partitioner
 from fedkd.teachers import GaussianPrivacy, LinearHead, PrototypeHead, RidgeHead, ZeroShotHead, ZeroShotRidge
-from fedkd.teachers.base import Teacher
-from fedkd.teachers.calibration import scale_grid
-from fedkd.teachers.heads import FederatedHead
-from fedkd.teachers.ridge import RidgeStatistics
-from fedkd.teachers.ridge_solution import solve_ridge
-from fedkd.teachers.signal import prepare_teacher
+from fedkd.teachers.heads.calibration import scale_grid
+from fedkd.teachers.heads.head import FederatedHead
+from fedkd.teachers.heads.ridge import RidgeStatistics
+from fedkd.teachers.heads.ridge_solution import solve_ridge
+from fedkd.teachers.outputs.prepare import prepare_teacher
+from fedkd.teachers.teacher import Teacher
 
 N, D, K = 160, 6, 4
 EVERYTHING = [np.arange(N)]

@@ -11,9 +11,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from fedkd.core.errors import FedKDError
+from fedkd.core.storage import cache_dir
 from fedkd.data import Digits, ImageSet
-from fedkd.errors import FedKDError
-from fedkd.paths import cache_dir
 from fedkd.teachers import EnsembleTeacher, GaussianPrivacy, LoRA, LoRATeacher, RidgeHead, prepare_teacher
 
 pytest.importorskip("peft")

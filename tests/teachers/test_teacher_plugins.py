@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from fedkd.errors import FedKDError, MissingResourceError
+from fedkd.core.errors import FedKDError, MissingResourceError
 from fedkd.teachers import Teacher, TeacherEntry
 from fedkd.teachers.registry import TeacherRegistry
 
@@ -34,7 +34,7 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 SCRIPT = """
 import json, sys, torch
-from fedkd.cli import main
+from fedkd.cli.main import main
 from fedkd.teachers import create, teachers
 found = {"known": "gradients" in teachers, "imported": "fedkd_gradients" in sys.modules}
 teacher = create("gradients")

@@ -9,9 +9,9 @@ import pytest
 import torch
 from PIL import Image
 
-from fedkd.errors import FedKDError
-from fedkd.teachers.patches import naflex_inputs
-from fedkd.teachers.preprocess import Preprocess
+from fedkd.core.errors import FedKDError
+from fedkd.teachers.huggingface.patches import naflex_inputs
+from fedkd.teachers.huggingface.preprocess import Preprocess
 
 
 def processors() -> dict[str, Any]:

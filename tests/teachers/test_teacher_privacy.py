@@ -9,11 +9,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from fedkd.errors import FedKDError
+from fedkd.core.errors import FedKDError
 from fedkd.teachers import GaussianPrivacy, PrototypeHead, RidgeHead, RidgeStatistics
-from fedkd.teachers.calibration import best, loss_sums
-from fedkd.teachers.privacy import CHOICE_SHARE, SUMS_SHARE, clip_norm, gaussian_delta
-from fedkd.teachers.ridge_solution import RidgeProblem, solve_ridge
+from fedkd.teachers.heads.calibration import best, loss_sums
+from fedkd.teachers.heads.privacy import CHOICE_SHARE, SUMS_SHARE, clip_norm, gaussian_delta
+from fedkd.teachers.heads.ridge_solution import RidgeProblem, solve_ridge
 
 K, D = 3, 4
 

@@ -8,12 +8,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fedkd.errors import FedKDError
+from fedkd.core.errors import FedKDError
 from fedkd.partition import IID, ClassSpecific, Dirichlet, Partitioner
 from fedkd.teachers import RidgeHead, RidgeStatistics
-from fedkd.teachers.heads import LinearClassifier, scale_grid
-from fedkd.teachers.ridge import is_held_out
-from fedkd.teachers.ridge_solution import REGULARIZATIONS, RidgeProblem, solve_ridge
+from fedkd.teachers.heads.head import LinearClassifier, scale_grid
+from fedkd.teachers.heads.ridge import is_held_out
+from fedkd.teachers.heads.ridge_solution import REGULARIZATIONS, RidgeProblem, solve_ridge
 
 N, D, K = 120, 7, 4
 

@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from fedkd.core.errors import FedKDError
 from fedkd.data import Augmentation, ImageSet, Views
-from fedkd.errors import FedKDError
 from fedkd.teachers import Teacher, prepare_teacher
 
 VIEWS = Views(3, Augmentation(2, True))

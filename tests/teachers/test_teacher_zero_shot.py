@@ -13,10 +13,10 @@ import torch.nn.functional as F
 from PIL import Image
 from tiny_checkpoints import text_config, word_tokenizer
 
+from fedkd.core.errors import FedKDError
 from fedkd.data import Digits, ImageSet
-from fedkd.errors import FedKDError
 from fedkd.teachers import ZeroShotTeacher, create, prepare_teacher
-from fedkd.teachers.templates import CIFAR, GENERAL, choose_templates, is_cifar, plain_name
+from fedkd.teachers.huggingface.templates import CIFAR, GENERAL, choose_templates, is_cifar, plain_name
 
 WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 Tiny = Callable[[str], str]
@@ -98,7 +98,7 @@ def test_templates_follow_the_data_and_the_model() -> None:
 def test_the_classes_of_cifar100_are_recognised() -> None:
     names = ["maple_tree", "aquarium fish", "lawn_mower", "worm", "sweet_pepper"]
     assert not is_cifar(names)
-    from fedkd.teachers import templates
+    from fedkd.teachers.huggingface import templates
 
     assert len(templates._CIFAR100) == 100
     assert is_cifar(name.replace(" ", "_") for name in templates._CIFAR100)

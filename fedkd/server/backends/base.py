@@ -6,12 +6,12 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from typing import Protocol
 
-from fedkd.client import ClientContext
-from fedkd.types import ClientTask, ClientUpdate
+from fedkd.client.works import ClientContext
+from fedkd.core.messages import ClientTask, ClientUpdate
 
 
 class ClientFunction(Protocol):
-    """The type of `fedkd.client.run_client`."""
+    """The type of `fedkd.client.works.run_client`."""
 
     def __call__(self, context: ClientContext, task: ClientTask) -> ClientUpdate:
         """Run one task."""
@@ -28,7 +28,7 @@ class Backend(ABC):
         """Apply ``function(context, task)`` to every task.
 
         Args:
-            function: `fedkd.client.run_client`.
+            function: `fedkd.client.works.run_client`.
             context: What the tasks share.
             tasks: The round's tasks.
 

@@ -6,10 +6,10 @@ from collections.abc import Iterable, Iterator
 
 import torch
 
-from fedkd.client import ClientContext
-from fedkd.errors import check_range
+from fedkd.client.works import ClientContext
+from fedkd.core.errors import check_range
+from fedkd.core.messages import ClientTask, ClientUpdate
 from fedkd.server.backends.base import Backend, ClientFunction
-from fedkd.types import ClientTask, ClientUpdate
 
 
 class InProcess(Backend):

@@ -1,0 +1,120 @@
+"""What a run shows a person when it is done."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.table import Table
+
+from fedkd.core.errors import MissingResourceError
+
+if TYPE_CHECKING:
+    from fedkd.teachers import TeacherReport
+
+
+def make_console() -> Console:
+    """Return a console as wide as the terminal; what goes into a file or a pipe is not cut at 80 characters."""
+    console = Console()
+    return console if console.is_terminal else Console(width=160)
+
+
+def print_summary(summary: Mapping[str, Any]) -> None:
+    """Print a run's summary: student beside teacher, class by class."""
+    teacher = summary["teacher"] or {}
+    table = Table(title=f"{summary['rounds']} rounds, {summary['round_seconds']:.1f} s", title_justify="left")
+    table.add_column("test accuracy")
+    table.add_column("student", justify="right")
+    table.add_column("best round", justify="right")
+    if teacher:
+        table.add_column("teacher", justify="right")
+
+    def row(name: str, *values: float | None) -> None:
+        table.add_row(name, *("" if value is None else f"{value:.1%}" for value in values[: len(table.columns) - 1]))
+
+    for name in ("balanced_accuracy", "accuracy"):
+        row(name.replace("_", " "), summary[name], summary["best"][name], teacher.get(name))
+    table.add_section()
+    for name, value in summary["per_class_accuracy"].items():
+        row(name, value, None, teacher.get("per_class_accuracy", {}).get(name))
+    console = make_console()
+    console.print(table)
+    console.print(
+        f"sent up {format_bytes(summary['bytes_up'])}, down {format_bytes(summary['bytes_down'])}; "
+        f"run directory: {summary['run_dir']}",
+        highlight=False,
+    )
+
+
+def print_clients(summary: Mapping[str, Any]) -> None:
+    """Print the clients of a mutual federation, each with its own student, and what their mean logits are worth."""
+    table = Table("client", "student", title="the clients' own students", title_justify="left")
+    for name in ("parameters", "images", "balanced accuracy", "accuracy"):
+        table.add_column(name, justify="right")
+    for each in summary["clients"]:
+        counts = (str(each["client"]), each["student"], f"{each['parameters']:,}", f"{each['num_examples']:,}")
+        table.add_row(*counts, f"{each['balanced_accuracy']:.1%}", f"{each['accuracy']:.1%}")
+    table.add_section()
+    both = summary["ensemble"]
+    table.add_row("all", "mean of logits", "", "", f"{both['balanced_accuracy']:.1%}", f"{both['accuracy']:.1%}")
+    make_console().print(table)
+
+
+def print_metrics(metrics: Mapping[str, float]) -> None:
+    """Print test metrics as a table of two columns."""
+    table = Table("metric", "value")
+    for name, value in metrics.items():
+        table.add_row(name, f"{value:.4f}")
+    make_console().print(table)
+
+
+def print_teachers() -> None:
+    """Print the teachers that have a short name."""
+    from fedkd.teachers import teachers
+
+    table = Table("name", "checkpoint", "family", "parameters", "pixels", "licence")
+    for name in teachers:
+        try:
+            entry = teachers[name]
+        except MissingResourceError as error:  # a package that cannot be imported hides no other teacher
+            table.add_row(name, f"(not usable) {error}")
+            continue
+        place = "(in the package)" if Path(entry.checkpoint).is_absolute() else entry.checkpoint or f"({entry.source})"
+        parameters = "" if entry.parameters is None else f"{entry.parameters:g} M"
+        table.add_row(name, place, entry.family, parameters, str(entry.image_size or ""), entry.licence)
+    make_console().print(table)
+
+
+def print_teacher_report(name: str, report: TeacherReport) -> None:
+    """Print what a teacher is worth by itself."""
+    table = Table(title=f"{name}, alone on {report.num_images} test images", title_justify="left")
+    table.add_column("measure")
+    table.add_column("value", justify="right")
+    table.add_row("balanced accuracy", f"{report.balanced_accuracy:.1%}")
+    table.add_row("accuracy", f"{report.accuracy:.1%}")
+    table.add_section()
+    for label, value in report.per_class_accuracy.items():
+        table.add_row(label, f"{value:.1%}")
+    table.add_section()
+    table.add_row("calibration error (15 bins)", f"{report.calibration_error:.4f}")
+    for temperature, entropy in report.target_entropy.items():
+        table.add_row(f"target entropy / log K at T = {temperature:g}", f"{entropy:.4f}")
+    table.add_section()
+    table.add_row(f"images/s on {report.device}", f"{report.images_per_second:.1f}")
+    for name, value in report.chosen.items():
+        table.add_row(f"head: {name} chosen", f"{value:.4g}")
+    table.add_row("sent by all clients for the head", format_bytes(report.head_bytes))
+    table.add_row("sent to all clients for it", format_bytes(report.head_bytes_down))
+    table.caption = f"a client sends: {report.sends}" if report.sends else None
+    make_console().print(table)
+
+
+def format_bytes(count: float) -> str:
+    """Format a number of bytes with a decimal unit, such as ``12.3 MB``."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.1f} TB"

@@ -1,0 +1,125 @@
+"""From the parser's reports of many lines to one: the value, what is allowed, the nearest match."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import inspect
+import re
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+from jsonargparse import ArgumentParser
+
+from fedkd.core.errors import FedKDError, unknown_name
+from fedkd.data import ImageSource, SharedImages
+from fedkd.losses import DistillationLoss, LabelLoss
+from fedkd.partition import Partitioner
+from fedkd.server.backends import Backend
+from fedkd.strategies import Strategy
+from fedkd.teachers import Teacher
+from fedkd.teachers.heads.head import FederatedHead
+
+NAMED_BY_CLASS: dict[str, type] = {
+    "data.dataset": ImageSource,
+    "data.partitioner": Partitioner,
+    "data.shared": SharedImages,
+    "federation.backend": Backend,
+    "federation.strategy": Strategy,
+    "model.label_loss": LabelLoss,
+    "model.loss": DistillationLoss,
+    "model.teacher": Teacher,
+    "head": FederatedHead,  # of a teacher: what is inside a value is parsed by a parser of its own
+}
+
+
+def explain(parser: ArgumentParser, message: str) -> str:
+    """Say in one line what is wrong.
+
+    Args:
+        parser: The parser that reports.
+        message: Its report, of one or many lines.
+
+    Returns:
+        One line that names the option and the value, and where it can be told what is allowed and what is nearest.
+    """
+    if found := re.match(r"unrecognized arguments: (--[^\s=]+)", message):
+        return unknown_option(parser, found[1])
+    if found := re.match(r"Subcommand '(\w+)' does not accept option '([^']+)'", message):  # a key of a YAML file
+        commands: Any = parser._subcommands_action
+        return unknown_option(commands._name_parser_map[found[1]], f"--{found[2]}")
+    found = re.search(r'[Pp]arser key "([^"]+)"', message)
+    key = found[1] if found else ""
+    found = re.search(r"Expected a dot import path string: (\S+)", message)
+    is_checkpoint = found and key == "model.teacher" and not found[1].isidentifier()  # a short name, an id, a folder
+    if found and key in NAMED_BY_CLASS and not is_checkpoint:
+        return f"{key}: {unknown_name('class', found[1], subclass_names(NAMED_BY_CLASS[key]))}"
+    # the class was clear, and said already what it thinks of its options
+    if found := re.search(r"Errors:\n\s+- (\w+: .*)", message):
+        return f"{key}.{found[1]}"
+    if found := re.search(r"Errors:\n\s+- (Unknown .*)", message):
+        return f"{key}: {found[1]}"
+    if found := re.search(r"(?:class_path '([^']+)':\s+)?Option '([^']+)' is not accepted", message):
+        # a class inside another value is parsed by a parser of its own, which has nothing but the class's arguments
+        own = [
+            action.dest for action in parser._actions if not re.search(r"help$|^config$|^print_config$", action.dest)
+        ]
+        error = unknown_name("option", found[2], parameters_of(found[1]) if found[1] else own)
+        return f"{key}: {error}" if key else str(error)
+    # of a class or null, the class's own complaint: it was said in one line already
+    optional = (
+        r"Subtypes: \[<class '[^']+'>, <class 'NoneType'>\]\n\s*Errors:\n\s*- (?!Expected|Not a)(\w.*)\n\s*- Expected a"
+    )
+    if found := re.search(optional, message):
+        return f"{key}: {found[1]}"
+    if found := re.search(r"Given value: NestedArg\(key='(\w+)', val=(.*)\)", message):
+        return f"{key}.{found[1]} {found[2]}: {key} has no class to set it on; give one first, --{key} CLASS."
+    allowed = [
+        name for group in re.findall(r"Literal\[([^\]]+)\]", message) for name in re.findall(r"'([^']+)'", group)
+    ]
+    if allowed and (found := re.search(r"(?:Given|Got) value: (.*)", message)):
+        number = " A number will do too." if re.search(r"Subtypes: \[.*<class '(?:int|float)'>", message) else ""
+        return f"{key}: {unknown_name('value', found[1], set(allowed))}{number}"
+    if found := re.search(r"Subtypes: \[(.*)\]\n(?:.*\n)*?\s*Given value: (.*)", message):
+        kinds = re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", found[1]).replace("NoneType", "null")
+        return f"{key}: {found[2]!r} is none of {kinds}."
+    if found := re.search(r"Expected a <class '(\w+)'>\. Got value: (.*)", message):
+        return f"{key}: {found[2]!r} is not of type {found[1]}."
+    plain = re.sub(r'[Pp]arser key "([^"]+)":', r"\1:", message)
+    return re.sub(r"\s+", " ", plain).strip()
+
+
+def unknown_option(parser: ArgumentParser, option: str) -> str:
+    """Say that there is no such option, and which is nearest; there are too many to list."""
+    known = [string for action in parser._actions for string in action.option_strings if string.startswith("--")]
+    nearest = difflib.get_close_matches(option, known, n=1, cutoff=0.6)
+    hint = f" Did you mean {nearest[0]}?" if nearest else ""
+    return f"There is no option {option}.{hint} All are in: {parser.prog} --help"
+
+
+def subclass_names(base: type[Any]) -> Iterator[str]:
+    """Yield the names of the classes that may stand where ``base`` is asked for; what fedkd does not export may not."""
+    for subclass in base.__subclasses__():
+        package = ".".join(subclass.__module__.split(".")[:2])  # what fedkd.teachers, say, exports
+        hidden = package.startswith("fedkd.") and not hasattr(sys.modules[package], subclass.__name__)
+        if not inspect.isabstract(subclass) and not hidden:
+            yield subclass.__name__
+        yield from subclass_names(subclass)
+
+
+def parameters_of(class_path: str) -> list[str]:
+    """Return the names of a class's constructor arguments."""
+    module, _, name = class_path.rpartition(".")
+    built: Any = getattr(importlib.import_module(module), name)
+    return [parameter for parameter in inspect.signature(built).parameters]
+
+
+def own_error(error: BaseException) -> FedKDError:
+    """Return the mistake behind an error: jsonargparse wraps what a constructor raises."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, FedKDError):
+            return cause
+        cause = cause.__cause__
+    return FedKDError(" ".join(str(error).split()))

@@ -1,0 +1,157 @@
+"""LightningCLI, bent: subcommands of its own, a section for the federation, and errors of one line."""
+
+from __future__ import annotations
+
+from typing import Any, NoReturn
+
+from jsonargparse import Namespace
+from jsonargparse.typing import NonNegativeInt
+from lightning.pytorch import seed_everything
+from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
+
+from fedkd import __version__
+from fedkd.cli.arguments import POSITIONAL
+from fedkd.core.errors import FedKDError
+from fedkd.data import FederatedDataModule
+from fedkd.server.federation import Federation
+from fedkd.server.mutual import MutualFederation
+from fedkd.training.module import DistillationModule
+from fedkd.training.trainer import TRAINER_DEFAULTS
+
+SECTIONS = {  # what each subcommand makes out of the configuration
+    "fit": ("data", "model", "federation", "trainer"),
+    "mutual": ("data", "model", "federation", "trainer"),
+    "test": ("data", "model", "trainer"),
+    "predict": ("data", "model", "trainer"),
+    "partition": ("data",),
+    "teachers": (),
+}
+
+FEDERATIONS: dict[str, type[Federation]] = {"mutual": MutualFederation}
+"""What the section ``federation`` describes, where it is not a `Federation`."""
+
+
+class Parser(LightningArgumentParser):
+    """Reports a wrong value in one line."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Raise the error for `main` to print."""
+        from fedkd.cli.errors import explain
+
+        raise FedKDError(explain(self, message)) from None
+
+
+class BaseCLI(LightningCLI):
+    """A command line whose subcommands, those of `SECTIONS`, are a subclass's methods; their parameters are options."""
+
+    _adding: str = ""  # the subcommand whose options are being added
+
+    def __init__(self, args: ArgsType = None) -> None:
+        super().__init__(
+            DistillationModule,
+            FederatedDataModule,
+            save_config_callback=None,
+            trainer_defaults={key: value for key, value in TRAINER_DEFAULTS.items() if key != "logger"},
+            parser_kwargs={
+                "prog": "fedkd",
+                "description": type(self).__doc__,
+                "version": __version__,
+                "allow_abbrev": False,
+            },
+            parser_class=Parser,
+            args=args,
+            auto_configure_optimizers=False,
+            load_from_checkpoint_support=False,
+        )
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """Name the subcommands; none of their parameters is hidden."""
+        return {name: set() for name in SECTIONS}
+
+    def add_default_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Add the seed: always a number, so that every run can be run again."""
+        text = "Decides the partition, the cohorts, the student's first weights and all that clients draw."
+        parser.add_argument("--seed_everything", type=NonNegativeInt, default=0, help=text)
+
+    def _set_seed(self) -> None:
+        seed_everything(self.chosen.seed_everything, workers=True, verbose=False)
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Add the sections that Lightning does not have, and let one seed govern all."""
+        if "federation" in SECTIONS[self._adding]:
+            kind = FEDERATIONS.get(self._adding, Federation)
+            parser.add_class_arguments(
+                kind, "federation", skip={"trainer", "run_dir", "seed"}, instantiate=False, sub_configs=True
+            )
+        else:
+            parser.add_argument("--federation", type=dict[str, Any] | None, default=None, help="Not used here.")
+        parser.add_argument(
+            "--run_dir", type=str | None, default=None, help="The run's folder (default: runs/version_N)."
+        )
+        parser.add_argument(
+            "--ckpt_path",
+            type=str | None,
+            default=None,
+            help="For fit and mutual: 'last' goes on from run_dir's newest round; or the path of a round checkpoint.",
+        )
+        parser.link_arguments("seed_everything", "data.seed")
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
+        """Parse; LightningCLI's own warns when it is handed arguments, as `main` does."""
+        self.config = parser.parse_args(args)  # type: ignore[arg-type]
+
+    @property
+    def chosen(self) -> Namespace:
+        """The configuration of the subcommand that was chosen."""
+        return self.config[self.config.subcommand]
+
+    def _add_subcommands(self, parser: LightningArgumentParser, **kwargs: Any) -> None:
+        # as LightningCLI's, with this class's methods in place of the Trainer's
+        self._subcommand_parsers: dict[str, LightningArgumentParser] = {}
+        group = parser.add_subcommands()
+        for name in self.subcommands():
+            self._adding = name  # `add_arguments_to_parser` is not told
+            description = (getattr(type(self), name).__doc__ or "").strip().splitlines()[0]
+            first = f"{name} {POSITIONAL[name]}" if name in POSITIONAL else name
+            usage = f"fedkd {first} [--config FILE] [--SECTION.OPTION VALUE ...]"  # not a page of all there are
+            subparser = self._prepare_subcommand_parser(
+                type(self), name, description=description, usage=usage, allow_abbrev=False
+            )
+            self._subcommand_parsers[name] = subparser
+            group.add_subcommand(name, subparser, help=description)
+
+    def sections(self) -> tuple[str, ...]:
+        """Return what the subcommand makes out of the configuration."""
+        return SECTIONS[self.config.subcommand]
+
+    def instantiate_classes(self) -> None:
+        """Make only what the subcommand uses: ``partition`` loads no teacher."""
+        config = self.chosen
+        wanted = self.sections()
+        for section in wanted:
+            if not isinstance(config.get(section), Namespace):
+                raise FedKDError(f"{section}: a section of options is needed, got {config.get(section)!r}.")
+        if self.config.subcommand in ("test", "predict"):
+            config.model.teacher = None  # the student works alone
+        try:
+            made = self._parser(self.subcommand).instantiate(
+                type(config)(**{key: config[key] for key in wanted if key in config})
+            )
+        except ValueError as error:
+            from fedkd.cli.errors import own_error
+
+            raise own_error(error) from error
+        self.trainer_arguments = {
+            key: value for key, value in dict(made.get("trainer") or {}).items() if value is not None
+        }
+        self.datamodule, self.model = made.get("data"), made.get("model")
+        self.student = self.model.student if self.model else None
+        if "federation" in wanted:
+            self.federation = FEDERATIONS.get(self.config.subcommand, Federation)(
+                **made.federation, trainer=self.trainer_arguments, run_dir=config.run_dir, seed=config.seed_everything
+            )
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        names = self._subcommand_method_arguments[subcommand]
+        getattr(self, subcommand)(**{name: self.chosen[name] for name in names})

@@ -1,0 +1,1 @@
+"""What a client has, and what it does with it."""

@@ -1,0 +1,1 @@
+"""All that knows pixels: decoding, augmentation, views and generated images."""

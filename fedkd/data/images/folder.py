@@ -1,0 +1,157 @@
+"""A folder of image files, decoded once and kept on disk."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Generator, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from fedkd.core.errors import FedKDError, MissingResourceError, check_range, unknown_name
+from fedkd.core.storage import cache_dir
+from fedkd.data.images.decoded import read_decoded, write_decoded
+from fedkd.data.images.image_set import ImageSet
+from fedkd.data.images.pixels import pil_pixels, stack_pixels
+from fedkd.data.sources import ImageSource
+
+EXTENSIONS = (".bmp", ".jpeg", ".jpg", ".png", ".webp")
+FORMAT = 1  # of what is cached: raise it when the same files would decode to other pixels
+_CHUNK = 64  # files a task: one at a time, handing tasks over costs more than decoding a small image
+
+
+class ImageFile(NamedTuple):
+    """A file, and what tells whether it was changed."""
+
+    path: str  # relative to a root, with "/"
+    size: int
+    mtime_ns: int
+
+    @property
+    def class_name(self) -> str:
+        """Return the folder below ``train`` or ``test``."""
+        return self.path.split("/")[1]
+
+
+@dataclass(frozen=True)
+class ImageFolder(ImageSource):
+    """Image files in ``root/train/<class>/`` and ``root/test/<class>/``.
+
+    Decoded once and kept in ``images`` in fedkd's cache; decoded anew when a file is added, removed or changed.
+    The classes are the folders of ``train``, sorted; a class may have no test image.
+
+    Args:
+        root: The folder that has ``train/`` and ``test/``.
+        image_size: Resize the shorter side to this and crop the centre; not needed if all files have one size.
+    """
+
+    root: str | Path
+    image_size: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.image_size is not None:
+            check_range("image_size", self.image_size, low=1, whole=True)
+
+    def load(self) -> tuple[ImageSet, ImageSet]:
+        """Return the training and the test set, from the cache if the files are those it was made of."""
+        root = Path(self.root).expanduser().resolve()
+        if not root.is_dir():
+            raise MissingResourceError(
+                f"The image folder {root} is not there: set root to a folder with train/ and test/."
+            )
+        (classes, train), (test_classes, test) = _scan(root, "train"), _scan(root, "test")
+        for name in test_classes:
+            if name not in classes:
+                raise unknown_name(f"class in {root / 'test'}", name, classes)
+        recipe = json.dumps([FORMAT, str(root), self.image_size])
+        files = hashlib.sha256(json.dumps([recipe, classes, train, test]).encode()).hexdigest()
+        cache = cache_dir("images") / f"{root.name}-{hashlib.sha256(recipe.encode()).hexdigest()[:16]}.safetensors"
+        sets = read_decoded(cache, files)
+        if sets is None:
+            sets = self._decode(root, classes, train), self._decode(root, classes, test)
+            write_decoded(cache, files, sets)
+        train_set, test_set = sets
+        return train_set, test_set
+
+    def _decode(self, root: Path, classes: list[str], files: list[ImageFile]) -> ImageSet:
+        names = [file.path for file in files]
+        size = None if self.image_size is None else (self.image_size, self.image_size)
+        with closing(decode_files(root, names, size)) as pixels:
+            images = stack_pixels(pixels, len(names), names)
+        numbers = {name: i for i, name in enumerate(classes)}
+        return ImageSet(images, torch.tensor([numbers[file.class_name] for file in files]), tuple(classes))
+
+
+def _scan(root: Path, part: str) -> tuple[list[str], list[ImageFile]]:
+    """Return the class folders of ``root/part`` and the image files below them, both sorted."""
+    if not (root / part).is_dir():
+        raise MissingResourceError(
+            f"{root} has no folder {part}/: an image folder has train/ and test/, a folder a class."
+        )
+    classes = sorted(entry.name for entry in os.scandir(root / part) if entry.is_dir() and entry.name[0] != ".")
+    files = [file for name in classes for file in walk(root / part / name, f"{part}/{name}")]
+    if not files:
+        raise MissingResourceError(
+            f"{root / part} has no image: put {', '.join(EXTENSIONS)} files into a folder a class."
+        )
+    return classes, sorted(files)
+
+
+def walk(folder: Path, relative: str) -> Iterator[ImageFile]:
+    """Yield the image files below ``folder`` at any depth, in no order; ``relative`` is what to call it."""
+    for entry in os.scandir(folder):
+        if entry.is_dir():
+            yield from walk(folder / entry.name, f"{relative}/{entry.name}")
+        elif entry.name.lower().endswith(EXTENSIONS):
+            stat = entry.stat()
+            yield ImageFile(f"{relative}/{entry.name}", stat.st_size, stat.st_mtime_ns)
+
+
+def decode_files(root: Path, names: list[str], size: tuple[int, int] | None) -> Generator[np.ndarray, None, None]:
+    """Yield pixels in the order of ``names``, decoded by threads (`decode_file`), with a progress bar on a terminal."""
+    from rich.console import Console
+    from rich.progress import track
+
+    console = Console(stderr=True)
+    chunks = [names[i : i + _CHUNK] for i in range(0, len(names), _CHUNK)]
+    pool = ThreadPoolExecutor(min(16, os.cpu_count() or 1))
+    try:
+        decoded = pool.map(lambda chunk: [decode_file(root, name, size) for name in chunk], chunks)
+        what = f"Decoding {len(names):,} images"
+        for images in track(decoded, what, len(chunks), console=console, disable=not console.is_terminal):
+            yield from images
+    finally:  # also when the reader stops early: what is left is not decoded
+        pool.shutdown(cancel_futures=True)
+
+
+def decode_file(root: Path, name: str, size: tuple[int, int] | None) -> np.ndarray:
+    """Decode one file to uint8 (C, H, W).
+
+    Args:
+        root: The folder that ``name`` is relative to.
+        name: The file.
+        size: Width and height: resized (bicubic, antialiased) to cover them, then cropped to the centre; None leaves
+            the image as it is.
+
+    Raises:
+        FedKDError: If the file is not an image.
+    """
+    from PIL import Image, ImageOps
+
+    try:
+        with Image.open(f"{root}{os.sep}{name}") as image:
+            if size is None or image.size == size:
+                return pil_pixels(image)
+            grey = image.mode in ("L", "1")  # palettes and the like cannot be resized as they are
+            return pil_pixels(ImageOps.fit(image.convert("L" if grey else "RGB"), size, Image.Resampling.BICUBIC))
+    except FedKDError as error:
+        raise FedKDError(f"{root / name}: {error}") from error
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise FedKDError(f"{root / name} could not be read as an image ({error}).") from error

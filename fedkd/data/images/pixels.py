@@ -1,0 +1,94 @@
+"""From whatever a dataset calls an image to uint8 pixels (C, H, W)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fedkd.core.errors import FedKDError
+
+
+def to_pixels(image: Any) -> np.ndarray:
+    """Convert one image to pixels.
+
+    Args:
+        image: A PIL image, a tensor (C, H, W) or (H, W), or an array (H, W, C) or (H, W).
+
+    Returns:
+        uint8 (C, H, W), C being 1 or 3.
+
+    Raises:
+        FedKDError: If it is none of these, or its values are neither uint8 nor float in [0, 1].
+    """
+    from PIL.Image import Image
+
+    if isinstance(image, Image):
+        return pil_pixels(image)
+    if isinstance(image, Tensor):
+        image = image.detach().cpu()
+        array = (image.float() if image.is_floating_point() else image).numpy()
+        array = array[None] if array.ndim == 2 else array
+    elif isinstance(image, np.ndarray):
+        array = image[None] if image.ndim == 2 else np.moveaxis(image, -1, 0)
+    else:
+        raise FedKDError(f"An image must be a PIL image, a tensor or an array, got {type(image).__name__}.")
+    if array.ndim != 3 or array.shape[0] not in (1, 3):
+        order = "(C, H, W)" if isinstance(image, Tensor) else "(H, W, C)"
+        raise FedKDError(
+            f"An image must have the shape {order} with 1 or 3 channels, got {tuple(image.shape)} "
+            f"in a {type(image).__name__}."
+        )
+    if array.dtype == np.uint8:
+        return array
+    if not np.issubdtype(array.dtype, np.floating):
+        raise FedKDError(f"An image must be uint8, or float in [0, 1], got {array.dtype}.")
+    if not (array.min() >= 0 and array.max() <= 1):  # also false for NaN
+        raise FedKDError(
+            f"A float image must lie in [0, 1], got [{array.min():.3g}, {array.max():.3g}]: leave normalisation to the "
+            "models, which do it themselves."
+        )
+    return np.rint(array * 255).astype(np.uint8)
+
+
+def pil_pixels(image: Any) -> np.ndarray:
+    """Return a PIL image as uint8 (C, H, W): one channel for modes "L" and "1", else RGB."""
+    if image.mode.startswith(("I", "F")):
+        raise FedKDError(f"Images of mode {image.mode!r} do not fit into 8 bits a channel: convert them first.")
+    mode = "L" if image.mode in ("L", "1") else "RGB"
+    array = np.asarray(image if image.mode == mode else image.convert(mode))
+    return array[None] if mode == "L" else np.moveaxis(array, -1, 0)
+
+
+def stack_pixels(pixels: Iterable[np.ndarray], count: int, names: Sequence[str] | None = None) -> Tensor:
+    """Stack images of one size as they come, making grey ones RGB if any is RGB.
+
+    Args:
+        pixels: uint8 (C, H, W) each.
+        count: How many there are, at least 1.
+        names: What to call each in an error, instead of its number.
+
+    Returns:
+        uint8 (N, C, H, W).
+
+    Raises:
+        FedKDError: If sizes differ.
+    """
+    stack = np.empty((0, 1, 0, 0), np.uint8)
+    for i, image in enumerate(pixels):
+        channels, height, width = image.shape
+        if i == 0:
+            stack = np.empty((count, channels, height, width), np.uint8)
+        if (height, width) != stack.shape[2:]:
+            called = names[i] if names else f"image {i}"
+            raise FedKDError(
+                f"All images must have one size, but {called} is {height}x{width} (height x width) and those before it "
+                f"are {stack.shape[2]}x{stack.shape[3]}: resize them (ImageFolder does with image_size)."
+            )
+        if channels > stack.shape[1]:
+            stack = np.repeat(stack, channels, axis=1)
+        stack[i] = image  # a grey image is repeated over the channels
+    return torch.from_numpy(stack)

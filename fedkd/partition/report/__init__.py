@@ -1,0 +1,1 @@
+"""The result of a partition: counts and skew, tables and plots."""

@@ -1,0 +1,195 @@
+"""What a partition looks like: counts of client x class, and how skewed they are, as values, tables and a picture."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from fedkd.core.errors import FedKDError, unknown_name
+from fedkd.partition.report.skew import effective_classes, js_distance, summarise, without_nan
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+    from rich.table import Table
+
+
+@dataclass(frozen=True, eq=False)
+class PartitionReport:
+    """How many images of each class each client holds.
+
+    Args:
+        counts: Images by client and class, int64 (num_clients, num_classes).
+        classes: The name of each class.
+        public: Images that belong to no client.
+        validation: Images that clients hold out of training; ``counts`` is without them.
+
+    Raises:
+        FedKDError: If ``counts`` is not a matrix with a column for each class.
+    """
+
+    counts: np.ndarray
+    classes: tuple[str, ...]
+    public: int = 0
+    validation: int = 0
+
+    def __post_init__(self) -> None:
+        """Check that the counts fit the classes."""
+        if self.counts.ndim != 2 or self.counts.shape[1] != len(self.classes):
+            raise FedKDError(
+                f"counts must be (clients, {len(self.classes)}), a column a class, got shape {self.counts.shape}."
+            )
+
+    @classmethod
+    def from_shards(
+        cls,
+        shards: Sequence[np.ndarray],
+        targets: np.ndarray | Sequence[int],
+        classes: Sequence[str],
+        public: int = 0,
+        validation: int = 0,
+    ) -> PartitionReport:
+        """Count the images of each client and class.
+
+        Args:
+            shards: Each client's positions in ``targets``.
+            targets: The class of every image, integers (N,); a CPU tensor will do.
+            classes: The name of each class, in the order of the targets.
+            public: Images that belong to no client.
+            validation: Images that clients hold out of training, which are in no shard.
+
+        Raises:
+            FedKDError: If an image of a client has a target that no class name stands for.
+        """
+        targets, num_classes = np.asarray(targets), len(classes)
+        owned = [targets[np.asarray(shard, dtype=np.int64)] for shard in shards]
+        for client, labels in enumerate(owned):
+            if labels.size and not 0 <= labels.min() <= labels.max() < num_classes:
+                raise FedKDError(
+                    f"targets must lie between 0 and {num_classes - 1}, one for each class name; client {client} holds "
+                    f"{labels.min()} to {labels.max()}."
+                )
+        rows = [np.bincount(labels, minlength=num_classes) for labels in owned]
+        counts = np.array(rows, dtype=np.int64).reshape(len(rows), num_classes)
+        return cls(counts, tuple(str(name) for name in classes), int(public), int(validation))
+
+    @property
+    def num_clients(self) -> int:
+        """How many clients there are, those without images included."""
+        return len(self.counts)
+
+    @property
+    def sizes(self) -> np.ndarray:
+        """Images of each client, int64 (num_clients,)."""
+        return self.counts.sum(axis=1)
+
+    @property
+    def empty_clients(self) -> tuple[int, ...]:
+        """The clients without images."""
+        return tuple(np.flatnonzero(self.sizes == 0).tolist())
+
+    @property
+    def effective_classes(self) -> np.ndarray:
+        """Effective number of classes of each client, float64 (num_clients,): see `fedkd.partition.report.skew`."""
+        return effective_classes(self.counts)
+
+    @property
+    def js_distance(self) -> np.ndarray:
+        """Each client's Jensen-Shannon distance to all clients together, base 2, in [0, 1], float64 (num_clients,)."""
+        return js_distance(self.counts)
+
+    def skew(self) -> dict[str, dict[str, float | None]]:
+        """Return min, median, mean and max over clients of ``sizes``, ``effective_classes`` and ``js_distance``.
+
+        Clients without images have a size; they are left out of the other two.
+        """
+        return {
+            "sizes": summarise(self.sizes.astype(float)),
+            "effective_classes": summarise(self.effective_classes),
+            "js_distance": summarise(self.js_distance),
+        }
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return everything as plain lists and numbers, ready for JSON; None stands for what an empty client lacks."""
+        return {
+            "num_clients": self.num_clients,
+            "classes": list(self.classes),
+            "counts": self.counts.tolist(),
+            "sizes": self.sizes.tolist(),
+            "empty_clients": list(self.empty_clients),
+            "public": self.public,
+            "validation": self.validation,
+            "effective_classes": without_nan(self.effective_classes),
+            "js_distance": without_nan(self.js_distance),
+            "skew": self.skew(),
+        }
+
+    def summary(self) -> str:
+        """Return one line: how many clients, images and classes, and what is empty, public or held out."""
+        counts = {
+            "client": self.num_clients,
+            "image": int(self.counts.sum()),
+            "class": len(self.classes),
+            "empty client": len(self.empty_clients),
+            "public image": self.public,
+            "validation image": self.validation,
+        }
+        plural = {name: name + ("es" if name == "class" else "s") for name in counts}
+        parts = [f"{n:,} {name if n == 1 else plural[name]}" for name, n in counts.items() if n]
+        return ", ".join(parts)
+
+    def table(self) -> Table:
+        """Return a Rich table of images by client and class: see `fedkd.partition.report.tables.counts_table`."""
+        from fedkd.partition.report.tables import counts_table
+
+        return counts_table(self)
+
+    def skew_table(self) -> Table:
+        """Return a Rich table of each client's skew: see `fedkd.partition.report.tables.skew_table`."""
+        from fedkd.partition.report.tables import skew_table
+
+        return skew_table(self)
+
+    def figure(self, kind: Literal["heat", "bubble"] = "heat") -> Figure:
+        """Return a matplotlib figure: images by class and client, under a bar a client for its size.
+
+        Args:
+            kind: Whether a count is a cell's colour, or a bubble's area.
+
+        Raises:
+            FedKDError: If there is no such kind.
+        """
+        from fedkd.partition.report.figure import draw
+
+        return draw(self, kind)
+
+    def plot(self, path: str | Path, kind: Literal["heat", "bubble"] = "heat") -> Path:
+        """Write `figure` to a file and return its path; folders that are not there are made.
+
+        Args:
+            path: Where to; the suffix names the format, PNG if there is none.
+            kind: As for `figure`.
+
+        Raises:
+            FedKDError: If matplotlib does not write that format, or there is no such kind.
+        """
+        path = Path(path)
+        path = path if path.suffix else path.with_suffix(".png")
+        figure = self.figure(kind)
+        formats = figure.canvas.get_supported_filetypes()
+        if path.suffix[1:].lower() not in formats:
+            raise unknown_name("plot format", path.suffix[1:], formats)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(path, dpi=160)
+        return path
+
+    def write_json(self, path: str | Path) -> Path:
+        """Write `to_dict` to a file and return its path; folders that are not there are made."""
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(self.to_dict()) + "\n", encoding="utf-8")
+        return path

@@ -1,0 +1,219 @@
+"""The run directory: everything that a run leaves behind, each file whole at every moment.
+
+::
+
+    config.yaml           the command line's configuration, complete
+    partition.json        client x class counts, and every client's image indices
+    metrics.csv           a row a round
+    checkpoints/          the last two rounds
+    student.safetensors   the global student, for `fedkd.load_student`
+    clients/K/            client K's own, where students differ (`fedkd.MutualFederation`)
+    summary.json          final and best accuracy, teacher, bytes, seconds, versions
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save
+from torch import Tensor, nn
+
+from fedkd import students
+from fedkd.core.errors import FedKDError, MissingResourceError
+from fedkd.core.messages import Metrics, ServerState
+from fedkd.runs.checkpoint import load_checkpoint, save_checkpoint, write_atomically
+
+KEEP_CHECKPOINTS = 2  # one would do, since writing is atomic; the second is for disks that lie
+
+
+class RunDirectory:
+    """One run's files.
+
+    Args:
+        path: The folder, made if absent. None takes the next free ``runs/version_N`` of the working directory, or, to
+            resume, the newest.
+        resume: Whether the folder may hold a run already.
+
+    Raises:
+        FedKDError: If the folder holds a run and ``resume`` is False: finished work is never overwritten.
+    """
+
+    def __init__(self, path: str | Path | None = None, resume: bool = False) -> None:
+        if path is None:
+            path = (newest_version(Path("runs")) if resume else None) or next_version(Path("runs"))
+        self.path = Path(path)
+        if not resume and (self.path / "metrics.csv").exists():
+            raise FedKDError(
+                f"{str(self.path)!r} already holds a run. Choose another run_dir, or go on with it: ckpt_path: last."
+            )
+        try:
+            (self.path / "checkpoints").mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise FedKDError(f"run_dir {str(self.path)!r} cannot be made: {error.strerror}.") from error
+        for leftover in (*self.path.glob(".*.tmp"), *self.path.glob("checkpoints/.*.tmp")):
+            leftover.unlink()  # of a process that was killed while it wrote
+
+    def write_json(self, name: str, content: Mapping[str, Any]) -> None:
+        """Write ``name`` as JSON; what is not a number (a class without test images) becomes null."""
+        write_atomically(self.path / name, json.dumps(nan_to_none(content), indent=2, allow_nan=False) + "\n")
+
+    def write_text(self, name: str, content: str) -> None:
+        """Write ``name`` as text."""
+        write_atomically(self.path / name, content)
+
+    def checkpoints(self) -> list[Path]:
+        """Return the round checkpoints, oldest first."""
+        return sorted((self.path / "checkpoints").glob("round_*.ckpt"))
+
+    def commit(
+        self,
+        state: ServerState,
+        strategy_state: Mapping[str, Any],
+        history: list[Metrics],
+        identity: Mapping[str, Any],
+    ) -> None:
+        """Put a finished round on disk: the checkpoint first, for all else follows from it."""
+        path = self.path / "checkpoints" / f"round_{state.round:06d}.ckpt"
+        save_checkpoint(path, state, strategy_state, history, identity)
+        self.write_metrics(history)
+        for old in self.checkpoints()[:-KEEP_CHECKPOINTS]:
+            old.unlink()
+
+    def load(
+        self, ckpt_path: str | Path, identity: Mapping[str, Any]
+    ) -> tuple[ServerState, dict[str, Any], list[Metrics]] | None:
+        """Load a round checkpoint.
+
+        Args:
+            ckpt_path: A file, or ``"last"`` for this run's newest.
+            identity: What this run is.
+
+        Returns:
+            ``(state, strategy_state, history)``; None for ``"last"`` before the first round was finished.
+        """
+        if str(ckpt_path) != "last":
+            return load_checkpoint(Path(ckpt_path), identity)
+        found = self.checkpoints()
+        return load_checkpoint(found[-1], identity) if found else None
+
+    def write_metrics(self, history: list[Metrics]) -> None:
+        """Write ``metrics.csv``: a row a round."""
+        columns = list(dict.fromkeys(name for row in history for name in row))
+        text = io.StringIO()
+        writer = csv.DictWriter(text, columns, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(history)
+        self.write_text("metrics.csv", text.getvalue())
+
+    def save_student(
+        self,
+        state: ServerState,
+        spec: Mapping[str, Any],
+        constants: Mapping[str, Tensor] | None = None,
+        client: int | None = None,
+    ) -> None:
+        """Write ``student.safetensors``.
+
+        Args:
+            state: The state with the student's tensors.
+            spec: What is needed to build the student again, JSON-able: ``student`` (arguments of
+                `fedkd.students.create`, or None for a module of the user's), ``projection`` (of
+                `fedkd.students.ProjectedStudent`, or None), ``classes``, ``image_shape``.
+            constants: Tensors that belong to the student and never travel, such as a frozen head's.
+            client: Whose student it is, for a folder of its own; None is the global one.
+        """
+        folder = self.path if client is None else self.path / "clients" / str(client)
+        folder.mkdir(parents=True, exist_ok=True)
+        everything = {**state.parameters, **state.buffers, **(constants or {})}
+        tensors = {name: value.contiguous() for name, value in everything.items()}
+        write_atomically(folder / "student.safetensors", save(tensors, metadata={"fedkd": json.dumps(spec)}))
+
+
+def nan_to_none(value: Any) -> Any:
+    """Replace NaN by None at any depth: JSON knows no NaN."""
+    if isinstance(value, Mapping):
+        return {key: nan_to_none(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [nan_to_none(item) for item in value]
+    return None if isinstance(value, float) and math.isnan(value) else value
+
+
+def next_version(root: Path) -> Path:
+    """Make and return the next free ``version_N`` below ``root``, also when several processes ask at once."""
+    root.mkdir(parents=True, exist_ok=True)
+    number = max(versions(root), default=-1) + 1
+    while True:
+        try:
+            (root / f"version_{number}").mkdir()
+        except FileExistsError:
+            number += 1
+        else:
+            return root / f"version_{number}"
+
+
+def newest_version(root: Path) -> Path | None:
+    """Return the newest ``version_N`` below ``root``, if there is one."""
+    found = versions(root)
+    return root / f"version_{max(found)}" if found else None
+
+
+def versions(root: Path) -> list[int]:
+    """Return the numbers N of the folders ``version_N`` below ``root``."""
+    return [int(path.name[8:]) for path in root.glob("version_*") if path.name[8:].isdigit()]
+
+
+def read_spec(run_dir: str | Path) -> dict[str, Any]:
+    """Return what was saved beside a run's student: ``student``, ``classes``, ``image_shape``.
+
+    Raises:
+        MissingResourceError: If the run has no student.
+    """
+    path = Path(run_dir) / "student.safetensors"
+    if not path.is_file():
+        if (own := Path(run_dir) / "clients").is_dir():
+            one = str(own / "0")
+            raise MissingResourceError(f"{str(run_dir)!r} has a student for each client: say which, as {one!r}.")
+        raise MissingResourceError(f"No student at {str(path)!r}: the run is not there, or has not finished.")
+    try:
+        with safe_open(path, framework="pt") as file:
+            return json.loads(file.metadata()["fedkd"])
+    except (SafetensorError, KeyError, TypeError) as error:
+        raise FedKDError(f"{str(path)!r} is not a student that fedkd saved: {error}") from error
+
+
+def load_student(run_dir: str | Path, student: nn.Module | None = None) -> nn.Module:
+    """Load a run's global student, in eval mode.
+
+    Args:
+        run_dir: The run directory.
+        student: The module to load the weights into; needed where the run's student was not given by name.
+
+    Returns:
+        The student: images (B, C, H, W) in [0, 1] to logits (B, K), the classes in the order of `read_spec`.
+
+    Raises:
+        MissingResourceError: If the run has no student.
+        FedKDError: If the student was a module of the user's and none is given, or it does not fit the weights.
+    """
+    spec = read_spec(run_dir)
+    if student is None:
+        if spec["student"] is None:
+            raise FedKDError(f"The student of {str(run_dir)!r} was not made by name: pass load_student(..., student=).")
+        student = students.create(**spec["student"])
+    tensors = load_file(Path(run_dir) / "student.safetensors")
+    if spec.get("projection"):
+        student = students.ProjectedStudent.restore(student, spec["projection"], tensors)
+    student.to(memory_format=torch.channels_last)  # as it was trained
+    try:
+        student.load_state_dict(tensors)
+    except RuntimeError as error:
+        raise FedKDError(f"The given student does not fit the weights of {str(run_dir)!r}: {error}") from error
+    return student.eval()

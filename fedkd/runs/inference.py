@@ -1,0 +1,134 @@
+"""A finished run's student at work: ``fedkd test`` and ``fedkd predict``."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fedkd.core.errors import FedKDError, MissingResourceError
+from fedkd.core.messages import Metrics, ServerState
+from fedkd.core.tensors import split_state
+from fedkd.data import BatchLoader, FederatedDataModule, ImageSet
+from fedkd.data.images.folder import EXTENSIONS, decode_file
+from fedkd.runs.checkpoint import write_atomically
+from fedkd.runs.directory import load_student, read_spec
+from fedkd.training.evaluation import evaluate, evaluation_arguments, test_loader
+from fedkd.training.module import DistillationModule
+from fedkd.training.trainer import make_trainer, quiet_lightning
+
+
+def load_module(run_dir: Path, student: nn.Module | None) -> tuple[DistillationModule, dict[str, Any]]:
+    """Load a run's student into a module, and what was saved beside it."""
+    spec = read_spec(run_dir)
+    module = DistillationModule(load_student(run_dir, None if spec["student"] else student))
+    module.build(spec["classes"], tuple(spec["image_shape"]))
+    return module, spec
+
+
+def load_data(datamodule: FederatedDataModule, spec: Mapping[str, Any]) -> None:
+    """Load the data.
+
+    Raises:
+        FedKDError: If its classes or image shape are not those that the student was trained on.
+    """
+    datamodule.prepare_data()
+    datamodule.setup()
+    for what in ("classes", "image_shape"):
+        trained, found = list(spec[what]), list(getattr(datamodule, what))
+        if trained != found:
+            raise FedKDError(f"The student was trained on {what} {trained}, the data has {found}.")
+
+
+def evaluate_run(
+    run_dir: Path, datamodule: FederatedDataModule, trainer: Mapping[str, Any], student: nn.Module | None = None
+) -> Metrics:
+    """Test a run's student on the datamodule's global test set.
+
+    Args:
+        run_dir: The run.
+        datamodule: Its test set need not be the run's, but the classes must be.
+        trainer: Arguments of the Lightning Trainer.
+        student: A module like the run's student, where that was not made by name.
+
+    Returns:
+        As `fedkd.training.evaluation.evaluate`.
+
+    Raises:
+        FedKDError: If the data's classes are not those that the student was trained on.
+    """
+    module, spec = load_module(run_dir, student)
+    load_data(datamodule, spec)
+    assert module.student is not None
+    with quiet_lightning():
+        device = make_trainer(evaluation_arguments(trainer)).strategy.root_device
+    return evaluate(module, test_loader(datamodule, device), trainer, ServerState(0, *split_state(module.student)))
+
+
+def predict_run(
+    run_dir: Path,
+    datamodule: FederatedDataModule,
+    trainer: Mapping[str, Any],
+    images: str | None,
+    output: Path,
+    student: nn.Module | None = None,
+) -> Path:
+    """Write a run's predictions as CSV: a row an image, its name, the predicted class, each class's probability.
+
+    Args:
+        run_dir: The run.
+        datamodule: Its test set is read when ``images`` is None.
+        trainer: Arguments of the Lightning Trainer.
+        images: An image file, or a folder of them (searched recursively).
+        output: The CSV file.
+        student: A module like the run's student, where that was not made by name.
+
+    Returns:
+        ``output``.
+    """
+    module, spec = load_module(run_dir, student)
+    if images is None:
+        load_data(datamodule, spec)
+        data, names = datamodule.test, [str(i) for i in range(len(datamodule.test))]
+    else:
+        files = find_images(Path(images))
+        pixels = torch.stack([read_image(file, spec["image_shape"]) for file in files])
+        data = ImageSet(pixels, torch.zeros(len(files), dtype=torch.int64), tuple(spec["classes"]))
+        names = [str(file) for file in files]
+    loader = BatchLoader(data, range(len(names)), batch_size=datamodule.eval_batch_size)
+    with quiet_lightning():
+        batches = make_trainer(evaluation_arguments(trainer)).predict(module, dataloaders=loader)
+    probabilities = torch.cat(batches)  # type: ignore[arg-type]
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["image", "prediction", *spec["classes"]])
+    for name, row in zip(names, probabilities.tolist(), strict=True):
+        best = max(range(len(row)), key=row.__getitem__)
+        writer.writerow([name, spec["classes"][best], *(f"{value:.6f}" for value in row)])
+    write_atomically(output, text.getvalue())
+    return output
+
+
+def find_images(path: Path) -> list[Path]:
+    """Return the image files at or below ``path``, sorted."""
+    found = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.suffix.lower() in EXTENSIONS)
+    if not found:
+        raise MissingResourceError(f"No images at {str(path)!r}; looked for {', '.join(EXTENSIONS)}.")
+    return found
+
+
+def read_image(path: Path, image_shape: tuple[int, int, int]) -> Tensor:
+    """Read one image file as `fedkd.data.ImageFolder` would: uint8 (C, H, W) of the student's shape."""
+    import numpy as np
+    from PIL import Image
+
+    channels, height, width = image_shape
+    pixels = decode_file(path.parent, path.name, (width, height))
+    if channels == 1 and len(pixels) == 3:
+        pixels = np.asarray(Image.fromarray(np.moveaxis(pixels, 0, -1)).convert("L"))[None]
+    return torch.from_numpy(pixels.copy()).expand(channels, -1, -1)

@@ -1,0 +1,1 @@
+"""Algorithms that change what a client does."""

@@ -1,0 +1,116 @@
+"""MOON: Li, He and Song, "Model-Contrastive Federated Learning", arXiv 2103.16257, equation 3 and algorithm 1.
+
+A client's loss gets mu times -log(exp(sim(z, z_glob) / tau) / (exp(sim(z, z_glob) / tau) + exp(sim(z, z_prev) / tau))):
+the representation z of an image, by cosine similarity, is drawn to the global student's and pushed from that of the
+client's own student after its last round.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor
+
+from fedkd.core.errors import FedKDError, check_range
+from fedkd.core.messages import ClientTask, ClientUpdate
+from fedkd.core.tensors import split_state
+from fedkd.losses import Outputs
+from fedkd.strategies.base import Strategy
+from fedkd.strategies.client_side.global_teacher import GlobalTeacher
+from fedkd.training.objective import frozen_copy
+
+
+def model_contrast(features: Tensor, global_features: Tensor, previous_features: Tensor, temperature: float) -> Tensor:
+    r"""Contrast a representation with the global and the previous one, averaged over the batch.
+
+    .. math:: -\frac{1}{B} \sum_b \log \frac{e^{\cos(z_b, g_b) / \tau}}{e^{\cos(z_b, g_b) / \tau} +
+              e^{\cos(z_b, p_b) / \tau}}
+
+    MOON (arXiv 2103.16257), equation 3.
+
+    Args:
+        features: z, (B, D).
+        global_features: g, (B, D).
+        previous_features: p, (B, D).
+        temperature: tau > 0.
+
+    Returns:
+        A scalar in nats, > 0; log 2 where g and p are the same.
+    """
+    near = F.cosine_similarity(features.float(), global_features.float(), dim=-1)  # (B,)
+    far = F.cosine_similarity(features.float(), previous_features.float(), dim=-1)
+    return F.softplus((far - near) / temperature).mean()
+
+
+class MOON(Strategy):
+    """Contrast what the student makes of an image with the global student and the client's previous one.
+
+    The representation is what goes into the student's last linear layer (with a loss on features, its projection to
+    the teacher's); the paper's projection head is left out, for it would change the student. Both other students look
+    at the batch in evaluation mode: two more forward passes. The client keeps its student between rounds; nothing more
+    travels. A client that takes part for the first time has no previous student: the global one stands for it, where
+    the term is the constant log 2.
+
+    Args:
+        contrast_weight: The paper's mu >= 0; it reports 5 for CIFAR-10 and 1 for larger tasks.
+        temperature: The paper's tau > 0.
+
+    Raises:
+        FedKDError: If one is out of its range.
+    """
+
+    def __init__(self, contrast_weight: float = 1.0, temperature: float = 0.5) -> None:
+        check_range("contrast_weight", contrast_weight, low=0)
+        check_range("temperature", temperature, low=0, low_open=True)
+        self.contrast_weight, self.temperature = contrast_weight, temperature
+
+    def client_callbacks(self, task: ClientTask) -> list[Callback]:
+        """Return the term."""
+        return [ModelContrast(self.contrast_weight, self.temperature, task.client_state)]
+
+    def finalize_update(self, update: ClientUpdate, task: ClientTask, trainer: Trainer) -> ClientUpdate:
+        """Keep the client's student."""
+        module: Any = trainer.lightning_module
+        parameters, buffers = split_state(module.student)
+        return replace(update, client_state={**parameters, **buffers})
+
+
+class ModelContrast(GlobalTeacher):
+    """`model_contrast` with the global student and the previous one.
+
+    Args:
+        weight: Of the term.
+        temperature: tau.
+        previous: The client's previous student, parameters and buffers by name; empty where there is none.
+    """
+
+    name = "contrast"
+    needs_features = True
+
+    def __init__(self, weight: float, temperature: float, previous: Mapping[str, Tensor]) -> None:
+        super().__init__(weight)
+        self.temperature = temperature
+        self.previous = previous
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Copy the global student, and put the previous one into a second copy."""
+        super().on_fit_start(trainer, pl_module)
+        if self.previous:
+            self.previous_student = frozen_copy(self.global_student)
+            self.previous_student.load_state_dict(dict(self.previous))
+
+    def term(self, module: Any, batch: Any, student: Outputs) -> Tensor:
+        """Return the contrast."""
+        if not self.previous:
+            return torch.tensor(math.log(2), device=batch[0].device)
+        near = self.outputs(module, batch).features
+        far = self.outputs(module, batch, self.previous_student).features
+        if student.features is None or near is None or far is None:
+            raise FedKDError("MOON contrasts features, and the student gives none.")
+        return model_contrast(student.features, near, far, self.temperature)

@@ -1,0 +1,1 @@
+"""Algorithms that work on the aggregated student, on images of no client."""

@@ -1,0 +1,52 @@
+"""BatchNorm statistics that are measured on the server instead of averaged.
+
+The mean of clients' variances is not the variance of the mean student's activations: with skewed clients, not even near
+it. One pass of public images measures the latter, as for averaged weights in Izmailov et al., "Averaging Weights Leads
+to Wider Optima and Better Generalization" (arXiv 1803.05407), section 3.2.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from fedkd.core.errors import FedKDError
+from fedkd.core.messages import ClientUpdate, ServerState
+from fedkd.strategies.base import Strategy
+from fedkd.strategies.refinement.images import Which, choose_images
+
+if TYPE_CHECKING:
+    from fedkd.data import FederatedDataModule
+    from fedkd.server.context import ServerContext
+    from fedkd.training.module import DistillationModule
+
+
+class ReestimatedBatchNorm(Strategy):
+    """After aggregation the student's BatchNorm statistics are measured anew on images that belong to no client.
+
+    They are the mean over the batches, of ``data.eval_batch_size``, of one pass of images as they are. In a `Combine`
+    it stands behind what changes weights on the server.
+
+    Args:
+        images: "public" is the public split, "shared" what ``data.shared`` gives to all clients.
+    """
+
+    def __init__(self, images: Which = "public") -> None:
+        self.images = images
+
+    def check(self, module: DistillationModule, datamodule: FederatedDataModule, cohort_size: int) -> None:
+        """Ask for public images, and for a student that keeps statistics."""
+        assert module.student is not None
+        if not any(isinstance(m, _BatchNorm) and m.track_running_stats for m in module.student.modules()):
+            raise FedKDError("ReestimatedBatchNorm: the student has no BatchNorm whose statistics could be measured.")
+        choose_images(self.images, datamodule)
+
+    def refine(self, state: ServerState, updates: Sequence[ClientUpdate], context: ServerContext) -> ServerState:
+        """Measure."""
+        return context.reestimate_batch_norm(state, context.common_images(self.images))
+
+    def reads_updates(self) -> bool:
+        """Return False: what is measured is the global student."""
+        return False

@@ -1,0 +1,1 @@
+"""Aggregation rules that withstand false updates."""

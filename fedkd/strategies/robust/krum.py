@@ -1,0 +1,88 @@
+"""Krum: Blanchard et al., "Machine Learning with Adversaries: Byzantine Tolerant Gradient Descent", NeurIPS 2017.
+
+arXiv 1703.02757, section 4: a client's score is the sum of squared distances from its delta to the n - f - 2 nearest
+others; Krum takes the delta with the lowest score, Multi-Krum the mean of the m lowest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from fedkd.core.errors import FedKDError, check_range
+from fedkd.core.messages import ClientUpdate, ServerState
+from fedkd.core.tensors import Tensors
+from fedkd.strategies.base import Strategy
+
+if TYPE_CHECKING:
+    from fedkd.data import FederatedDataModule
+    from fedkd.training.module import DistillationModule
+
+
+class MultiKrum(Strategy):
+    """The plain mean of the clients that lie closest together; the rest of the cohort is left out of the round.
+
+    Those selected count the same, whatever number of examples they claim; their buffers are averaged likewise.
+
+    Args:
+        num_byzantine: f, how many of a cohort may be attackers, >= 0. Cohorts need more than 2 f + 2 clients.
+        num_selected: m, how many clients to average, >= 1; None takes all but f.
+
+    Raises:
+        FedKDError: For a cohort that is too small for f or m.
+    """
+
+    def __init__(self, num_byzantine: int = 1, num_selected: int | None = None) -> None:
+        check_range("num_byzantine", num_byzantine, low=0, whole=True)
+        if num_selected is not None:
+            check_range("num_selected", num_selected, low=1, whole=True)
+        self.num_byzantine, self.num_selected = num_byzantine, num_selected
+
+    def check(self, module: DistillationModule, datamodule: FederatedDataModule, cohort_size: int) -> None:
+        """Refuse a cohort that is too small."""
+        self.check_cohort(cohort_size)
+
+    def check_cohort(self, cohort_size: int) -> None:
+        """Raise unless so many clients are enough."""
+        f = self.num_byzantine
+        if cohort_size <= 2 * f + 2:
+            raise FedKDError(f"num_byzantine {f} needs a cohort of more than {2 * f + 2} clients, got {cohort_size}.")
+        if self.num_selected is not None and self.num_selected > cohort_size:
+            raise FedKDError(f"num_selected must be <= {cohort_size}, the cohort's size, got {self.num_selected}.")
+
+    def weights(self, updates: Sequence[ClientUpdate]) -> list[float]:
+        """Return 1 for those selected and 0 for the others; of equal scores the first client's is the lower."""
+        n, f = len(updates), self.num_byzantine
+        self.check_cohort(n)
+        m = n - f if self.num_selected is None else self.num_selected
+        nearest = squared_distances(updates).sort(dim=1).values[:, 1 : n - f - 1]  # the first is the distance to itself
+        selected = nearest.sum(dim=1).sort(stable=True).indices[:m].tolist()
+        return [float(i in selected) for i in range(n)]
+
+    def combine(self, state: ServerState, updates: Sequence[ClientUpdate], weights: Sequence[float]) -> Tensors:
+        """Return the mean of those selected: the rule stands in `weights`, and no other rule fits on top of it."""
+        return super().combine(state, updates, weights)
+
+
+class Krum(MultiKrum):
+    """The one client whose delta lies closest to the others.
+
+    Args:
+        num_byzantine: f, how many of a cohort may be attackers, >= 0. Cohorts need more than 2 f + 2 clients.
+    """
+
+    def __init__(self, num_byzantine: int = 1) -> None:
+        super().__init__(num_byzantine, num_selected=1)
+
+
+def squared_distances(updates: Sequence[ClientUpdate]) -> Tensor:
+    """Return the squared distances between all deltas, float64 (n, n)."""
+    total = torch.zeros(len(updates), len(updates), dtype=torch.float64)
+    for name in updates[0].delta:
+        values = torch.stack([update.delta[name].flatten() for update in updates]).double()  # (n, P)
+        # by differences: products would lose the small distances between large deltas
+        total += torch.cdist(values, values, compute_mode="donot_use_mm_for_euclid_dist").square()
+    return total

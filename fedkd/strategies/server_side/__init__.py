@@ -1,0 +1,1 @@
+"""Algorithms that change how the server aggregates and steps."""

@@ -1,0 +1,55 @@
+"""The second exchange of a head: clients choose a scale together, by a few floats each."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fedkd.teachers.heads.privacy import CHOICE_SHARE, GaussianPrivacy
+
+
+def scale_grid(octaves: int = 8, steps: int = 4) -> Tensor:
+    """Return the scales that are tried: from 1 to ``2 ** octaves``, ``steps`` an octave, float64."""
+    return 2 ** (torch.arange(octaves * steps + 1, dtype=torch.float64) / steps)
+
+
+def loss_sums(logits: Iterable[Tensor], targets: Tensor, privacy: GaussianPrivacy | None, client: int) -> Tensor:
+    """Return what a client answers: its summed loss under each of G candidates, (G,) float64.
+
+    The loss is the cross-entropy. With privacy it is the Brier score |softmax - y|^2 less one, which is as proper, and
+    bounded: one image changes each of the G numbers by 1 at most, so the sensitivity is sqrt(G).
+
+    Args:
+        logits: For each candidate (n, K).
+        targets: (n,) labels.
+        privacy: How noise is added, if at all.
+        client: The client, which decides its noise.
+    """
+    if privacy is None:
+        return torch.stack([F.cross_entropy(candidate, targets, reduction="sum") for candidate in logits])
+    sums = torch.stack([_brier(candidate, targets).sum() for candidate in logits])
+    return privacy.add_noise(sums, math.sqrt(len(sums)), CHOICE_SHARE, "choice", client)
+
+
+def best(answers: Sequence[Tensor], privacy: GaussianPrivacy | None) -> int:
+    """Return which candidate has the least loss over all clients.
+
+    With privacy it is the first of those that noise does not tell from the least: candidates are in the order of
+    boldness, and a teacher that is unsure by mistake does less harm than one that is sure. The least of G noises of
+    deviation s is about s sqrt(2 log G) below zero, and the first candidate's own noise is about s.
+    """
+    total = torch.stack(list(answers)).sum(0)
+    if privacy is None:
+        return int(total.argmin())
+    noise = privacy.sigma(math.sqrt(len(total)), CHOICE_SHARE) * math.sqrt(len(answers))
+    tolerance = noise * (1 + math.sqrt(2 * math.log(len(total))))
+    return int((total <= total.min() + tolerance).nonzero()[0])
+
+
+def _brier(logits: Tensor, targets: Tensor) -> Tensor:
+    """(n, K), (n,) -> |softmax - y|^2 - 1 of each image, in [-1, 1]."""
+    return (logits.softmax(1) - F.one_hot(targets, logits.shape[1])).square().sum(1) - 1

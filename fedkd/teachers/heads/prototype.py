@@ -1,0 +1,161 @@
+"""Class means as a head: Snell et al. 2017, "Prototypical Networks for Few-shot Learning" (arXiv 1703.05175).
+
+A class is the mean of its images' features, its prototype, and an image belongs to the nearest. Means need only sums:
+a client sends, for each class, sum x, the number of its images and, for Euclidean distances, sum |x|^2.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import reduce
+from operator import add
+from typing import Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fedkd.core.errors import FedKDError, unknown_name
+from fedkd.teachers.heads.calibration import best, loss_sums, scale_grid
+from fedkd.teachers.heads.head import FederatedHead, FittedHead, Shards
+from fedkd.teachers.heads.modules import ClipNorm, LinearClassifier, UnitNorm
+from fedkd.teachers.heads.privacy import SUMS_SHARE, GaussianPrivacy
+
+_DISTANCES = ("cosine", "euclidean")
+
+
+@dataclass(frozen=True)
+class PrototypeHead(FederatedHead):
+    """Class means, and a scale that is chosen as `RidgeHead` chooses its own. The same for every partition.
+
+    With "cosine" features x are scaled to unit length first, and the logits are scale * x . m_k / |m_k|. With
+    "euclidean" they are -scale * |x - m_k|^2 / r^2, less what is the same for all classes. There r^2 is the mean
+    squared distance of an image to its class's mean: so a scale means the same whatever the features' own.
+
+    A client sends (D + 1) K numbers, or (D + 2) K: for many features far less than a ridge head's D^2 / 2. A class that
+    no client has is the least likely one: in place of a cosine it has -1, and in place of a distance that of the mean
+    of all, r^2 more.
+
+    Args:
+        distance: "cosine" or "euclidean".
+        privacy: Makes all that clients send differentially private. Both exchanges share the one budget.
+    """
+
+    distance: Literal["cosine", "euclidean"] = "cosine"
+    privacy: GaussianPrivacy | None = None
+
+    def __post_init__(self) -> None:
+        if self.distance not in _DISTANCES:
+            raise unknown_name("distance", self.distance, _DISTANCES)
+
+    def fit(self, features: np.ndarray, targets: Tensor, shards: Sequence[np.ndarray], num_classes: int) -> FittedHead:
+        """Fit the head: see `FederatedHead.fit`."""
+        data = Shards(features, targets, shards, self.privacy)
+        sent = [self.noisy(self.sums(*self._rows(data, shard), num_classes), c) for c, shard in data.clients.items()]
+        total = reduce(add, sent)
+        weight, bias = self.classifier(total)
+
+        scales = scale_grid(octaves=12, steps=1 if self.privacy else 4)
+        answers = []
+        for client, shard in data.clients.items():
+            x, y = self._rows(data, shard)
+            logits, y = (x @ weight + bias, y) if self.privacy else self.leave_one_out(total, x, y)
+            answers.append(loss_sums((scale * logits for scale in scales), y, self.privacy, client))
+        scale = float(scales[best(answers, self.privacy)])
+        before: list[nn.Module] = [UnitNorm()] if self.distance == "cosine" else []
+        if self.privacy and not before:
+            before = [ClipNorm(self.privacy.clip)]
+        classifier = LinearClassifier(weight, bias, scale)
+        return FittedHead(
+            nn.Sequential(*before, classifier) if before else classifier,
+            bytes_up=sum(8 * sums.numel() for sums in sent) + sum(8 * len(answer) for answer in answers),
+            bytes_down=len(data) * 8 * (total.numel() + len(scales)),
+            sends=f"sums of x by class{', with noise' if self.privacy else ''}; then its loss at {len(scales)} scales",
+            chosen={"scale": scale},
+        )
+
+    def sums(self, features: Tensor, targets: Tensor, num_classes: int) -> Tensor:
+        """Return what a client sends, a column a class: sum x, the count, and for "euclidean" sum |x|^2.
+
+        Args:
+            features: (n, D) float64; n may be 0.
+            targets: (n,).
+            num_classes: K.
+
+        Returns:
+            (D + 1, K) or (D + 2, K) float64.
+        """
+        rows = [features, torch.ones(len(features), 1, dtype=torch.float64)]
+        if self.distance == "euclidean":
+            rows.append(features.square().sum(1, keepdim=True))
+        each = torch.cat(rows, dim=1)
+        return torch.zeros(num_classes, each.shape[1], dtype=torch.float64).index_add_(0, targets, each).T.contiguous()
+
+    def noisy(self, sums: Tensor, client: int) -> Tensor:
+        """Return a client's sums with noise, if they are to be private.
+
+        One image adds (x, 1) or (x, 1, |x|^2) to one column. So the sensitivity is sqrt(2) for "cosine", where x is of
+        length one, and sqrt(c^2 + 1 + c^4) for "euclidean", where it is c = ``privacy.clip`` at most.
+        """
+        if self.privacy is None:
+            return sums
+        c = self.privacy.clip
+        sensitivity = math.sqrt(2) if self.distance == "cosine" else math.sqrt(c**2 + 1 + c**4)
+        return self.privacy.add_noise(sums, sensitivity, SUMS_SHARE, "prototypes", client)
+
+    def classifier(self, total: Tensor) -> tuple[Tensor, Tensor]:
+        """From the sums over all clients to unscaled logits x W + b: W (D, K), b (K,) float64."""
+        dim = len(total) - (2 if self.distance == "euclidean" else 1)
+        sums, counts = total[:dim], total[dim]
+        absent = counts < 0.5  # noise leaves no count whole
+        if absent.all():
+            raise FedKDError("Cannot fit a head: no client has an image, by the sums that were sent.")
+        if self.distance == "cosine":
+            weight, bias = F.normalize(sums, dim=0), torch.zeros_like(counts)
+            return weight * ~absent, bias - 1.0 * absent
+        present = counts.clamp(min=1) * ~absent
+        everything = (sums * ~absent).sum(1, keepdim=True) / present.sum()
+        means = torch.where(absent, everything, sums / counts.clamp(min=1))  # (D, K)
+        radius = self._radius(total)
+        return 2 * means / radius, -means.square().sum(0) / radius - 1.0 * absent
+
+    def leave_one_out(self, total: Tensor, features: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the unscaled logits of each image by prototypes made without it, and its label.
+
+        Images that are alone in their class are left out: without them it has no prototype.
+
+        Args:
+            total: The sums over all clients.
+            features: (n, D) float64.
+            targets: (n,).
+        """
+        dim = features.shape[1]
+        keep = total[dim, targets] > 1.5
+        x, y = features[keep], targets[keep]
+        weight, bias = self.classifier(total)
+        without = total[:dim, y].T - x  # (n, D)
+        if self.distance == "cosine":
+            own = (x * F.normalize(without, dim=1)).sum(1)
+        else:
+            means = without / (total[dim, y] - 1)[:, None]
+            own = (2 * (x * means).sum(1) - means.square().sum(1)) / self._radius(total)
+        return (x @ weight + bias).scatter(1, y[:, None], own[:, None]), y
+
+    def _radius(self, total: Tensor) -> float:
+        """Return r^2, from (sum |x|^2 - sum_k n_k |m_k|^2) / n; features that are all the same have 1.
+
+        With privacy it is sum |x|^2 / n, to which noise does little; the scale makes up for the difference.
+        """
+        sums, counts, squares = total[:-2], total[-2].clamp(min=1), total[-1]
+        mean_square = float(squares.sum() / counts.sum())
+        if self.privacy:
+            return max(mean_square, 1e-6)
+        within = float((squares - sums.square().sum(0) / counts).sum() / counts.sum())
+        return max(within, 1e-6 * mean_square) or 1.0
+
+    def _rows(self, data: Shards, shard: np.ndarray) -> tuple[Tensor, Tensor]:
+        features, targets = data.rows(shard)
+        return (F.normalize(features, dim=1), targets) if self.distance == "cosine" else (features, targets)

@@ -1,0 +1,166 @@
+"""Solving the ridge regression whose sums clients sent (`fedkd.teachers.heads.ridge`), and choosing its regulariser."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from fedkd.core.errors import FedKDError
+from fedkd.teachers.heads.ridge import RidgeStatistics, unpack
+
+REGULARIZATIONS = tuple(10 ** (step / 2) for step in range(-12, 5))
+"""What "auto" chooses from: 1e-6 to 100, two a decade."""
+
+
+@dataclass(frozen=True, eq=False)
+class RidgeSolution:
+    """A solved ridge regression, in float64.
+
+    Args:
+        weight: W, (D, K).
+        bias: b, (K,).
+        mean: m, the mean feature vector, (D,).
+        precision: (S + lambda I)^-1, (D, D).
+        count: n.
+    """
+
+    weight: Tensor
+    bias: Tensor
+    mean: Tensor
+    precision: Tensor
+    count: int
+
+    @cached_property
+    def num_bytes(self) -> int:
+        """Return the bytes of all that is sent to a client that computes `leave_one_out` (precision: one triangle)."""
+        dim = len(self.mean)
+        return 8 * (self.weight.numel() + self.bias.numel() + dim + dim * (dim + 1) // 2 + 1)
+
+    def predict(self, features: Tensor) -> Tensor:
+        """Features (n, D) -> fitted values (n, K) float64."""
+        return features.double() @ self.weight + self.bias
+
+    def leave_one_out(self, features: Tensor, targets: Tensor) -> Tensor:
+        """Return, for images that were fitted, what a fit without that one image would have predicted: (n, K) float64.
+
+        It is exact: (f - h y) / (1 - h), with f the fitted value, y the one-hot target and the leverage
+        h = 1/n + (x - m)^T (S + lambda I)^-1 (x - m).
+
+        Args:
+            features: (n, D).
+            targets: (n,) labels.
+        """
+        x = features.double() - self.mean
+        leverage = (1 / self.count + ((x @ self.precision) * x).sum(1, keepdim=True)).clamp(max=1 - 1e-9)  # (n, 1)
+        one_hot = torch.nn.functional.one_hot(targets, self.weight.shape[1])
+        return (self.predict(features) - leverage * one_hot) / (1 - leverage)
+
+
+def solve_ridge(statistics: RidgeStatistics, regularization: float) -> RidgeSolution:
+    """Solve the ridge regression of one-hot targets on features.
+
+    Args:
+        statistics: Summed over all clients.
+        regularization: lambda is this times the features' summed variance over D, tr(S) / D: so it means the same
+            whatever the features' scale and the number of images.
+
+    Raises:
+        FedKDError: If there is no image at all.
+    """
+    return RidgeProblem.from_statistics(statistics).solve(regularization)
+
+
+@dataclass(frozen=True, eq=False)
+class RidgeProblem:
+    """The centred sums, which are solved for any lambda.
+
+    Args:
+        scatter: S, (D, D).
+        cross: C, (D, K).
+        mean: m, (D,).
+        target_mean: t, (K,).
+        least: The least lambda, 0 where there is no noise. Noise of variance v on S has the norm 2 sqrt(v D) (Wigner's
+            semicircle), and directions that vary less are lost in it.
+        count: n.
+    """
+
+    scatter: Tensor
+    cross: Tensor
+    mean: Tensor
+    target_mean: Tensor
+    least: float
+    count: int
+
+    @classmethod
+    def from_statistics(cls, statistics: RidgeStatistics) -> RidgeProblem:
+        """Centre the sums.
+
+        Raises:
+            FedKDError: If there is no image at all.
+        """
+        n = statistics.count
+        if n < 1:
+            raise FedKDError("Cannot fit a head: no client has an image, by the sums that were sent.")
+        full = unpack(statistics.second_moments, statistics.cross_moments.shape[0])
+        mean, target_mean = full[-1, :-1] / n, statistics.class_counts / n
+        scatter = full[:-1, :-1] - n * torch.outer(mean, mean)
+        cross = statistics.cross_moments[:-1] - torch.outer(mean, statistics.class_counts)
+        return cls(scatter, cross, mean, target_mean, 2 * math.sqrt(statistics.noise * len(mean)), n)
+
+    def solve(self, regularization: float) -> RidgeSolution:
+        """Solve for lambda = regularization * tr(S) / D, but at least ``least``."""
+        precision = torch.cholesky_inverse(self._factor(regularization))
+        weight = precision @ self.cross
+        return RidgeSolution(weight, self.target_mean - self.mean @ weight, self.mean, precision, self.count)
+
+    def errors(self, regularizations: Sequence[float], held_out: RidgeStatistics) -> Tensor:
+        """Return the solutions' summed squared errors on other images, from those images' sums alone, float64.
+
+        With V = [W; b]:  sum |V^T [x 1] - y|^2 = tr(V^T A V) - 2 tr(V^T B) + n.
+        """
+        moments = unpack(held_out.second_moments, held_out.cross_moments.shape[0])
+        found = []
+        for regularization in regularizations:
+            weight = torch.cholesky_solve(self.cross, self._factor(regularization))
+            v = torch.cat([weight, (self.target_mean - self.mean @ weight)[None]])  # (D + 1, K)
+            found.append((v * (moments @ v - 2 * held_out.cross_moments)).sum() + moments[-1, -1])
+        return torch.stack(found)
+
+    def effective(self, regularization: float) -> float:
+        """Return the regularisation that is used for one that was asked for: more, where noise needs more."""
+        unit = self._unit
+        return max(regularization, self.least / unit) if unit > 0 else regularization
+
+    @property
+    def _unit(self) -> float:
+        """What a regularisation of 1 is: tr(S) / D."""
+        return float(self.scatter.trace()) / len(self.mean)
+
+    def _factor(self, regularization: float) -> Tensor:
+        """Return the lower Cholesky factor of S + lambda I."""
+        penalty = max(regularization * self._unit, self.least)
+        ridge = torch.eye(len(self.mean), dtype=torch.float64) * (penalty if penalty > 0 else 1.0)  # constant: W = 0
+        factor, failed = torch.linalg.cholesky_ex(self.scatter + ridge)
+        if not failed:
+            return factor
+        variances, basis = torch.linalg.eigh(self.scatter)  # noise has made some negative: they are 0
+        positive = (basis * variances.clamp(min=0)) @ basis.T
+        return torch.linalg.cholesky((positive + positive.T) / 2 + ridge)
+
+
+def choose_regularization(fit: RidgeStatistics, held_out: RidgeStatistics) -> float:
+    """Return the regularisation, out of `REGULARIZATIONS`, whose fit has the least squared error on held-out images.
+
+    Args:
+        fit: The sums over the images to fit.
+        held_out: The sums over others. Where one of the two is empty the choice is 0.01.
+    """
+    if min(fit.count, held_out.count) < 1:
+        return 1e-2
+    errors = RidgeProblem.from_statistics(fit).errors(REGULARIZATIONS, held_out)
+    return REGULARIZATIONS[int(errors.argmin())]

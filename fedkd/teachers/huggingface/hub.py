@@ -1,0 +1,161 @@
+"""Finding and loading HuggingFace checkpoints: in a folder, in the local cache, or on the hub."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from fedkd.core.errors import FedKDError, MissingResourceError
+from fedkd.teachers.registry import resolve, teachers
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint that is there.
+
+    Args:
+        name: What was asked for.
+        path: The folder or hub id.
+        config: Its transformers configuration.
+        options: Keywords for every ``from_pretrained`` of its parts.
+    """
+
+    name: str
+    path: str
+    config: Any
+    options: dict[str, Any] = field(default_factory=dict)
+
+    def load(self, auto_class: Any, **options: Any) -> Any:
+        """Return ``auto_class.from_pretrained(...)`` of it.
+
+        Raises:
+            MissingResourceError: If a file or a package that it needs is not there.
+            FedKDError: If it cannot be read.
+        """
+        with _quiet():
+            try:
+                return auto_class.from_pretrained(self.path, **self.options, **options)
+            except ImportError as error:
+                raise MissingResourceError(
+                    f"Checkpoint {self.name!r} needs a package that is not installed: {_one_line(error)}"
+                ) from error
+            except Exception as error:
+                missing = isinstance(error, OSError) and not isinstance(error, PermissionError)
+                kind = MissingResourceError if missing else FedKDError
+                raise kind(f"Cannot load {auto_class.__name__} of {self.path!r}: {_one_line(error)}") from error
+
+    def load_model(self, auto_class: Any, may_lack: str = "") -> Any:
+        """Return the model in float32, all of whose weights came from the checkpoint.
+
+        Args:
+            auto_class: ``AutoModel`` or one like it.
+            may_lack: Weights with this word in their name may be absent; they are zeroed, since transformers draws
+                them at random and the output must be the same in every process.
+
+        Raises:
+            FedKDError: If other weights are absent: features of random weights teach nothing.
+        """
+        import torch
+
+        model, info = self.load(auto_class, dtype=torch.float32, output_loading_info=True)
+        lacking = sorted(str(name) for name in info["missing_keys"])
+        for name in lacking:
+            if not may_lack or may_lack not in name:
+                raise FedKDError(
+                    f"Checkpoint {self.path!r} lacks {len(lacking)} weights of its model, such as {name!r}."
+                )
+            with torch.no_grad():
+                model.get_parameter(name).zero_()
+        return model
+
+
+def find_checkpoint(name: str, revision: str | None = None) -> Checkpoint:
+    """Find a checkpoint by short name, folder or hub id, and read its configuration.
+
+    Where the hub cannot be reached, files downloaded earlier are used, and what is not there fails at once
+    (transformers alone would try again for 23 seconds).
+
+    Raises:
+        MissingResourceError: If it cannot be found: says what was looked for, where, and how to supply it.
+    """
+    from transformers import AutoConfig
+
+    path = resolve(name)
+    folder = Path(path).expanduser()
+    if folder.is_dir():
+        if not (folder / "config.json").is_file():
+            raise MissingResourceError(
+                f"No teacher checkpoint in folder {str(folder)!r}: it has no config.json. Give a folder with "
+                "config.json and model.safetensors, as save_pretrained writes them."
+            )
+        return _open(AutoConfig, name, str(folder), {})
+    if path.startswith((".", "/", "~")) or path.count("/") > 1 or "\\" in path:
+        raise MissingResourceError(
+            f"No teacher checkpoint {path!r}: there is no such folder. Give a folder with config.json and "
+            f"model.safetensors, a HuggingFace hub id, or a short name.{_nearest(name)}"
+        )
+    from huggingface_hub import constants
+
+    reachable = hub_is_reachable()
+    try:
+        return _open(AutoConfig, name, path, {"revision": revision or "main", "local_files_only": not reachable})
+    except FedKDError as error:
+        hub = f"on {constants.ENDPOINT}" if reachable else f"in {constants.HF_HUB_CACHE}"
+        why = _one_line(error.__cause__ or error) if reachable else f"{constants.ENDPOINT} cannot be reached"
+        raise MissingResourceError(
+            f"No teacher checkpoint {path!r}: not a folder in {Path.cwd()}, and not found {hub} ({why}). Give a folder "
+            f"with config.json and model.safetensors, or run `hf download {path}` with a network.{_nearest(name)}"
+        ) from error
+
+
+def is_dual_encoder(config: Any) -> bool:
+    """Whether a configuration belongs to a model with an image and a text tower."""
+    from transformers.models.auto.modeling_auto import MODEL_FOR_ZERO_SHOT_IMAGE_CLASSIFICATION_MAPPING_NAMES
+
+    return config.model_type in MODEL_FOR_ZERO_SHOT_IMAGE_CLASSIFICATION_MAPPING_NAMES
+
+
+def hub_is_reachable(timeout: float = 5.0) -> bool:
+    """Whether the HuggingFace hub answers; asked once, without trying again, through proxies if they are set."""
+    from huggingface_hub import constants, get_session
+
+    try:
+        get_session().head(constants.ENDPOINT, timeout=timeout)
+    except Exception:
+        return False
+    return True
+
+
+def _open(auto_config: Any, name: str, path: str, options: dict[str, Any]) -> Checkpoint:
+    return Checkpoint(name, path, Checkpoint(name, path, None, options).load(auto_config), options)
+
+
+def _nearest(name: str) -> str:
+    if name in teachers or any(name == entry.checkpoint for entry in teachers.registered.values()):
+        return ""  # rightly spelt
+    nearest = difflib.get_close_matches(name, list(teachers), n=1, cutoff=0.5)
+    return f" Did you mean {nearest[0]!r}?" if nearest else ""
+
+
+def _one_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep transformers' progress bars and loading reports to themselves; what matters of them is raised."""
+    from transformers.utils import logging
+
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()

@@ -1,0 +1,60 @@
+"""From a backbone's output to one feature vector an image."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fedkd.core.errors import FedKDError
+
+POOLINGS = ("auto", "cls", "mean", "cls+mean", "pooled")
+
+
+def pool(output: Any, pooling: str, num_prefix: int) -> Tensor:
+    """Pool a transformers model output to (B, D).
+
+    Args:
+        output: With ``last_hidden_state``, tokens (B, T, C) or a feature map (B, C, H, W), and perhaps
+            ``pooler_output`` (B, C) or (B, C, 1, 1).
+        pooling: One of `POOLINGS`. "auto" is "cls+mean" where there is a CLS token, else "pooled" where the model
+            pools, else "mean".
+        num_prefix: How many tokens come before the patches': the CLS token, then registers. 0 where there is no CLS.
+
+    Raises:
+        FedKDError: If the output has not what the pooling needs.
+    """
+    hidden, pooled = output.last_hidden_state, getattr(output, "pooler_output", None)
+    has_cls = hidden.ndim == 3 and num_prefix > 0
+    if pooling == "auto":
+        pooling = "cls+mean" if has_cls else "pooled" if pooled is not None else "mean"
+    if pooling == "pooled":
+        if pooled is None:
+            raise FedKDError("pooling 'pooled' needs a model that pools by itself; choose 'mean' or 'auto'.")
+        return pooled.flatten(1)
+    if "cls" in pooling and not has_cls:
+        raise FedKDError(f"pooling {pooling!r} needs a CLS token, which this model has not; choose 'mean' or 'auto'.")
+    if hidden.ndim == 4:
+        return hidden.mean((2, 3))  # (B, C, H, W) -> (B, C)
+    parts = {"cls": lambda: hidden[:, 0], "mean": lambda: hidden[:, num_prefix:].mean(1)}
+    return torch.cat([parts[part]() for part in pooling.split("+")], dim=1)
+
+
+def num_prefix_tokens(model: Any, hidden: Tensor, image_size: torch.Size) -> int:
+    """Return how many tokens of ``hidden`` come before the patches'; 0 where patches are not all there is.
+
+    Args:
+        model: A transformers model, perhaps timm's in its wrapper.
+        hidden: Its last hidden state.
+        image_size: (height, width) of its input.
+    """
+    timm_model = getattr(model, "timm_model", None)
+    if timm_model is not None:
+        return getattr(timm_model, "num_prefix_tokens", 0)
+    patch = getattr(model.config, "patch_size", None)
+    if patch is None or hidden.ndim != 3:
+        return 0
+    height, width = (patch, patch) if isinstance(patch, int) else patch
+    # Hierarchical models (Swin) merge patches, and end with fewer tokens than there were: no prefix.
+    return max(0, hidden.shape[1] - (image_size[0] // height) * (image_size[1] // width))

@@ -1,0 +1,200 @@
+"""A checkpoint's image processor as one module on tensors: a whole batch at once, on its device."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fedkd.core.errors import FedKDError, check_range, unknown_name
+from fedkd.teachers.huggingface.patches import naflex_size
+
+_IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+# PIL's numbers and timm's names -> torch's modes; torch has no Lanczos or Hamming filter, so the nearest in kind.
+_MODES: dict[Any, str] = {0: "nearest-exact", 1: "bicubic", 2: "bilinear", 3: "bicubic", 4: "area", 5: "bilinear"} | {
+    name: name for name in ("bilinear", "bicubic")
+} | {"nearest": "nearest-exact", "lanczos": "bicubic", "random": "bilinear"}  # fmt: skip
+
+
+class Preprocess(nn.Module):
+    """Resize, crop and normalise: (B, C, H, W) in [0, 1] -> (B, channels, *crop), as the checkpoint's processor would.
+
+    Args:
+        resize: The shorter side (the ratio of the sides stays), or (height, width), or None.
+        crop: (height, width) cut out of the middle, padded with black where the image is smaller; or None.
+        mode: How to interpolate: a mode of `torch.nn.functional.interpolate`.
+        scale: Each channel is multiplied by this,
+        shift: and then this is added. Their number is the number of channels.
+        round_crop: Whether a crop that cannot be in the middle exactly is half a pixel off by rounding (torchvision)
+            rather than to the upper left (transformers).
+        patch_size: Side of a patch, for a model that takes any aspect ratio (see `naflex_size`); else 0.
+        max_patches: For such a model.
+    """
+
+    scale: Tensor
+    shift: Tensor
+
+    def __init__(
+        self,
+        resize: int | tuple[int, int] | None,
+        crop: tuple[int, int] | None,
+        mode: str,
+        scale: Sequence[float],
+        shift: Sequence[float],
+        round_crop: bool = False,
+        patch_size: int = 0,
+        max_patches: int = 0,
+    ) -> None:
+        super().__init__()
+        self.patch_size, self.max_patches = patch_size, max_patches
+        self.resize, self.crop, self.mode, self.round_crop = resize, crop, mode, round_crop
+        self.register_buffer("scale", torch.tensor(scale, dtype=torch.float32).view(1, -1, 1, 1), persistent=False)
+        self.register_buffer("shift", torch.tensor(shift, dtype=torch.float32).view(1, -1, 1, 1), persistent=False)
+
+    @classmethod
+    def from_processor(cls, processor: Any, image_size: int | None = None, channels: int = 3) -> Preprocess:
+        """Build from a transformers image processor.
+
+        Args:
+            processor: The image processor.
+            image_size: Side of the square that the model shall see instead of the processor's own; the whole image is
+                scaled to it, and only what makes it oblong is cropped.
+            channels: What the model takes.
+
+        Raises:
+            FedKDError: If the processor resamples in an unknown way.
+        """
+        settings = processor.to_dict()
+        patch_size = max_patches = 0
+        if "data_config" in settings:  # timm's
+            resize, crop, resample = _timm_geometry(settings["data_config"])
+        elif settings.get("max_num_patches"):
+            resize, crop, resample, patch_size = None, None, settings["resample"], settings["patch_size"]
+            check_range("image_size", image_size or patch_size, low=patch_size, whole=True)
+            max_patches = (image_size // patch_size) ** 2 if image_size else settings["max_num_patches"]
+        else:
+            resize, crop, resample = _geometry(settings)
+        if image_size is not None and not patch_size:
+            square = (image_size, image_size)
+            resize, crop = (image_size, square) if isinstance(resize, int) else (square, None)
+        if resample not in _MODES:
+            raise FedKDError(f"Cannot resample images like {type(processor).__name__}: {resample!r} is unknown.")
+        # Whatever it does to pixel values is affine (rescaling, mean, standard deviation, offsets, twice for some):
+        # black tells the shift, and white less black the scale.
+        black, white = (_middle_pixel(processor, value, channels) for value in (0, 255))
+        values = (white - black).tolist(), black.tolist()
+        return cls(resize, crop, _MODES[resample], *values, "data_config" in settings, patch_size, max_patches)
+
+    @classmethod
+    def from_config(cls, config: Any, image_size: int | None = None, channels: int = 3) -> Preprocess:
+        """Build for a checkpoint that has no processor: ImageNet's mean and deviation, and the model's image size."""
+        size = image_size or getattr(config, "image_size", None) or 224
+        height, width = (size, size) if isinstance(size, int) else tuple(size)
+        std = np.resize(_IMAGENET_STD, channels)
+        return cls(
+            (height, width), None, "bicubic", (1 / std).tolist(), (-np.resize(_IMAGENET_MEAN, channels) / std).tolist()
+        )
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(B, C, H, W) in [0, 1] -> normalised (B, channels, H', W') float32."""
+        images, channels = images.float(), self.scale.shape[1]
+        if images.shape[1] != channels:
+            images = images.expand(-1, channels, -1, -1) if images.shape[1] == 1 else images.mean(1, keepdim=True)
+        if self.patch_size:
+            images = self._resized(images, naflex_size(images.shape[-2:], self.patch_size, self.max_patches))
+        if self.resize is not None:
+            images = self._resized(images, self.resize)
+        if self.crop is not None and tuple(images.shape[-2:]) != tuple(self.crop):
+            images = _center_crop(images, *self.crop, self.round_crop)
+        return images * self.scale + self.shift
+
+    def _resized(self, images: Tensor, size: int | tuple[int, int]) -> Tensor:
+        height, width = images.shape[-2:]
+        if isinstance(size, int):
+            short = min(height, width)
+            size = (int(size * height / short), int(size * width / short))
+        if size == (height, width):
+            return images
+        if self.mode not in ("bilinear", "bicubic"):
+            return F.interpolate(images, size, mode=self.mode)
+        # Bicubic weights overshoot. Processors work on whole grey levels, so they clip after rows and after columns.
+        for target in ((height, size[1]), size):
+            images = F.interpolate(images, target, mode=self.mode, antialias=True, align_corners=False).clamp(0, 1)
+        return images
+
+    def extra_repr(self) -> str:
+        """Name the settings."""
+        return f"resize={self.resize}, crop={self.crop}, mode={self.mode!r}, max_patches={self.max_patches}"
+
+
+def load_preprocess(checkpoint: Any, image_size: int | None = None, channels: int = 3) -> Preprocess:
+    """Return the preprocessing of a `fedkd.teachers.huggingface.hub.Checkpoint`, with a warning if it brings none.
+
+    Raises:
+        FedKDError: If ``image_size`` is not positive, or the processor is of an unknown kind.
+    """
+    from transformers import AutoImageProcessor
+
+    if image_size is not None:
+        check_range("image_size", image_size, low=1, whole=True)
+    try:
+        processor = checkpoint.load(AutoImageProcessor)
+    except FedKDError:
+        preprocess = Preprocess.from_config(checkpoint.config, image_size, channels)
+        warnings.warn(
+            f"Checkpoint {checkpoint.name!r} has no image processor that transformers can load: using ImageNet's mean "
+            f"and standard deviation at {preprocess.resize} pixels.",
+            stacklevel=2,
+        )
+        return preprocess
+    return Preprocess.from_processor(processor, image_size, channels)
+
+
+def _geometry(settings: dict[str, Any]) -> tuple[int | tuple[int, int] | None, tuple[int, int] | None, Any]:
+    """Return (resize, crop, resample) of a processor's settings."""
+    size, resample = settings.get("size") or {}, settings.get("resample")
+    resize: int | tuple[int, int] | None = None
+    crop = None
+    if settings.get("do_resize"):
+        short = size.get("shortest_edge")
+        resize = int(short) if short else (int(size["height"]), int(size["width"]))
+        if short and settings.get("crop_pct"):  # ConvNeXt's: below 384 a margin is cut off, from there on none is
+            resize, crop = (
+                (int(short / settings["crop_pct"]), (short, short)) if short < 384 else ((short, short), None)
+            )
+    if settings.get("do_center_crop"):
+        size = settings["crop_size"]
+        crop = (int(size["height"]), int(size["width"])) if "height" in size else (int(size["shortest_edge"]),) * 2
+    return resize, crop, 2 if resample is None else resample
+
+
+def _timm_geometry(config: dict[str, Any]) -> tuple[int | tuple[int, int] | None, tuple[int, int] | None, Any]:
+    """Return (resize, crop, resample) of timm's data configuration, as its evaluation transform has them."""
+    height, width = config["input_size"][-2:]
+    pct, mode = config.get("crop_pct") or 0.875, config.get("crop_mode") or "center"
+    if mode not in ("center", "squash"):
+        raise unknown_name("crop_mode of a timm checkpoint", mode, ("center", "squash"))
+    if mode == "squash" or height != width:
+        return (int(height / pct), int(width / pct)), (height, width), config["interpolation"]
+    return int(height / pct), (height, width), config["interpolation"]
+
+
+def _middle_pixel(processor: Any, value: int, channels: int) -> Tensor:
+    from PIL import Image
+
+    pixels = np.full((64, 64, 3) if channels == 3 else (64, 64), value, np.uint8)
+    out = processor(Image.fromarray(pixels), return_tensors="pt")["pixel_values"][0].double()
+    # (channels, H, W); or, of a model of patches, (N, P * P * channels)
+    return out[:, out.shape[1] // 2, out.shape[2] // 2] if out.ndim == 3 else out[0, :channels]
+
+
+def _center_crop(images: Tensor, height: int, width: int, nearest: bool) -> Tensor:
+    whole = round if nearest else int
+    top, left = whole((images.shape[-2] - height) / 2), whole((images.shape[-1] - width) / 2)
+    bottom, right = images.shape[-2] - height - top, images.shape[-1] - width - left
+    return F.pad(images, (-left, -right, -top, -bottom))  # negative padding cuts off

@@ -1,0 +1,1 @@
+"""Teacher outputs: computed once, kept on disk, named by what they depend on."""

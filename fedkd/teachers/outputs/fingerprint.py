@@ -1,0 +1,145 @@
+"""A hash of everything that a module's output depends on, so that a stale cache is never read."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import inspect
+import json
+import pickle
+from collections.abc import Collection
+from dataclasses import fields, is_dataclass
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from fedkd.core.errors import FedKDError
+from fedkd.teachers.outputs.source import compiled, is_ours, source_of
+
+WHERE_FROM = frozenset({"checkpoint", "revision", "name_or_path", "_name_or_path"})
+"""Where weights were found says nothing about what they are: a moved folder keeps its cache."""
+
+_VERSIONED = ("fedkd", "timm", "transformers")
+_TORCH_INTERNALS = frozenset(vars(nn.Module()))
+
+
+def fingerprint(module: nn.Module, ignore: Collection[str] = ()) -> str:
+    """Hash a module's weights, buffers, attributes, code outside of `LIBRARIES`, and the versions of what is inside.
+
+    Args:
+        module: The module.
+        ignore: Names of its attributes and submodules that do not matter.
+
+    Returns:
+        SHA-256 in hex, the same in every process.
+
+    Raises:
+        FedKDError: If an attribute of a class outside of `LIBRARIES` cannot be told from another of its type.
+    """
+    digest = hashlib.sha256(json.dumps([_version(package) for package in _VERSIONED]).encode())
+    classes: dict[type, None] = {}
+    for name, child in module.named_modules():
+        if name.split(".")[0] not in ignore:
+            kind = type(child)
+            classes |= dict.fromkeys(kind.__mro__)
+            skipped = WHERE_FROM | _TORCH_INTERNALS | (frozenset(ignore) if child is module else frozenset())
+            settings = {key: value for key, value in sorted(vars(child).items()) if key not in skipped}
+            plain = {key: _plain(value, f"{kind.__qualname__}.{key}", is_ours(kind)) for key, value in settings.items()}
+            digest.update(json.dumps([name, kind.__module__, kind.__qualname__, plain]).encode())
+    for cls in classes:
+        if not is_ours(cls):
+            digest.update(source_of(cls).encode())
+    for name, tensor in [*module.named_parameters(), *module.named_buffers()]:
+        if name.split(".")[0] not in ignore:
+            digest.update(name.encode())
+            hash_tensor(digest, tensor)
+    return digest.hexdigest()
+
+
+def own_code(cls: type) -> str:
+    """Return the source of a class and its bases, as far as they are outside of `LIBRARIES`."""
+    return "".join(source_of(base) for base in cls.__mro__ if not is_ours(base))
+
+
+def settings(value: Any) -> str:
+    """Write an object's public settings down in a line, as in ``KD(ce_weight=0.1, kd_weight=0.9, temperature=2.0)``.
+
+    Of a module those of its parts follow; tensors, and what else cannot be written down, count by their type.
+    """
+    hidden = _TORCH_INTERNALS if isinstance(value, nn.Module) else frozenset()
+    shown = [(name, setting(item)) for name, item in vars(value).items() if name[0] != "_" and name not in hidden]
+    if isinstance(value, nn.Module):
+        shown += [(name, settings(part)) for name, part in value.named_children()]
+    return f"{type(value).__qualname__}({', '.join(f'{name}={text}' for name, text in shown)})"
+
+
+def setting(value: Any) -> str:
+    """Write down one setting: a plain value, a dataclass of such, or a type's name."""
+    if is_dataclass(value) and not isinstance(value, type):
+        return settings(value)
+    plain = _plain(value, "a setting", by_type=True)
+    return plain if isinstance(plain, str) and not isinstance(value, str) else repr(plain)
+
+
+def hash_tensor(digest: hashlib._Hash, tensor: Tensor) -> None:
+    """Add a tensor's dtype, shape and bytes to a digest."""
+    digest.update(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
+    digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return ""
+
+
+def _plain(value: Any, where: str, by_type: bool) -> Any:
+    """Return what JSON can hold and what tells a setting from any other.
+
+    With ``by_type``, an object that is none of the usual counts by its type: of a library's class, the rest of the
+    settings and the version decide what it is.
+    """
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, list | tuple):
+        return [_plain(item, where, by_type) for item in value]
+    if isinstance(value, dict):
+        return {str(key): _plain(item, where, by_type) for key, item in value.items() if key not in WHERE_FROM}
+    if isinstance(value, torch.dtype | torch.Size | torch.device):
+        return str(value)
+    if isinstance(value, np.ndarray | np.generic | Tensor):
+        digest = hashlib.sha256()
+        hash_tensor(digest, torch.as_tensor(np.asarray(value) if not isinstance(value, Tensor) else value))
+        return digest.hexdigest()
+    if isinstance(value, nn.Module):  # in a list or a dict, where torch does not see it
+        return fingerprint(value)
+    if is_dataclass(value) and not isinstance(value, type):
+        return [
+            type(value).__qualname__,
+            {f.name: _plain(getattr(value, f.name), where, by_type) for f in fields(value)},
+        ]
+    if hasattr(value, "to_dict"):  # a HuggingFace configuration
+        return _plain(value.to_dict(), where, by_type)
+    if by_type:
+        return type(value).__qualname__
+    if isinstance(value, functools.partial):
+        return [_plain(part, where, by_type) for part in (value.func, value.args, value.keywords)]
+    if inspect.isfunction(value):
+        caught = [cell.cell_contents for cell in value.__closure__ or ()]
+        return [
+            repr(compiled(value.__code__)),
+            _plain([value.__defaults__, value.__kwdefaults__, caught], where, by_type),
+        ]
+    if isinstance(value, type):
+        return [value.__module__, value.__qualname__, source_of(value)]
+    try:
+        return hashlib.sha256(pickle.dumps(value, protocol=4)).hexdigest()
+    except Exception as error:  # whatever an object's own code makes of being written down
+        raise FedKDError(
+            f"The teacher's cache cannot tell {where}, a {type(value).__qualname__}, from another one: make it "
+            "something that can be pickled, or name it in not_in_features if features do not depend on it."
+        ) from error

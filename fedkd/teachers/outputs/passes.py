@@ -1,0 +1,135 @@
+"""All images, in all their views, once through a teacher."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fedkd.core.errors import FedKDError
+from fedkd.teachers.outputs.fingerprint import fingerprint, own_code
+from fedkd.teachers.teacher import Teacher
+
+if TYPE_CHECKING:
+    from fedkd.data import ImageSet, Views
+
+_FORMAT = "fedkd teacher cache 1"
+
+
+@dataclass(frozen=True, eq=False)
+class Pass:
+    """One pass of all images, in all their views, through a teacher.
+
+    Args:
+        teacher: The teacher, prepared.
+        data: N images.
+        views: Their V views; None is a single one, the images themselves.
+        gives_logits: Whether the outputs are logits, not features.
+        batch_size: Images in a batch, all views counted.
+    """
+
+    teacher: Teacher
+    data: ImageSet
+    views: Views | None
+    gives_logits: bool
+    batch_size: int
+
+    is_slow: ClassVar[bool] = True
+    """Whether it is worth a progress bar."""
+
+    @property
+    def key(self) -> str:
+        """Return a hash of all that the outputs depend on."""
+        teacher, views = self.teacher, self.views
+        what = f"logits {fingerprint(teacher)}" if self.gives_logits else f"features {teacher.fingerprint()}"
+        seen = "the clean image" if views is None else f"{views!r} {own_code(type(views.augmentation))}"
+        text = f"{_FORMAT}, views: {seen}; {what}; {self.data.fingerprint}"
+        return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+    @property
+    def num_views(self) -> int:
+        """Return V."""
+        return 1 if self.views is None else self.views.count
+
+    @property
+    def step(self) -> int:
+        """Return how many images make a batch with all their views."""
+        return max(1, self.batch_size // self.num_views)
+
+    def outputs(self, start: int) -> Iterator[Tensor]:
+        """Yield outputs, image by image and view by view, from image ``start`` on: float32 (B, D) on the CPU.
+
+        On CUDA the next batch is on its way before the last is waited for, so that the device never waits for the disk.
+        """
+        ahead = 1 if self.teacher.device.type == "cuda" else 0
+        under_way: deque[tuple[Tensor, torch.cuda.Event | None]] = deque()
+        for first in range(start, len(self.data), self.step):
+            under_way.append(self._launch(first))
+            if len(under_way) > ahead:
+                yield _arrived(self.teacher, *under_way.popleft())
+        while under_way:
+            yield _arrived(self.teacher, *under_way.popleft())
+
+    def _launch(self, first: int) -> tuple[Tensor, torch.cuda.Event | None]:
+        """Let the teacher look at a batch; return its outputs and, on CUDA, what tells that they have arrived."""
+        device = self.teacher.device
+        on_cuda = device.type == "cuda"
+        images = self.data.images[first : first + self.step]
+        # Copies from pageable memory would wait for all that the device has to do.
+        images = images.pin_memory().to(device, non_blocking=True) if on_cuda else images.to(device)
+        pixels = self._views_of(images, first).float() / 255
+        with torch.no_grad():
+            outputs = self.teacher(pixels) if self.gives_logits else self.teacher.features(pixels)
+        if outputs.ndim != 2 or len(outputs) != len(pixels):
+            raise FedKDError(
+                f"{type(self.teacher).__name__} must give one vector an image, (B, D): for {len(pixels)} images it "
+                f"gave {tuple(outputs.shape)}."
+            )
+        arriving = outputs.float().to("cpu", non_blocking=on_cuda)
+        if not on_cuda:
+            return arriving, None
+        event = torch.cuda.Event()
+        event.record(torch.cuda.current_stream(device))
+        return arriving, event
+
+    def _views_of(self, images: Tensor, first: int) -> Tensor:
+        """Images ``first`` and on, (b, C, H, W), -> all views of each, (b V, C, H, W)."""
+        if self.views is None:
+            return images
+        index = torch.arange(first, first + len(images), device=images.device).repeat_interleave(self.num_views)
+        view = torch.arange(self.num_views, device=images.device).repeat(len(images))
+        return self.views.apply(images.repeat_interleave(self.num_views, dim=0), self.views.draw(index, view))
+
+
+@dataclass(frozen=True, eq=False)
+class JoinedPass(Pass):
+    """An ensemble's pass: its members' features, read from where each has its own, side by side.
+
+    Args:
+        look: Returns a member's outputs on all images in all views, (N, V, D_m), computed if need be.
+    """
+
+    look: Callable[[Teacher], np.ndarray]
+
+    is_slow: ClassVar[bool] = False  # its members show how far they are
+
+    def outputs(self, start: int) -> Iterator[Tensor]:
+        """Yield outputs as `Pass.outputs` does."""
+        parts = [self.look(member) for member in self.teacher.teachers]  # type: ignore[union-attr]
+        for first in range(start, len(self.data), self.step):
+            rows = [part[first : first + self.step].astype(np.float32) for part in parts]
+            yield torch.from_numpy(np.concatenate(rows, axis=2)).flatten(0, 1)  # (b, V, D) -> (b V, D)
+
+
+def _arrived(teacher: Teacher, outputs: Tensor, event: torch.cuda.Event | None) -> Tensor:
+    if event is not None:
+        event.synchronize()
+    if not outputs.isfinite().all():
+        raise FedKDError(f"{type(teacher).__name__} gave outputs that are not finite; try dtype float32.")
+    return outputs

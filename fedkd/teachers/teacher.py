@@ -1,0 +1,126 @@
+"""What a teacher is: a frozen network that turns images into features, and features into logits."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from fedkd.core.errors import FedKDError
+from fedkd.teachers.heads.head import FederatedHead, RidgeHead
+from fedkd.teachers.outputs.fingerprint import fingerprint, setting
+
+
+class Teacher(nn.Module, ABC):
+    """A frozen teacher. To add one, subclass it with ``__init__`` and ``features``; nothing else is needed.
+
+        class MyTeacher(Teacher):
+            def __init__(self) -> None:
+                super().__init__()
+                self.backbone = load_my_network()
+
+            def features(self, images: Tensor) -> Tensor:
+                return self.backbone(2 * images - 1)
+
+    Every module or parameter that is assigned to a teacher is frozen, and stays in evaluation mode. Its features are
+    computed once and cached; then ``head_method`` fits ``head`` on them federatedly. A teacher that brings its own
+    classifier assigns it to ``head`` (``nn.Identity()`` where ``features`` are logits already).
+
+    Args:
+        head_method: How the head is fitted from what clients send; a ridge head by default.
+
+    Attributes:
+        head: Features (B, D) to logits (B, K), or None until it is fitted.
+        head_is_fitted: Whether ``head`` was fitted by ``head_method``, and so is fitted anew for other data.
+        classes: The class names, once `prepare` was called.
+    """
+
+    not_in_features: ClassVar[frozenset[str]] = frozenset({"head", "head_method", "head_is_fitted", "classes"})
+    """Names of attributes that features do not depend on: a change of theirs leaves the cache valid."""
+
+    head: nn.Module | None
+
+    def __init__(self, head_method: FederatedHead | None = None) -> None:
+        super().__init__()
+        if head_method is not None and not isinstance(head_method, FederatedHead):
+            raise FedKDError(f"head must be a FederatedHead such as RidgeHead(), got {head_method!r}.")
+        self.head_method = RidgeHead() if head_method is None else head_method
+        self.head = None
+        self.head_is_fitted = False
+        self.classes: tuple[str, ...] = ()
+        self.training = False
+
+    @abstractmethod
+    def features(self, images: Tensor) -> Tensor:
+        """Compute features.
+
+        Args:
+            images: (B, C, H, W) in [0, 1], C being 1 or 3; the teacher resizes and normalises by itself.
+
+        Returns:
+            (B, D) float32.
+        """
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Compute logits: images (B, C, H, W) in [0, 1] -> (B, K) float32.
+
+        Raises:
+            FedKDError: If the head is not fitted yet.
+        """
+        if self.head is None:
+            raise FedKDError(
+                f"{type(self).__name__} has no head yet: prepare_teacher(...) fits it on the clients' data."
+            )
+        return self.head(self.features(images)).float()
+
+    def prepare(self, classes: Sequence[str]) -> None:
+        """Learn the K class names; called once, before any image is seen."""
+        self.classes = tuple(classes)
+
+    def fingerprint(self) -> str:
+        """Return a hash of all that the features depend on: weights, code, settings, preprocessing, dtype."""
+        return fingerprint(self, ignore=self.not_in_features)
+
+    def identity(self) -> str:
+        """Return a line that tells this teacher from others, before it has seen the data: a resumed run compares it."""
+        what = fingerprint(self, ignore={"classes"}) if overrides_forward(self) else self.fingerprint()
+        names = sorted(self.not_in_features - {"head", "head_is_fitted", "classes"})
+        texts = [f"{name}={setting(vars(self)[name])}" for name in names if name in vars(self)]
+        return f"{type(self).__qualname__} {what[:16]}, {', '.join(texts)}"
+
+    @property
+    def device(self) -> torch.device:
+        """Return where the weights are."""
+        tensors = [*self.parameters(), *self.buffers()]
+        return tensors[0].device if tensors else torch.device("cpu")
+
+    @property
+    def feature_dim(self) -> int:
+        """Return D, found by looking at one black image."""
+        with torch.no_grad():
+            return self.features(torch.zeros(1, 3, 32, 32, device=self.device)).shape[1]
+
+    def train(self, mode: bool = True) -> Teacher:
+        """Stay in evaluation mode, whatever ``mode``: a teacher never trains."""
+        return super().train(False)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Freeze whatever is assigned."""
+        if isinstance(value, nn.Module | nn.Parameter):
+            value.requires_grad_(False)
+        if isinstance(value, nn.Module):
+            value.eval()
+        super().__setattr__(name, value)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Call `forward` without gradients (not in inference mode: a loss must be able to use what comes out)."""
+        with torch.no_grad():
+            return super().__call__(*args, **kwargs)
+
+
+def overrides_forward(teacher: Teacher) -> bool:
+    """Whether a teacher makes its logits otherwise than by its head from its features."""
+    return type(teacher).forward is not Teacher.forward

@@ -1,0 +1,1 @@
+"""One Trainer run, which knows of no federation."""

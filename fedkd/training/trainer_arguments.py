@@ -1,0 +1,51 @@
+"""The Trainer's arguments as a run takes them: checked before any work, and its loggers set apart."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.loggers import Logger
+
+from fedkd.core.errors import FedKDError
+from fedkd.training.trainer import make_trainer, quiet_lightning
+
+
+def as_loggers(logger: Any) -> list[Logger]:
+    """Normalise the Trainer's ``logger`` argument: None and False are none, True is a CSV logger."""
+    if isinstance(logger, Logger):
+        return [logger]
+    if logger is True:
+        from lightning.pytorch.loggers import CSVLogger
+
+        return [CSVLogger("lightning_logs")]
+    return list(logger or [])
+
+
+def check_trainer(arguments: Mapping[str, Any]) -> torch.device:
+    """Make a Trainer once, before any work, so that a wrong argument is said at once.
+
+    A client is one device's work for a bounded time: more would hang instead of failing.
+
+    Returns:
+        The device that clients will train on.
+
+    Raises:
+        FedKDError: If Lightning refuses the arguments.
+    """
+    try:
+        with quiet_lightning():
+            trainer = make_trainer(arguments)
+    except (MisconfigurationException, ImportError, ValueError, TypeError) as error:
+        raise FedKDError(f"Lightning's Trainer refuses its arguments: {error}") from error
+    if trainer.world_size > 1:
+        raise FedKDError(f"trainer.devices: each client trains on one device, got {trainer.world_size}.")
+    if trainer.barebones:
+        raise FedKDError(
+            "trainer.barebones: true logs nothing, but a round's training losses are logged: leave it out."
+        )
+    if trainer.max_epochs == -1 and trainer.max_steps == -1 and "max_time" not in arguments:
+        raise FedKDError("trainer.max_epochs: -1 never ends on a client; give a number, or max_steps or max_time.")
+    return trainer.strategy.root_device
