@@ -15,15 +15,12 @@ import torch
 from torch import nn
 
 import fedkd
-from fedkd.client.works import ClientContext, run_client
-from fedkd.core.messages import ClientTask
-from fedkd.core.tensors import split_state
+from fedkd.core.messages import ClientTask, Weights
 from fedkd.data import Augmentation, FederatedDataModule
 from fedkd.partition import IID
-from fedkd.strategies import FedAvg
 
 
-def synchronise(device: str) -> None:
+def synchronize(device: str) -> None:
     if device == "cuda":
         torch.cuda.synchronize()
 
@@ -52,32 +49,34 @@ def main() -> None:
     data.setup()
     module = fedkd.DistillationModule(options.student)
     module.build(data.classes, data.image_shape)
-    start = split_state(module.student)
+    task = ClientTask(0, 0, Weights.of(module.student))
     accelerator = "gpu" if options.device == "cuda" else "cpu"
     logits = torch.randn(options.images, options.views or 1, 10)
-    contexts = {
-        name: ClientContext(module, data, {"accelerator": accelerator}, FedAvg(), teacher_logits=signal)
-        for name, signal in (("no teacher", None), ("cached teacher", logits))
+    sites = {
+        name: data.site(
+            0, modules=(module.for_clients(),), trainer={"accelerator": accelerator}, teacher_logits=outputs
+        )
+        for name, outputs in (("no teacher", None), ("cached teacher", logits))
     }
 
     def bare() -> None:
         student = module.student.to(options.device).train()
         optimizer = torch.optim.SGD(student.parameters(), lr=0.05, momentum=0.9)
-        for batch in data.client_loader(0, seed=0, device=options.device):
+        for batch in sites["no teacher"].train_loader(seed=0, device=options.device):
             optimizer.zero_grad()
             nn.functional.cross_entropy(student(batch.images), batch.targets).backward()
             optimizer.step()
 
     kinds = {"bare loop": bare}
-    for name, context in contexts.items():
-        kinds[name] = lambda context=context: run_client(context, ClientTask(0, 0, *start))
+    for name, site in sites.items():
+        kinds[name] = lambda site=site: fedkd.train(site, task)
     seconds: dict[str, list[float]] = {name: [] for name in kinds}
     for run in range(options.runs + 1):
         for name, function in kinds.items():
-            synchronise(options.device)
+            synchronize(options.device)
             began = time.perf_counter()
             function()
-            synchronise(options.device)
+            synchronize(options.device)
             if run:  # the first is a warm-up
                 seconds[name].append(time.perf_counter() - began)
 

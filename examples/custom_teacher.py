@@ -18,7 +18,7 @@ import fedkd
 
 
 class RandomFeatures(fedkd.Teacher):
-    """Random Fourier features of 8 x 8 grey pixels (Rahimi & Recht 2007); the clients fit the ridge head on them.
+    """Random Fourier features of 8 x 8 gray pixels (Rahimi & Recht 2007); the clients fit the ridge head on them.
 
     Args:
         count: How many features.

@@ -115,7 +115,7 @@ def main() -> None:
     processor.save_pretrained(arguments.output)
     (arguments.output / "model.safetensors").chmod(0o644)  # it is written for the owner's eyes only
     teacher = fedkd.teachers.create(str(arguments.output))
-    signal = prepare_teacher(teacher, data.train, data.test, data.shards, progress=False)
+    outputs = prepare_teacher(teacher, data, progress=False)
     card = MODEL_CARD.format(
         parameters=sum(parameter.numel() for parameter in backbone.parameters()),
         images=len(public),
@@ -124,7 +124,7 @@ def main() -> None:
         epochs=arguments.epochs,
         seconds=seconds,
         tests=len(data.test),
-        accuracy=signal.accuracy,
+        accuracy=outputs.accuracy,
     )
     (arguments.output / "README.md").write_text(card)
     print(card)

@@ -5,35 +5,68 @@
 >>> fedkd.Federation(rounds=20).fit(module, data)
 """
 
-from fedkd import data, losses, partition, strategies, students, teachers
-from fedkd.core.errors import FedKDError, MissingResourceError
-from fedkd.data import FederatedDataModule
-from fedkd.losses import DKD, KD, DistillationLoss
-from fedkd.runs.directory import load_student
-from fedkd.server.backends import Backend, InProcess
-from fedkd.server.federation import Federation
-from fedkd.server.mutual import MutualFederation
-from fedkd.strategies import FedAvg, Strategy
-from fedkd.teachers import Teacher
-from fedkd.training.module import DistillationModule
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from fedkd import data, losses, partition, strategies, students, teachers
+    from fedkd.client.works import train
+    from fedkd.core.errors import FedKDError, MissingResourceError
+    from fedkd.core.messages import ClientTask, ClientUpdate, LocalRule, ServerState, Weights
+    from fedkd.data import ClientSite, FederatedDataModule
+    from fedkd.losses import DKD, KD, DistillationLoss
+    from fedkd.runs.directory import load_student
+    from fedkd.server.backends import Backend, ClientError, InProcess, ProcessPool, Workers
+    from fedkd.server.exchange import Exchange
+    from fedkd.server.federation import Federation
+    from fedkd.strategies import FedAvg, Strategy
+    from fedkd.teachers import Teacher
+    from fedkd.training.module import DistillationModule
 
 __version__ = "0.1.0"
+
+# Where each public name lives. A module is imported when one of its names is first used, so `import fedkd` is quick.
+_HOMES = {
+    "fedkd.client.works": ("train",),
+    "fedkd.core.errors": ("FedKDError", "MissingResourceError"),
+    "fedkd.core.messages": ("ClientTask", "ClientUpdate", "LocalRule", "ServerState", "Weights"),
+    "fedkd.data": ("ClientSite", "FederatedDataModule"),
+    "fedkd.losses": ("DKD", "KD", "DistillationLoss"),
+    "fedkd.runs.directory": ("load_student",),
+    "fedkd.server.backends": ("Backend", "ClientError", "InProcess", "ProcessPool", "Workers"),
+    "fedkd.server.exchange": ("Exchange",),
+    "fedkd.server.federation": ("Federation",),
+    "fedkd.strategies": ("FedAvg", "Strategy"),
+    "fedkd.teachers": ("Teacher",),
+    "fedkd.training.module": ("DistillationModule",),
+}
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
+_PACKAGES = ("data", "losses", "partition", "server", "strategies", "students", "teachers")
 
 __all__ = [
     "DKD",
     "KD",
     "Backend",
+    "ClientError",
+    "ClientSite",
+    "ClientTask",
+    "ClientUpdate",
     "DistillationLoss",
     "DistillationModule",
+    "Exchange",
     "FedAvg",
     "FedKDError",
     "FederatedDataModule",
     "Federation",
     "InProcess",
+    "LocalRule",
     "MissingResourceError",
-    "MutualFederation",
+    "ProcessPool",
+    "ServerState",
     "Strategy",
     "Teacher",
+    "Weights",
+    "Workers",
     "data",
     "load_student",
     "losses",
@@ -41,4 +74,21 @@ __all__ = [
     "strategies",
     "students",
     "teachers",
+    "train",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name where it lives, on first use."""
+    if name in _PACKAGES:
+        return importlib.import_module(f"fedkd.{name}")
+    if name not in _HOME_OF:
+        raise AttributeError(f"module 'fedkd' has no attribute {name!r}")
+    found = getattr(importlib.import_module(_HOME_OF[name]), name)
+    globals()[name] = found
+    return found
+
+
+def __dir__() -> list[str]:
+    """Return the public names."""
+    return sorted([*globals(), *__all__])

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: two threads a process collapse beside a neighbor
+
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+import fedkd
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -15,6 +20,13 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(os.environ, "FEDKD_CACHE", str(tmp_path_factory.mktemp("cache")))
         yield
+
+
+@pytest.fixture(scope="session")
+def pool() -> Iterator[fedkd.ProcessPool]:
+    """Return a pool of two processes, which stay for all tests."""
+    with fedkd.ProcessPool(workers=2) as kept:
+        yield kept
 
 
 @pytest.fixture(scope="session")

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import pickle
+from functools import partial
+
 import torch
 from torch import Tensor, nn
 
 import fedkd
+from fedkd.core.messages import from_bytes, to_bytes
 from fedkd.data import Augmentation, FederatedDataModule
 from fedkd.partition import IID, Partitioner
+from fedkd.server.backends.base import run_work
 
 
 def images(count: int, num_classes: int = 3, seed: int = 0) -> list[tuple[Tensor, int]]:
@@ -62,22 +67,69 @@ class BrightRowTeacher(fedkd.Teacher):
         return 20 * images[:, 0, :3].mean(dim=-1)
 
 
+class Remote(fedkd.Backend):
+    """Runs clients as another machine would: site, task and update are made of bytes, and the last client is first."""
+
+    def open(self, sites):
+        return RemoteWorkers(sites)
+
+
+class RemoteWorkers(fedkd.Workers):
+    """As `Remote` says."""
+
+    def __init__(self, sites):
+        self.sites = sites
+
+    def map(self, work, tasks):
+        for task in reversed(list(tasks)):
+            site = pickle.loads(pickle.dumps(self.sites(task.client)))
+            update = run_work(pickle.loads(pickle.dumps(work)), lambda client, own=site: own, as_bytes(task))
+            yield as_bytes(update)
+
+
+def as_bytes(message):
+    """Return a message that went through its bytes."""
+    return from_bytes(type(message), to_bytes(message))
+
+
 class Reversed(fedkd.Backend):
     """Runs the clients from last to first."""
 
-    def map(self, function, context, tasks):
-        return [function(context, task) for task in reversed(list(tasks))]
+    def open(self, sites):
+        return ReversedWorkers(sites)
+
+
+class ReversedWorkers(fedkd.Workers):
+    """As `Reversed` says."""
+
+    def __init__(self, sites):
+        self.sites = sites
+
+    def map(self, work, tasks):
+        for task in reversed(list(tasks)):
+            yield run_work(work, self.sites, task)
 
 
 def sgd(lr: float = 0.1):
     """Return a factory of plain SGD."""
-    return lambda parameters: torch.optim.SGD(parameters, lr=lr)
+    return partial(torch.optim.SGD, lr=lr)
 
 
 def module(student: nn.Module | str | None = None, seed: int = 0, **arguments) -> fedkd.DistillationModule:
     """Return a module with a linear student whose weights depend on the seed alone."""
     torch.manual_seed(seed)
     return fedkd.DistillationModule(student or LinearStudent(), **{"optimizer": sgd(), **arguments})
+
+
+def train_client(trained, data, strategy=None, trainer=None, client=0, extras=None, client_state=None, **settings):
+    """Train one client by hand; return its task and its update. ``settings`` go to the site."""
+    data.setup()
+    trained.build(data.classes, data.image_shape)
+    start = fedkd.Weights.of(trained.student)
+    site = data.site(client, modules=(trained,), trainer={"accelerator": "cpu", **(trainer or {})}, **settings)
+    rule = (strategy or fedkd.FedAvg()).local_rule(fedkd.ServerState(0, start), client)
+    task = fedkd.ClientTask(0, client, start, extras or {}, client_state or {}, rule=rule)
+    return task, fedkd.train(site, task)
 
 
 def weights(module: fedkd.DistillationModule) -> dict[str, Tensor]:

@@ -74,7 +74,7 @@ def print_teachers() -> None:
     """Print the teachers that have a short name."""
     from fedkd.teachers import teachers
 
-    table = Table("name", "checkpoint", "family", "parameters", "pixels", "licence")
+    table = Table("name", "checkpoint", "family", "parameters", "pixels", "license")
     for name in teachers:
         try:
             entry = teachers[name]
@@ -83,11 +83,11 @@ def print_teachers() -> None:
             continue
         place = "(in the package)" if Path(entry.checkpoint).is_absolute() else entry.checkpoint or f"({entry.source})"
         parameters = "" if entry.parameters is None else f"{entry.parameters:g} M"
-        table.add_row(name, place, entry.family, parameters, str(entry.image_size or ""), entry.licence)
+        table.add_row(name, place, entry.family, parameters, str(entry.image_size or ""), entry.license)
     make_console().print(table)
 
 
-def print_teacher_report(name: str, report: TeacherReport) -> None:
+def print_teacher_report(name: str, report: TeacherReport, bytes_up: int, bytes_down: int) -> None:
     """Print what a teacher is worth by itself."""
     table = Table(title=f"{name}, alone on {report.num_images} test images", title_justify="left")
     table.add_column("measure")
@@ -105,8 +105,8 @@ def print_teacher_report(name: str, report: TeacherReport) -> None:
     table.add_row(f"images/s on {report.device}", f"{report.images_per_second:.1f}")
     for name, value in report.chosen.items():
         table.add_row(f"head: {name} chosen", f"{value:.4g}")
-    table.add_row("sent by all clients for the head", format_bytes(report.head_bytes))
-    table.add_row("sent to all clients for it", format_bytes(report.head_bytes_down))
+    table.add_row("sent by all clients for the head", format_bytes(bytes_up))
+    table.add_row("sent to all clients for it", format_bytes(bytes_down))
     table.caption = f"a client sends: {report.sends}" if report.sends else None
     make_console().print(table)
 

@@ -44,6 +44,8 @@ def explain(parser: ArgumentParser, message: str) -> str:
     Returns:
         One line that names the option and the value, and where it can be told what is allowed and what is nearest.
     """
+    if found := re.match(r"argument subcommand: invalid choice: '([^']*)' \(choose from (.*)\)", message):
+        return str(unknown_name("subcommand", found[1], [*re.findall(r"'([^']+)'", found[2]), "compare"]))
     if found := re.match(r"unrecognized arguments: (--[^\s=]+)", message):
         return unknown_option(parser, found[1])
     if found := re.match(r"Subcommand '(\w+)' does not accept option '([^']+)'", message):  # a key of a YAML file
@@ -54,8 +56,8 @@ def explain(parser: ArgumentParser, message: str) -> str:
     found = re.search(r"Expected a dot import path string: (\S+)", message)
     is_checkpoint = found and key == "model.teacher" and not found[1].isidentifier()  # a short name, an id, a folder
     if found and key in NAMED_BY_CLASS and not is_checkpoint:
-        return f"{key}: {unknown_name('class', found[1], subclass_names(NAMED_BY_CLASS[key]))}"
-    # the class was clear, and said already what it thinks of its options
+        return f"{key}: {unknown_name('class', found[1], [*literals(message), *subclass_names(NAMED_BY_CLASS[key])])}"
+    # the class was found, and its own error names the wrong option
     if found := re.search(r"Errors:\n\s+- (\w+: .*)", message):
         return f"{key}.{found[1]}"
     if found := re.search(r"Errors:\n\s+- (Unknown .*)", message):
@@ -67,7 +69,7 @@ def explain(parser: ArgumentParser, message: str) -> str:
         ]
         error = unknown_name("option", found[2], parameters_of(found[1]) if found[1] else own)
         return f"{key}: {error}" if key else str(error)
-    # of a class or null, the class's own complaint: it was said in one line already
+    # of a class or null, the class's own error, which is one line already
     optional = (
         r"Subtypes: \[<class '[^']+'>, <class 'NoneType'>\]\n\s*Errors:\n\s*- (?!Expected|Not a)(\w.*)\n\s*- Expected a"
     )
@@ -75,9 +77,7 @@ def explain(parser: ArgumentParser, message: str) -> str:
         return f"{key}: {found[1]}"
     if found := re.search(r"Given value: NestedArg\(key='(\w+)', val=(.*)\)", message):
         return f"{key}.{found[1]} {found[2]}: {key} has no class to set it on; give one first, --{key} CLASS."
-    allowed = [
-        name for group in re.findall(r"Literal\[([^\]]+)\]", message) for name in re.findall(r"'([^']+)'", group)
-    ]
+    allowed = literals(message)
     if allowed and (found := re.search(r"(?:Given|Got) value: (.*)", message)):
         number = " A number will do too." if re.search(r"Subtypes: \[.*<class '(?:int|float)'>", message) else ""
         return f"{key}: {unknown_name('value', found[1], set(allowed))}{number}"
@@ -90,6 +90,12 @@ def explain(parser: ArgumentParser, message: str) -> str:
     return re.sub(r"\s+", " ", plain).strip()
 
 
+def literals(message: str) -> list[str]:
+    """Return the words that a report gives as allowed, each once."""
+    groups = re.findall(r"Literal\[([^\]]+)\]", message)
+    return list(dict.fromkeys(name for group in groups for name in re.findall(r"'([^']+)'", group)))
+
+
 def unknown_option(parser: ArgumentParser, option: str) -> str:
     """Say that there is no such option, and which is nearest; there are too many to list."""
     known = [string for action in parser._actions for string in action.option_strings if string.startswith("--")]
@@ -99,10 +105,11 @@ def unknown_option(parser: ArgumentParser, option: str) -> str:
 
 
 def subclass_names(base: type[Any]) -> Iterator[str]:
-    """Yield the names of the classes that may stand where ``base`` is asked for; what fedkd does not export may not."""
+    """Yield the names of fedkd's exported classes that are allowed where ``base`` is expected."""
     for subclass in base.__subclasses__():
-        package = ".".join(subclass.__module__.split(".")[:2])  # what fedkd.teachers, say, exports
-        hidden = package.startswith("fedkd.") and not hasattr(sys.modules[package], subclass.__name__)
+        parts = subclass.__module__.split(".")
+        packages = [".".join(parts[:end]) for end in range(1, len(parts))]  # one of these exports a public class
+        hidden = parts[0] == "fedkd" and not any(hasattr(sys.modules[each], subclass.__name__) for each in packages)
         if not inspect.isabstract(subclass) and not hidden:
             yield subclass.__name__
         yield from subclass_names(subclass)

@@ -14,9 +14,12 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 
 from fedkd import teachers
 from fedkd.cli.arguments import expand
+from fedkd.cli.compare import run_compare
 from fedkd.cli.parser import BaseCLI
 from fedkd.core.errors import FedKDError
 from fedkd.core.storage import cache_dir
+from fedkd.server.backends import InProcess
+from fedkd.server.setup import Connections
 from fedkd.training.trainer_arguments import check_trainer
 
 
@@ -25,19 +28,13 @@ class FedKDCLI(BaseCLI):
 
     def fit(self) -> None:
         """Run a federation."""
-        from fedkd.cli.display import print_summary
-
-        self.federation.config = self.reproducing_config()
-        print_summary(self.federation.fit(self.model, self.datamodule, ckpt_path=self.chosen.ckpt_path))
-
-    def mutual(self) -> None:
-        """Run a federation of different students, which learn from each other's logits."""
         from fedkd.cli.display import print_clients, print_summary
 
         self.federation.config = self.reproducing_config()
         summary = self.federation.fit(self.model, self.datamodule, ckpt_path=self.chosen.ckpt_path)
         print_summary(summary)
-        print_clients(summary)
+        if "clients" in summary:
+            print_clients(summary)
 
     def test(self) -> None:
         """Test a run's student on the global test set: fedkd test RUN_DIR."""
@@ -64,7 +61,7 @@ class FedKDCLI(BaseCLI):
 
         Args:
             output: The plot's file (PNG, PDF or SVG); the numbers go beside it, as JSON.
-            kind: How a count is drawn, as a cell's colour or as a bubble's area.
+            kind: How a count is drawn, as a cell's color or as a bubble's area.
         """
         from fedkd.cli.display import make_console
 
@@ -83,7 +80,7 @@ class FedKDCLI(BaseCLI):
         Args:
             name: A short name, a HuggingFace id or a local folder; if not given, the configuration's own teacher.
             options: Its options, such as --options.image_size 98.
-            clear_cache: Whether to delete what was computed by teachers, and say how many bytes that was.
+            clear_cache: Whether to delete the cached outputs of all teachers, and print their size.
         """
         from fedkd.cli.display import format_bytes, print_teacher_report, print_teachers
 
@@ -92,7 +89,7 @@ class FedKDCLI(BaseCLI):
         if options and not name:
             raise FedKDError("options go with a teacher's name: fedkd teachers NAME --options.image_size 98.")
         if clear_cache:
-            folders = [cache_dir("teachers"), cache_dir("adapters")]  # outputs, and what LoRA learnt
+            folders = [cache_dir("teachers"), cache_dir("adapters")]  # outputs, and what LoRA learned
             freed = sum(teachers.TeacherCache(folder).clear() for folder in folders)
             print(f"{' and '.join(map(str, folders))} were cleared of {format_bytes(freed)} ({freed} bytes).")
         elif not self.measures_teacher:
@@ -100,8 +97,9 @@ class FedKDCLI(BaseCLI):
         else:
             teacher = teachers.create(name, **options or {}) if name else self.model.teacher
             device = check_trainer({key: value for key, value in self.trainer_arguments.items() if key != "logger"})
-            report = teachers.measure_teacher(teacher, self.datamodule, device=device)
-            print_teacher_report(name or type(teacher).__name__, report)
+            connect = Connections(InProcess())
+            report = teachers.measure_teacher(teacher, self.datamodule, connect=connect, device=device)
+            print_teacher_report(name or type(teacher).__name__, report, connect.traffic.up, connect.traffic.down)
 
     @property
     def measures_teacher(self) -> bool:
@@ -133,12 +131,23 @@ class FedKDCLI(BaseCLI):
 
 
 def main(args: Sequence[str] | None = None) -> None:
-    """Run the ``fedkd`` command. A mistake of the caller's is one line on standard error and exit status 2."""
+    """Run the ``fedkd`` command. A mistake of the caller's is one line on standard error and exit status 2.
+
+    With ``--debug`` anywhere among the arguments the traceback comes instead, a worker process's as well.
+    """
+    given = list(sys.argv[1:] if args is None else args)
+    debug = "--debug" in given
+    given = [each for each in given if each != "--debug"]
     here = str(Path.cwd())
     sys.path.append(here)  # so that class_path finds a module in the current folder, as it does with python -m
     try:
-        FedKDCLI(expand(sys.argv[1:] if args is None else args))
+        if given[:1] == ["compare"]:
+            run_compare(given[1:])
+        else:
+            FedKDCLI(expand(given))
     except (FedKDError, MisconfigurationException, OSError) as error:
+        if debug:
+            raise
         print(f"fedkd: error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
     finally:

@@ -11,24 +11,20 @@ from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCL
 
 from fedkd import __version__
 from fedkd.cli.arguments import POSITIONAL
+from fedkd.cli.compare import SUMMARY as COMPARE
 from fedkd.core.errors import FedKDError
 from fedkd.data import FederatedDataModule
 from fedkd.server.federation import Federation
-from fedkd.server.mutual import MutualFederation
 from fedkd.training.module import DistillationModule
 from fedkd.training.trainer import TRAINER_DEFAULTS
 
 SECTIONS = {  # what each subcommand makes out of the configuration
     "fit": ("data", "model", "federation", "trainer"),
-    "mutual": ("data", "model", "federation", "trainer"),
     "test": ("data", "model", "trainer"),
     "predict": ("data", "model", "trainer"),
     "partition": ("data",),
     "teachers": (),
 }
-
-FEDERATIONS: dict[str, type[Federation]] = {"mutual": MutualFederation}
-"""What the section ``federation`` describes, where it is not a `Federation`."""
 
 
 class Parser(LightningArgumentParser):
@@ -55,6 +51,7 @@ class BaseCLI(LightningCLI):
             parser_kwargs={
                 "prog": "fedkd",
                 "description": type(self).__doc__,
+                "epilog": f"fedkd compare GRID --out DIR: {COMPARE}",
                 "version": __version__,
                 "allow_abbrev": False,
             },
@@ -80,9 +77,8 @@ class BaseCLI(LightningCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add the sections that Lightning does not have, and let one seed govern all."""
         if "federation" in SECTIONS[self._adding]:
-            kind = FEDERATIONS.get(self._adding, Federation)
             parser.add_class_arguments(
-                kind, "federation", skip={"trainer", "run_dir", "seed"}, instantiate=False, sub_configs=True
+                Federation, "federation", skip={"trainer", "run_dir", "seed"}, instantiate=False, sub_configs=True
             )
         else:
             parser.add_argument("--federation", type=dict[str, Any] | None, default=None, help="Not used here.")
@@ -93,7 +89,7 @@ class BaseCLI(LightningCLI):
             "--ckpt_path",
             type=str | None,
             default=None,
-            help="For fit and mutual: 'last' goes on from run_dir's newest round; or the path of a round checkpoint.",
+            help="For fit: 'last' goes on from run_dir's newest round; or the path of a round checkpoint.",
         )
         parser.link_arguments("seed_everything", "data.seed")
 
@@ -148,7 +144,7 @@ class BaseCLI(LightningCLI):
         self.datamodule, self.model = made.get("data"), made.get("model")
         self.student = self.model.student if self.model else None
         if "federation" in wanted:
-            self.federation = FEDERATIONS.get(self.config.subcommand, Federation)(
+            self.federation = Federation(
                 **made.federation, trainer=self.trainer_arguments, run_dir=config.run_dir, seed=config.seed_everything
             )
 

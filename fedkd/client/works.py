@@ -1,98 +1,141 @@
-"""What a client does in a round: load the global student, ``Trainer.fit`` on its shard, return the update."""
+"""What a client does: works ``work(site, task) -> update``. They see their own client's site and nothing else."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import numpy as np
-from torch import Tensor
+import torch
 
-from fedkd.core.messages import ClientTask, ClientUpdate
+from fedkd.core.errors import FedKDError
+from fedkd.core.messages import ClientTask, ClientUpdate, Weights
 from fedkd.core.seeding import derive_seed, seeded
 from fedkd.core.tensors import load_state, split_state, subtract
-from fedkd.data import FederatedDataModule
+from fedkd.data.site import ClientSite
+from fedkd.training.evaluation import predict_classes
 from fedkd.training.module import DistillationModule
 from fedkd.training.trainer import fit, make_trainer, quiet_lightning
-
-if TYPE_CHECKING:  # strategies stand above: they are handed in
-    from fedkd.strategies import Strategy
+from fedkd.training.unlabeled import distill, predict_logits
 
 
-@dataclass(frozen=True)
-class ClientContext:
-    """What all tasks of a run share; a backend that spans processes sends it once.
+def module_of(site: ClientSite) -> DistillationModule:
+    """Return the site's module.
 
-    Attributes:
-        module: The student with its loss and optimizer. Its weights are overwritten by every task.
-        datamodule: Set up, with the shards.
-        trainer: Arguments of each client's Lightning Trainer, over `TRAINER_DEFAULTS`.
-        strategy: Hooks on the client.
-        seed: The run's seed.
-        teacher_logits: (N, K) over the training images, or (N, V, K) over their views; None without a teacher.
-        feature_file: The teacher's features (N, V, D), where the loss needs them: each client maps the file.
-        shared_logits: As ``teacher_logits``, over the ImageSet of the datamodule's shared images; without them no
-            client trains on these.
-        shared_feature_file: Likewise.
+    Raises:
+        FedKDError: If the site has none.
     """
-
-    module: DistillationModule
-    datamodule: FederatedDataModule
-    trainer: Mapping[str, Any]
-    strategy: Strategy
-    seed: int = 0
-    teacher_logits: Tensor | None = None
-    feature_file: Path | None = None
-    shared_logits: Tensor | None = None
-    shared_feature_file: Path | None = None
+    if not isinstance(site.module, DistillationModule):
+        raise FedKDError(f"Client {site.client} has no module to train: make its site with modules=(...,).")
+    return site.module
 
 
-def run_client(context: ClientContext, task: ClientTask) -> ClientUpdate:
-    """Train the global student on one client's shard.
+def train(site: ClientSite, task: ClientTask) -> ClientUpdate:
+    """Train the student on the client's images, from the task's weights: a client's part of a round.
 
     All randomness comes from (run seed, round, client), so the result does not depend on who ran before.
 
     Args:
-        context: What the run's tasks share.
-        task: This client's task; the client must have data.
+        site: The client's; it has at least one training image.
+        task: The weights to start from, and what the strategy does (``task.rule``).
 
     Returns:
-        The update, already finalised by the strategy.
+        The update, completed by the rule.
     """
-    start = time.perf_counter()
-    module, strategy = context.module, context.strategy
-    assert module.student is not None
-    keys = (context.seed, "client", task.round, task.client)
+    began = time.perf_counter()
+    module, rule = module_of(site), task.rule
+    keys = (site.seed, "client", task.round, task.client)
     with seeded(*keys), quiet_lightning():
-        start_from = strategy.client_start(task)
-        load_state(module.student, start_from.parameters, start_from.buffers)
+        start = rule.start(task)
+        load_state(module.student, start.parameters, start.buffers)
         module.student.train()
-        trainer = make_trainer(context.trainer, strategy.client_callbacks(task))
-        loader = context.datamodule.client_loader(
-            task.client,
-            seed=derive_seed(*keys, "batches"),
-            device=trainer.strategy.root_device,
-            teacher_logits=context.teacher_logits,
-            teacher_features=_mapped(context.feature_file),
-            shared_logits=context.shared_logits,
-            shared_features=_mapped(context.shared_feature_file),
-        )
+        trainer = make_trainer(site.trainer, rule.callbacks(task))
+        loader = site.train_loader(derive_seed(*keys, "batches"), trainer.strategy.root_device)
         fit(trainer, module, loader)
     parameters, buffers = split_state(module.student)
+    counted_from = task.weights if task.weights.parameters else start
     metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
     update = ClientUpdate(
         client=task.client,
         num_examples=loader.num_examples,
         num_steps=trainer.global_step,
-        delta=subtract(parameters, task.parameters),
+        delta=subtract(parameters, counted_from.parameters),
         buffers=buffers,
-        metrics={**metrics, "seconds": time.perf_counter() - start},
+        metrics={**metrics, "seconds": time.perf_counter() - began},
     )
-    return strategy.finalize_update(update, task, trainer)
+    return rule.finish(update, task, trainer)
 
 
-def _mapped(file: Path | None) -> np.ndarray | None:
-    return None if file is None else np.load(file, mmap_mode="r")
+def predict(site: ClientSite, task: ClientTask) -> ClientUpdate:
+    """Send the logits of the client's model for a pool: ``extras["logits"]``, (P, K), or (P, V, K) of its views.
+
+    Args:
+        site: The client's.
+        task: The model (see `LocalRule.start`), and ``settings["pool"]``, the pool's name.
+    """
+    pool, weights = site.pools[task.settings["pool"]], task.rule.start(task)
+    logits = predict_logits(module_of(site).student, [weights], pool, site.trainer)
+    return ClientUpdate(task.client, len(site.rows), extras={"logits": logits})
+
+
+def distill_pool(site: ClientSite, task: ClientTask) -> ClientUpdate:
+    """Distill logits for a pool into the client's model, and keep the model on the client.
+
+    All randomness comes from (run seed, "digest", round, client).
+
+    Args:
+        site: The client's.
+        task: The model (see `LocalRule.start`); ``extras["logits"]``, (P, K) or (P, V, K); the settings ``pool``,
+            ``epochs``, ``lr`` and ``temperature``.
+
+    Returns:
+        An update whose ``client_state`` is the model: see `model_state`.
+
+    Raises:
+        FedKDError: If the model becomes infinite or NaN.
+    """
+    settings: Any = task.settings
+    keys = (site.seed, "digest", task.round, task.client)
+    with seeded(*keys):
+        weights = distill(
+            module_of(site).student,
+            task.rule.start(task),
+            site.pools[settings["pool"]],
+            task.extras["logits"],
+            epochs=settings["epochs"],
+            lr=settings["lr"],
+            temperature=settings["temperature"],
+            trainer=site.trainer,
+            seed=derive_seed(*keys, "batches"),
+        )
+    if not weights.is_finite:
+        raise FedKDError("The student became infinite or NaN in distillation. Lower the strategy's distill_lr.")
+    return ClientUpdate(task.client, len(site.rows), client_state=model_state(weights))
+
+
+def evaluate_held_out(site: ClientSite, task: ClientTask) -> ClientUpdate:
+    """Send how many of the images that the client holds out a model classifies right: ``metrics["num_correct"]``.
+
+    Args:
+        site: The client's; it holds out at least one image.
+        task: The model (see `LocalRule.start`).
+    """
+    module, weights = module_of(site), task.rule.start(task)
+    load_state(module.student, weights.parameters, weights.buffers)
+    predicted = predict_classes(module, site.held_out, site.trainer, site.batching.eval_batch_size)
+    correct = int((predicted == site.held_out.targets).sum())
+    return ClientUpdate(task.client, len(site.rows), metrics={"num_correct": correct})
+
+
+def model_state(weights: Weights) -> dict[str, torch.Tensor]:
+    """Return a model as a client state, for a client that keeps a model of its own; see `model_of`."""
+    parameters = {f"parameters/{name}": value for name, value in weights.parameters.items()}
+    return {**parameters, **{f"buffers/{name}": value for name, value in weights.buffers.items()}}
+
+
+def model_of(client_state: Any) -> Weights:
+    """Return the model that a client state holds; see `model_state`."""
+    parts: dict[str, dict[str, torch.Tensor]] = {"parameters": {}, "buffers": {}}
+    for name, value in client_state.items():
+        part, _, rest = name.partition("/")
+        parts[part][rest] = value
+    return Weights(parts["parameters"], parts["buffers"])

@@ -8,23 +8,23 @@ from collections.abc import Iterable
 
 
 class FedKDError(ValueError):
-    """A mistake that the caller can mend: a wrong value, or something that is not there.
+    """A mistake that the caller can correct: a wrong value, or something that does not exist.
 
-    The command line prints it as one line and exits with status 2; from Python it is a ``ValueError``.
+    The command line prints it as one line and exits with status 2. In Python it is a ``ValueError``.
     """
 
 
 class MissingResourceError(FedKDError):
-    """A dataset, checkpoint or run that was looked for and is not there."""
+    """A dataset, checkpoint, run or package that does not exist."""
 
 
 def unknown_name(kind: str, value: str, allowed: Iterable[str]) -> FedKDError:
     """Build the error for a name that is not one of ``allowed``.
 
     Args:
-        kind: What is being named, such as ``"student"``.
-        value: The name that was given.
-        allowed: The names that exist.
+        kind: The kind of thing, such as ``"student"``.
+        value: The unknown name.
+        allowed: The known names.
 
     Returns:
         The error, for the caller to raise.
@@ -45,19 +45,19 @@ def check_range(
     high_open: bool = False,
     whole: bool = False,
 ) -> None:
-    """Raise unless ``value`` is a number between ``low`` and ``high``; NaN never is.
+    """Raise an error unless ``value`` is a number between ``low`` and ``high``. NaN is an error.
 
     Args:
         name: The argument's name, for the message.
-        value: The number that was given.
-        low: Least allowed value, if any.
-        high: Greatest allowed value, if any.
-        low_open: Whether ``low`` itself is forbidden.
-        high_open: Whether ``high`` itself is forbidden.
-        whole: Whether it must be an integer.
+        value: The value to check.
+        low: Lower bound; None is no bound.
+        high: Upper bound; None is no bound.
+        low_open: Exclude ``low`` itself.
+        high_open: Exclude ``high`` itself.
+        whole: Require an integer.
 
     Raises:
-        FedKDError: If it is no such number.
+        FedKDError: If ``value`` is of another type, or out of range.
     """
     kind = numbers.Integral if whole else numbers.Real
     if not isinstance(value, kind) or isinstance(value, bool):

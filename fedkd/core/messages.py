@@ -1,104 +1,316 @@
-"""The values that travel between the server, the backend and the clients. All are frozen."""
+"""What travels between a server and its clients: frozen values of tensors and plain numbers.
+
+Every message has a byte form without pickle, safetensors with a JSON header: `to_bytes` and `from_bytes`.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+import importlib
+import json
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields, is_dataclass
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
-from torch import Tensor
+import safetensors.torch
+from safetensors import SafetensorError
+from torch import Tensor, nn
 
-from fedkd.core.tensors import num_bytes
+from fedkd.core.errors import FedKDError
+from fedkd.core.tensors import load_state, num_bytes, split_state
+
+if TYPE_CHECKING:
+    from lightning.pytorch import Callback, Trainer
+
+Metrics = dict[str, Any]
 
 
-@dataclass(frozen=True)
-class ServerState:
-    """What the server holds between two rounds, and all that a round checkpoint needs of it.
+@dataclass(frozen=True, eq=False)
+class Weights:
+    """A model's state, parameters and buffers apart.
 
     Attributes:
-        round: Number of rounds that are done; the next one has this index.
-        parameters: The global student's parameters, by name.
-        buffers: Its persistent buffers (BatchNorm statistics), by name.
-        client_states: What a strategy keeps for each client between rounds, by client.
-        num_examples: Images of all clients together, those of no cohort included; 0 where it is not known.
+        parameters: By name.
+        buffers: Persistent buffers, such as BatchNorm statistics, by name.
+    """
+
+    parameters: Mapping[str, Tensor] = field(default_factory=dict)
+    buffers: Mapping[str, Tensor] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, module: nn.Module) -> Weights:
+        """Copy a module's persistent state to the CPU."""
+        return cls(*split_state(module))
+
+    def load_into(self, module: nn.Module) -> None:
+        """Overwrite the state of a module of the same kind."""
+        load_state(module, self.parameters, self.buffers)
+
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        """Return all tensors by name, as in a ``state_dict``."""
+        return {**self.parameters, **self.buffers}
+
+    @property
+    def is_finite(self) -> bool:
+        """Whether no entry is infinite or NaN."""
+        return all(bool(value.isfinite().all()) for value in self.tensors.values())
+
+
+@dataclass(frozen=True, eq=False)
+class ServerState:
+    """All that a run needs to go on after a round.
+
+    Attributes:
+        round: The number of finished rounds, which is the index of the next round.
+        weights: The global student.
+        memory: What the strategy remembers between rounds, by name.
+        client_states: What the strategy remembers for each client, by client.
+        num_examples: The number of all clients' training images, 0 if it is not known.
     """
 
     round: int
-    parameters: Mapping[str, Tensor]
-    buffers: Mapping[str, Tensor]
+    weights: Weights
+    memory: Mapping[str, Tensor] = field(default_factory=dict)
     client_states: Mapping[int, Mapping[str, Tensor]] = field(default_factory=dict)
     num_examples: int = 0
 
     def shares(self, updates: Sequence[ClientUpdate]) -> list[float]:
-        """Return each update's part of all clients' images, in (0, 1]; where that is not known, of the cohort's.
+        """Return each update's share of all clients' images, in (0, 1]; of the cohort's images if N is not known.
 
-        They sum to 1 where every client took part, and to less for a sampled cohort: what a server sums up over rounds
-        (a control variate) then moves as far as the cohort is a part of all.
+        The shares sum to 1 if every client takes part, and to less for a sampled cohort. A sum over rounds, such as a
+        control variate, then moves by the cohort's share of all images.
         """
         total = self.num_examples or sum(update.num_examples for update in updates)
         return [update.num_examples / total for update in updates]
 
 
 @dataclass(frozen=True)
+class LocalRule:
+    """What a strategy does on a client. The base class does nothing: plain local training.
+
+    A rule is a frozen dataclass of plain values, so it pickles and has a byte form. Tensors that it needs travel in the
+    task: ``task.extras`` are the same for all clients, ``task.client_state`` belongs to this client.
+    """
+
+    def start(self, task: ClientTask) -> Weights:
+        """Return the weights that local training starts from; the global student's by default.
+
+        The update's delta is counted from the global weights in any case.
+        """
+        return task.weights
+
+    def callbacks(self, task: ClientTask) -> list[Callback]:
+        """Return fresh callbacks for the client's Trainer; none by default."""
+        return []
+
+    def finish(self, update: ClientUpdate, task: ClientTask, trainer: Trainer) -> ClientUpdate:
+        """Return the update, completed with extras or with the client's new state; unchanged by default."""
+        return update
+
+
+@dataclass(frozen=True, eq=False)
 class ClientTask:
-    """What one client is given to do in one round.
+    """What one client is told to do.
 
     Attributes:
         round: The round, 0-based.
         client: The client's index.
-        parameters: The global student's parameters.
-        buffers: Its buffers.
-        extras: What the strategy broadcasts beside the student.
-        client_state: What the strategy kept for this client; it stays with the client and does not travel.
+        weights: The model to start from.
+        extras: Further tensors, by name.
+        client_state: What the strategy remembers for this client. It stays with the client and costs no bytes.
+        settings: Plain values (JSON).
+        rule: What the strategy does on the client while it trains.
     """
 
     round: int
     client: int
-    parameters: Mapping[str, Tensor]
-    buffers: Mapping[str, Tensor]
+    weights: Weights = field(default_factory=Weights)
     extras: Mapping[str, Tensor] = field(default_factory=dict)
     client_state: Mapping[str, Tensor] = field(default_factory=dict)
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    rule: LocalRule = field(default_factory=LocalRule)
 
     @property
     def num_bytes(self) -> int:
-        """Bytes that go down to the client."""
-        return num_bytes(self.parameters, self.buffers, self.extras)
+        """Bytes of the tensors that go down to the client."""
+        return num_bytes(self.weights.parameters, self.weights.buffers, self.extras)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class ClientUpdate:
     """What one client sends back.
 
     Attributes:
         client: The client's index.
-        num_examples: Images of its shard.
+        num_examples: The number of its training images.
         num_steps: Optimizer steps that it took.
         delta: Local minus global parameters, float32, by name.
-        buffers: The local buffers.
-        metrics: Mean of each training term over the client's last epoch, and ``seconds``.
-        extras: What the strategy sends beside the student.
-        client_state: What the strategy keeps for this client; it does not travel.
+        buffers: The local buffers, by name.
+        metrics: Plain numbers by name: the mean of each training term over the last epoch, and ``seconds``.
+        extras: Further tensors, by name.
+        client_state: What the strategy is to remember for this client from now on: None leaves it as it is, an empty
+            mapping clears it. It stays with the client and costs no bytes.
     """
 
     client: int
-    num_examples: int
-    num_steps: int
-    delta: Mapping[str, Tensor]
-    buffers: Mapping[str, Tensor]
-    metrics: Mapping[str, float]
+    num_examples: int = 0
+    num_steps: int = 0
+    delta: Mapping[str, Tensor] = field(default_factory=dict)
+    buffers: Mapping[str, Tensor] = field(default_factory=dict)
+    metrics: Mapping[str, float] = field(default_factory=dict)
     extras: Mapping[str, Tensor] = field(default_factory=dict)
-    client_state: Mapping[str, Tensor] = field(default_factory=dict)
+    client_state: Mapping[str, Tensor] | None = None
 
     @property
     def num_bytes(self) -> int:
-        """Bytes that go up to the server."""
+        """Bytes of the tensors that go up to the server."""
         return num_bytes(self.delta, self.buffers, self.extras)
 
     @property
     def is_finite(self) -> bool:
-        """Whether training stayed finite, in all that is sent."""
+        """Whether no entry of what is sent is infinite or NaN."""
         sent = (value for tensors in (self.delta, self.buffers, self.extras) for value in tensors.values())
         return all(bool(value.isfinite().all()) for value in sent)
 
 
-Metrics = dict[str, Any]
+Work = Callable[[Any, ClientTask], ClientUpdate]
+"""What a client does with a task: a module-level function ``work(site, task) -> update``."""
+
+
+class Exchange(Protocol):
+    """Sends one task to each of some clients and returns their updates, ordered by client."""
+
+    def __call__(self, work: Work, tasks: Sequence[ClientTask]) -> list[ClientUpdate]:
+        """Run ``work(site, task)`` for every task, at the task's client."""
+        ...
+
+
+Message = TypeVar("Message", Weights, ServerState, ClientTask, ClientUpdate)
+
+_HEADER = "fedkd"
+
+
+def to_bytes(
+    message: Weights | ServerState | ClientTask | ClientUpdate, metadata: Mapping[str, str] | None = None
+) -> bytes:
+    """Return a message as bytes: its tensors as safetensors, all else as JSON in the header. No pickle is involved.
+
+    Args:
+        message: The message.
+        metadata: Further text to keep in the header, for `metadata_of`.
+    """
+    tensors: list[Tensor] = []
+    header = json.dumps(_encode(message, tensors))
+    # safetensors wants contiguous tensors of storages of their own; the same tensor may stand in two places
+    named = {str(i): value.detach().cpu().contiguous().clone() for i, value in enumerate(tensors)}
+    return safetensors.torch.save(named, metadata={**(metadata or {}), _HEADER: header})
+
+
+def from_bytes(kind: type[Message], data: bytes) -> Message:
+    """Return the message that `to_bytes` wrote.
+
+    Args:
+        kind: The message's class.
+        data: The bytes.
+
+    Raises:
+        FedKDError: If the bytes are no such message.
+    """
+    try:
+        message = _decode(json.loads(metadata_of(data)[_HEADER]), safetensors.torch.load(data))
+    except (SafetensorError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise FedKDError(f"These {len(data)} bytes are not a message of fedkd: {error}") from error
+    if not isinstance(message, kind):
+        raise FedKDError(f"A {kind.__name__} was expected, got a {type(message).__name__}.")
+    return message
+
+
+def metadata_of(data: bytes) -> dict[str, str]:
+    """Return the text in the header of a message's bytes.
+
+    Raises:
+        ValueError: If the bytes have no such header.
+    """
+    length = int.from_bytes(data[:8], "little")
+    return json.loads(data[8 : 8 + length])["__metadata__"]
+
+
+_KINDS: dict[str, type] = {kind.__name__: kind for kind in (Weights, ServerState, ClientTask, ClientUpdate)}
+
+
+def _encode(value: Any, tensors: list[Tensor]) -> Any:
+    """Return a JSON-able form of a value; tensors are appended to the list and stand as their numbers."""
+    if isinstance(value, Tensor):
+        tensors.append(value)
+        return {"t": len(tensors) - 1}
+    if isinstance(value, Mapping):
+        if not all(isinstance(key, str | int) for key in value):
+            raise FedKDError(f"A message holds mappings by name or number, got {list(value)!r}.")
+        return {"m": [[key, _encode(item, tensors)] for key, item in value.items()]}
+    if is_dataclass(value) and not isinstance(value, type):
+        kind = type(value)
+        name = kind.__name__ if kind in _KINDS.values() else f"{kind.__module__}:{kind.__qualname__}"
+        return {"o": name, "f": {f.name: _encode(getattr(value, f.name), tensors) for f in fields(value)}}
+    if isinstance(value, list | tuple):
+        return {"l" if isinstance(value, list) else "u": [_encode(item, tensors) for item in value]}
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    raise FedKDError(f"A message holds tensors and plain values, got {value!r}.")
+
+
+def _decode(value: Any, tensors: Mapping[str, Tensor]) -> Any:
+    if not isinstance(value, dict):
+        return value
+    if "t" in value:
+        return tensors[str(value["t"])]
+    if "m" in value:
+        return {key: _decode(item, tensors) for key, item in value["m"]}
+    if "l" in value:
+        return [_decode(item, tensors) for item in value["l"]]
+    if "u" in value:
+        return tuple(_decode(item, tensors) for item in value["u"])
+    name = value["o"]
+    kind = _KINDS.get(name) or _local_rule(name)
+    return kind(**{key: _decode(item, tensors) for key, item in value["f"].items()})
+
+
+def _local_rule(name: str) -> type:
+    """Return the class of a rule by ``module:qualname``. A message can name no other class."""
+    module, _, qualname = name.partition(":")
+    if module.split(".")[0] == "fedkd":
+        importlib.import_module(module)
+    found: Any = sys.modules.get(module)  # a message never imports what is not fedkd's own
+    for part in qualname.split("."):
+        found = getattr(found, part)
+    if not (isinstance(found, type) and issubclass(found, LocalRule)):
+        raise FedKDError(f"A message holds messages and local rules, got {name!r}.")
+    return found
+
+
+def with_prefix(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """Return tensors under ``prefix/name``."""
+    return {f"{prefix}/{name}": value for name, value in tensors.items()}
+
+
+def without_prefix(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """Return the tensors under ``prefix/name``, by name."""
+    start = f"{prefix}/"
+    return {name.removeprefix(start): value for name, value in tensors.items() if name.startswith(start)}
+
+
+__all__ = [
+    "ClientTask",
+    "ClientUpdate",
+    "Exchange",
+    "LocalRule",
+    "Metrics",
+    "ServerState",
+    "Weights",
+    "Work",
+    "from_bytes",
+    "metadata_of",
+    "to_bytes",
+    "with_prefix",
+    "without_prefix",
+]

@@ -1,4 +1,4 @@
-"""Progress bars on a terminal; nothing elsewhere."""
+"""Progress bars, shown only on a terminal or in a notebook."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from rich.progress import (
 
 
 class ProgressBar:
-    """One bar, advanced by hand.
+    """A bar that the caller advances.
 
     Args:
-        progress: The rich display it is drawn in.
-        task: Its line there.
+        progress: The rich display that draws it.
+        task: Its line in the display.
     """
 
     def __init__(self, progress: Progress, task: TaskID) -> None:
         self._progress, self._task = progress, task
 
     def advance(self, steps: int = 1, note: str | None = None) -> None:
-        """Move on by ``steps``; ``note`` replaces the text after the bar."""
+        """Advance by ``steps``. ``note`` replaces the text after the bar."""
         if note is not None:
             self._progress.update(self._task, note=note)
         self._progress.advance(self._task, steps)
@@ -37,15 +37,15 @@ class ProgressBar:
 
 @contextmanager
 def progress_bar(description: str, total: int, done: int = 0) -> Iterator[ProgressBar]:
-    """Show a bar on standard error while the block runs; without a terminal nothing is written.
+    """Show a bar on standard error while the block runs. Without a terminal, nothing is written.
 
     Args:
-        description: What is being done.
-        total: Number of steps.
-        done: Steps that an earlier, interrupted, run has done.
+        description: The text before the bar.
+        total: The number of steps.
+        done: Steps that an earlier, interrupted run has completed.
 
     Yields:
-        The bar, to advance.
+        The bar.
     """
     console = Console(stderr=True)
     columns = (

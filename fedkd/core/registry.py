@@ -1,4 +1,4 @@
-"""Things that are found by name: one small mapping, used for students and for teachers."""
+"""A registry: a mapping from names to objects, used for students and teachers."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ T = TypeVar("T")
 
 
 class Registry(Generic[T]):
-    """A mapping from short names to things of one kind.
+    """A mapping from short names to objects of one kind.
 
     Args:
-        kind: What is registered, such as ``"student"``: it appears in errors.
+        kind: The kind of object, such as ``"student"``, for error messages.
     """
 
     def __init__(self, kind: str) -> None:
@@ -25,14 +25,14 @@ class Registry(Generic[T]):
         """Register ``entry`` under ``name``.
 
         Raises:
-            FedKDError: If the name is already used for something else.
+            FedKDError: If the name is used for another object.
         """
         if self._entries.get(name, entry) is not entry:
-            raise FedKDError(f"The {self.kind} name {name!r} is already used, by {self._entries[name]!r}.")
+            raise FedKDError(f"The {self.kind} name {name!r} is already used by {self._entries[name]!r}.")
         self._entries[name] = entry
 
     def register(self, name: str) -> Callable[[T], T]:
-        """Return a decorator that registers what it decorates under ``name``."""
+        """Return a decorator that registers a class or function under ``name``."""
 
         def decorate(entry: T) -> T:
             self.add(name, entry)
@@ -41,7 +41,11 @@ class Registry(Generic[T]):
         return decorate
 
     def __getitem__(self, name: str) -> T:
-        """Return the entry called ``name``; an unknown name raises with the nearest match."""
+        """Return the entry called ``name``.
+
+        Raises:
+            FedKDError: If the name is unknown. The error suggests the nearest match.
+        """
         if name not in self._entries:
             raise unknown_name(self.kind, name, self._entries)
         return self._entries[name]

@@ -1,4 +1,4 @@
-"""Seeds that depend on what is done, never on the order in which it is done."""
+"""Seeds derived from keys, such as (run, round, client): results do not depend on the order of execution."""
 
 from __future__ import annotations
 
@@ -8,24 +8,24 @@ from contextlib import contextmanager
 
 
 def derive_seed(*keys: int | str) -> int:
-    """Derive an independent seed from a sequence of keys, the same on every machine.
+    """Derive a seed from a sequence of keys. Equal keys give the same seed on every machine.
 
     Args:
         keys: For example ``(run_seed, "client", round, client_id)``.
 
     Returns:
-        An integer in ``[0, 2**63)``: the start of the SHA-256 of the keys.
+        An integer in ``[0, 2**63)``: the first 63 bits of the SHA-256 of the keys.
     """
-    digest = hashlib.sha256(repr(tuple(keys)).encode()).digest()
-    return int.from_bytes(digest[:8], "big") >> 1
+    hashed = hashlib.sha256(repr(tuple(keys)).encode()).digest()
+    return int.from_bytes(hashed[:8], "big") >> 1
 
 
 @contextmanager
 def seeded(*keys: int | str) -> Iterator[None]:
-    """Seed Python, numpy and torch from ``keys`` inside the block and restore their states after it.
+    """Seed Python, numpy and torch from ``keys`` inside the block, and restore their states afterwards.
 
     Args:
-        keys: As for `derive_seed`.
+        keys: See `derive_seed`.
     """
     from lightning.pytorch import seed_everything
     from lightning.pytorch.utilities.seed import isolate_rng

@@ -1,15 +1,19 @@
-"""Where fedkd keeps what it can compute again: decoded images and teacher outputs."""
+"""Files on disk: fedkd's cache folder, and files that are replaced atomically."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from uuid import uuid4
 
 
 def cache_dir(*parts: str) -> Path:
-    """Return a folder of fedkd's cache, made if it is not there.
+    """Return a folder of fedkd's cache, and create it if needed.
 
-    The root is ``$FEDKD_CACHE``, else ``$XDG_CACHE_HOME/fedkd``, else ``~/.cache/fedkd``.
+    The cache holds what fedkd can compute or download again. Its root is ``$FEDKD_CACHE``, else
+    ``$XDG_CACHE_HOME/fedkd``, else ``~/.cache/fedkd``.
 
     Args:
         parts: Folders below the root.
@@ -19,3 +23,37 @@ def cache_dir(*parts: str) -> Path:
     path = root.joinpath(*parts)
     path.mkdir(parents=True, exist_ok=True)
     return path
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Write a file through a temporary file, so that readers see either the old file or the complete new one.
+
+    If the block raises, ``path`` stays as it was and the temporary file is deleted.
+
+    Args:
+        path: The file to create or replace.
+
+    Yields:
+        The temporary file to write, in the same folder: ``.<name>.<random>.tmp``.
+    """
+    temporary = path.with_name(f".{path.name}.{uuid4().hex}.tmp")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def write_atomically(path: Path, content: bytes | str) -> None:
+    """Write a file so that a crash at any moment leaves either the old file or the complete new one.
+
+    Args:
+        path: The file to create or replace.
+        content: What to write; text is encoded as UTF-8.
+    """
+    with replacing(path) as temporary, open(temporary, "wb") as file:
+        file.write(content.encode() if isinstance(content, str) else content)
+        file.flush()
+        os.fsync(file.fileno())

@@ -1,4 +1,4 @@
-"""Arithmetic on the named tensors that travel between server and clients. Sums are float32 whatever the inputs."""
+"""Arithmetic on the named tensors that server and clients exchange. Sums are float32 for inputs of any dtype."""
 
 from __future__ import annotations
 
@@ -12,26 +12,30 @@ Tensors = dict[str, Tensor]
 
 
 def split_state(module: nn.Module) -> tuple[Tensors, Tensors]:
-    """Copy a module's persistent state to the CPU, parameters and buffers apart.
+    """Copy a module's persistent state to the CPU, separated into parameters and buffers.
 
     Args:
-        module: Any module. Its parameters are told from its buffers by name.
+        module: Any module.
 
     Returns:
         ``(parameters, buffers)``, in ``state_dict`` order.
     """
     names = {name for name, _ in module.named_parameters()}
-    state = {name: value.detach().cpu().clone() for name, value in module.state_dict().items()}
+    # contiguous whatever the module's memory format: sums over tensors then do not depend on where they came from
+    state = {
+        name: value.detach().cpu().clone(memory_format=torch.contiguous_format)
+        for name, value in module.state_dict().items()
+    }
     parameters = {name: value for name, value in state.items() if name in names}
     buffers = {name: value for name, value in state.items() if name not in names}
     return parameters, buffers
 
 
 def load_state(module: nn.Module, parameters: Mapping[str, Tensor], buffers: Mapping[str, Tensor]) -> None:
-    """Overwrite a module's state, dtypes included: training in a true half precision leaves the module in it.
+    """Overwrite a module's state. Its tensors take the new dtypes, since training in true half precision changes them.
 
     Args:
-        module: The module that `split_state` was taken from, or one like it.
+        module: The module that `split_state` copied, or one with the same structure.
         parameters: Its parameters.
         buffers: Its buffers.
     """
@@ -54,11 +58,11 @@ def add_scaled(base: Mapping[str, Tensor], step: Mapping[str, Tensor], scale: fl
 
 
 def weighted_mean(items: Sequence[Mapping[str, Tensor]], weights: Sequence[float]) -> Tensors:
-    """Average tensors by name, in float32; weights need not sum to one.
+    """Average tensors by name, in float32. The weights need not sum to one.
 
     Args:
-        items: One mapping a client, all with the same names and shapes.
-        weights: One non-negative weight a client, with a positive sum.
+        items: One mapping per client, all with the same names and shapes.
+        weights: One non-negative weight per client, with a positive sum.
 
     Returns:
         Float32 tensors.
@@ -74,15 +78,15 @@ def weighted_mean(items: Sequence[Mapping[str, Tensor]], weights: Sequence[float
 def merge_buffers(
     base: Mapping[str, Tensor], items: Sequence[Mapping[str, Tensor]], weights: Sequence[float]
 ) -> Tensors:
-    """Merge clients' buffers: floats (running statistics) are averaged, integers (counters) take the maximum.
+    """Merge the clients' buffers: average floats (running statistics), take the maximum of integers (counters).
 
     Args:
-        base: The buffers that clients started from.
-        items: One mapping a client.
-        weights: One weight a client, for the averages.
+        base: The buffers that the clients started from.
+        items: One mapping per client.
+        weights: One weight per client, for the averages.
 
     Returns:
-        Buffers in the dtypes of ``base``.
+        The merged buffers, in the dtypes of ``base``.
     """
     floats = [{name: value for name, value in item.items() if value.is_floating_point()} for item in items]
     mean = weighted_mean(floats, weights)
@@ -96,10 +100,10 @@ def merge_buffers(
 
 
 def norm(tensors: Mapping[str, Tensor]) -> float:
-    """Return the L2 norm of all tensors together, summed in float64."""
+    """Return the L2 norm over all tensors, accumulated in float64."""
     return math.sqrt(sum(float(value.double().square().sum()) for value in tensors.values()))
 
 
 def num_bytes(*items: Mapping[str, Tensor]) -> int:
-    """Count the bytes of all tensors, as they would travel."""
+    """Return the size of all tensors in bytes, in their own dtypes."""
     return sum(value.numel() * value.element_size() for item in items for value in item.values())

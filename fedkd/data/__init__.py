@@ -9,7 +9,10 @@ from fedkd.data.images.image_set import ImageSet
 from fedkd.data.images.shared_folder import FolderImages
 from fedkd.data.images.views import Views
 from fedkd.data.loader import Batch, BatchLoader
-from fedkd.data.shared import PublicImages, SharedImages, Unlabelled
+from fedkd.data.pool import Pool
+from fedkd.data.rows import MappedRows, Rows
+from fedkd.data.shared import PublicImages, SharedImages, Unlabeled
+from fedkd.data.site import Batching, ClientSite, SimulatedSites
 from fedkd.data.sources import Datasets, Digits, ImageSource, Subset
 
 __all__ = [
@@ -18,6 +21,8 @@ __all__ = [
     "Augmentation",
     "Batch",
     "BatchLoader",
+    "Batching",
+    "ClientSite",
     "Datasets",
     "DeadLeaves",
     "Digits",
@@ -27,9 +32,13 @@ __all__ = [
     "ImageFolder",
     "ImageSet",
     "ImageSource",
+    "MappedRows",
+    "Pool",
     "PublicImages",
+    "Rows",
     "SharedImages",
+    "SimulatedSites",
     "Subset",
-    "Unlabelled",
+    "Unlabeled",
     "Views",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,29 +17,32 @@ from fedkd.data.images.image_set import ImageSet
 from fedkd.data.images.views import Views
 from fedkd.data.loader import BatchLoader
 from fedkd.data.mixing import SharedStream
-from fedkd.data.shared import SharedImages, Unlabelled
+from fedkd.data.pool import Pool
+from fedkd.data.rows import Rows
+from fedkd.data.shared import SharedImages, Unlabeled
+from fedkd.data.site import Batching, ClientSite, SimulatedSites
 from fedkd.data.sources import Datasets, Digits, ImageSource
 from fedkd.data.splits import hold_out, stratified_split
 from fedkd.partition import Dirichlet, Partitioner, PartitionReport
 
 
 class FederatedDataModule(LightningDataModule):
-    """Deals a data set out to clients, and serves a plain Trainer with all of it (the centralised bound).
+    """Partitions a data set over clients, and serves all of it to a plain Trainer (the central baseline).
 
     Args:
         dataset: Where the images come from.
         num_clients: How many clients there are.
-        partitioner: How the training images are dealt out to them.
+        partitioner: How the training images are distributed over them.
         batch_size: Images in a training batch.
-        eval_batch_size: Images in a batch that is only looked at.
+        eval_batch_size: Images in a batch that is only predicted.
         augmentation: What is done to training images; None leaves them as they are.
-        views: None draws augmentations anew in every epoch. A number V draws V versions of each image once and for all,
-            of which every epoch shows one: then a teacher's answers to what the student sees can be kept
+        views: None draws augmentations anew in every epoch. A number V draws V fixed versions of each image, of which
+            every epoch shows one, so a teacher's outputs for what the student sees can be cached
             (``federation.teaching: consistent``).
-        public_fraction: How much of every class belongs to no client, in [0, 1). It is a property of the data set: no
-            seed changes it, so what is trained on it has never seen a client's image in any run.
-        val_fraction: How much of its images each client holds out of training, in [0, 1).
-        shared: Unlabelled images that every client trains on beside its own, through the teacher alone; without a
+        public_fraction: The share of every class that belongs to no client, in [0, 1). The split belongs to the data
+            set and follows no seed, so a model trained on it has seen no client's image in any run.
+        val_fraction: The share of its images that each client holds out of training, in [0, 1).
+        shared: Unlabeled images that every client also trains on, with the teacher's outputs as targets; without a
             teacher they are left out.
         seed: Decides the partition, what is held out, and the order of ``train_dataloader``.
 
@@ -59,7 +63,7 @@ class FederatedDataModule(LightningDataModule):
     shards: list[np.ndarray]
     val_shards: list[np.ndarray]
     public_indices: np.ndarray
-    shared_images: Unlabelled | None
+    shared_images: Unlabeled | None
 
     def __init__(
         self,
@@ -107,7 +111,7 @@ class FederatedDataModule(LightningDataModule):
         self._load()
 
     def setup(self, stage: str | None = None) -> None:
-        """Load the images and deal them out; a second call changes nothing."""
+        """Load the images and partition them; a second call changes nothing."""
         self._load()
         if hasattr(self, "shards"):
             return
@@ -155,48 +159,69 @@ class FederatedDataModule(LightningDataModule):
         """Return the fixed views of training images; None where they are drawn anew, or nothing is done to images."""
         return None if self.views is None or self.augmentation is None else Views(self.views, self.augmentation)
 
-    def client_loader(
+    @property
+    def batching(self) -> Batching:
+        """Return how a client's batches are made."""
+        augmentation = self.image_views or self.augmentation
+        return Batching(self.batch_size, self.eval_batch_size, augmentation, self.shared)
+
+    def pools(
         self,
-        client: int,
-        *,
-        seed: int,
-        device: torch.device | str = "cpu",
-        teacher_logits: Tensor | None = None,
-        teacher_features: np.ndarray | None = None,
+        public_logits: Tensor | None = None,
         shared_logits: Tensor | None = None,
-        shared_features: np.ndarray | None = None,
-    ) -> BatchLoader:
-        """Return shuffled, augmented batches of one client's shard.
+        shared_features: Path | None = None,
+    ) -> dict[str, Pool]:
+        """Return the unlabeled images that all may see, by name: "public" and "shared", as far as there are any.
+
+        Args:
+            public_logits: The teacher's, for all of ``train``: (N, K), or (N, V, K) of the fixed views.
+            shared_logits: The teacher's, for all of ``shared_images.data``, likewise.
+            shared_features: A ``.npy`` file of its features for these, (M, V, D).
+        """
+        self.setup()
+        found: dict[str, Pool] = {}
+        if len(self.public_indices):
+            public = Unlabeled.of(self.train.images, self.classes, self.public_indices)
+            found["public"] = self._pool(public.rows(public_logits))
+        if self.shared_images is not None:
+            found["shared"] = self._pool(self.shared_images.rows(shared_logits, shared_features))
+        return found
+
+    def _pool(self, rows: Rows) -> Pool:
+        views, logits = self.image_views, rows.teacher_logits
+        return Pool(
+            rows,
+            batch_size=self.batch_size,
+            eval_batch_size=self.eval_batch_size,
+            augmentation=views or self.augmentation,
+            views=views if logits is None or logits.ndim == 3 else None,
+        )
+
+    def sites(self, **settings: Any) -> SimulatedSites:
+        """Return what makes each client's site; ``settings`` are further arguments of `SimulatedSites`."""
+        self.setup()
+        return SimulatedSites(
+            self.train, self.shards, self.val_shards, **{"seed": self.seed, "batching": self.batching, **settings}
+        )
+
+    def site(self, client: int, **settings: Any) -> ClientSite:
+        """Return one client's site, such as to run the client by hand.
 
         Args:
             client: The client, in ``[0, num_clients)``.
-            seed: Decides order and augmentation.
-            device: Where batches are made.
-            teacher_logits: (N, K) over ``train``, or (N, V, K) over its views; the batches then carry their rows.
-            teacher_features: (N, D) or (N, V, D), likewise; it may be mapped from a file.
-            shared_logits: Likewise, over ``shared_images.data``; without them no shared images join the batches.
-            shared_features: Likewise.
+            settings: Further arguments of `SimulatedSites`, such as ``modules``.
 
         Raises:
             FedKDError: If there is no such client.
         """
-        self._check_client(client)
-        self.setup()
-        teacher = {"teacher_logits": teacher_logits, "teacher_features": teacher_features}
-        of_shared = {"teacher_logits": shared_logits, "teacher_features": shared_features}
-        shared = None if shared_logits is None else self._shared_stream(seed, device, **of_shared)
-        return self._train_loader(self.shards[client], seed, device, shared=shared, **teacher)
-
-    def client_val_loader(self, client: int) -> BatchLoader:
-        """Return what client ``client`` holds out, in order, not augmented; without ``val_fraction`` it is empty."""
-        self._check_client(client)
-        self.setup()
-        return self._eval_loader(self.train, self.val_shards[client])
+        if client not in range(self.num_clients):
+            raise FedKDError(f"There is no client {client!r}: choose one of 0..{self.num_clients - 1}.")
+        return self.sites(**settings)(client)
 
     def train_dataloader(self) -> BatchLoader:
         """Return shuffled, augmented batches of all clients' images; with several devices, this one's part of them.
 
-        Shared images join them, for a teacher that looks at the batch itself.
+        Shared images join them; a teacher then runs on the batch itself.
         """
         self.setup()
         indices = np.sort(np.concatenate(self.shards))
@@ -207,8 +232,15 @@ class FederatedDataModule(LightningDataModule):
             share = -(-len(indices) // trainer.world_size)
             indices = np.resize(indices, share * trainer.world_size)[rank :: trainer.world_size]
         seed = derive_seed(self.seed, "train")
-        shared = self._shared_stream(derive_seed(seed, rank), self._device())
-        loader = self._train_loader(indices, seed, self._device(), shared=shared)
+        loader = BatchLoader(
+            Rows.of(self.train, indices),
+            batch_size=self.batch_size,
+            shuffle=True,
+            seed=seed,
+            augmentation=self.image_views or self.augmentation,
+            device=self._device(),
+            shared=self._shared_stream(derive_seed(seed, rank)),
+        )
         loader.epoch = trainer.current_epoch if trainer is not None else 0  # a resumed fit goes on
         return loader
 
@@ -241,37 +273,20 @@ class FederatedDataModule(LightningDataModule):
             sum(map(len, self.val_shards)),
         )
 
-    def _check_client(self, client: int) -> None:
-        if client not in range(self.num_clients):
-            raise FedKDError(f"There is no client {client!r}: choose one of 0..{self.num_clients - 1}.")
-
     def _device(self) -> torch.device:
         """Return the attached Trainer's device, else the CPU."""
         return torch.device("cpu") if self.trainer is None else self.trainer.strategy.root_device
 
-    def _shared_stream(self, seed: int, device: torch.device | str, **teacher: Any) -> SharedStream | None:
+    def _shared_stream(self, seed: int) -> SharedStream | None:
         if self.shared_images is None or self.shared is None:
             return None
         return SharedStream(
-            self.shared_images,
+            self.shared_images.rows(),
             self.shared,
             seed=derive_seed(seed, "shared"),
             augmentation=self.image_views or self.augmentation,
-            device=device,
-            **teacher,
-        )
-
-    def _train_loader(self, indices: np.ndarray, seed: int, device: torch.device | str, **rest: Any) -> BatchLoader:
-        return BatchLoader(
-            self.train,
-            indices,
-            batch_size=self.batch_size,
-            shuffle=True,
-            seed=seed,
-            augmentation=self.image_views or self.augmentation,
-            device=device,
-            **rest,
+            device=self._device(),
         )
 
     def _eval_loader(self, data: ImageSet, indices: np.ndarray) -> BatchLoader:
-        return BatchLoader(data, indices, batch_size=self.eval_batch_size, device=self._device())
+        return BatchLoader(Rows.of(data, indices), batch_size=self.eval_batch_size, device=self._device())

@@ -2,87 +2,64 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
-import numpy as np
 import torch
-from torch import Tensor
 
-from fedkd.core.errors import FedKDError, check_range
+from fedkd.core.errors import check_range
 from fedkd.core.seeding import derive_seed
 from fedkd.data.batch import Batch, Gathered
 from fedkd.data.images.augmentation import Augmentation
-from fedkd.data.images.image_set import ImageSet
 from fedkd.data.images.views import Views
 from fedkd.data.mixing import SharedStream
+from fedkd.data.rows import Rows
 
 __all__ = ["Batch", "BatchLoader"]
 
 
 class BatchLoader:
-    """Iterate over some of an ImageSet's images in batches, all on the device.
+    """Iterate over rows in batches, all on the device.
 
-    The shard is gathered onto the device once, as uint8. Each pass is the next epoch: a new order, if shuffled, and new
-    views for the augmentation. Both follow from the seed and the epoch, so they are the same on every device. The last
-    batch may be smaller; an empty shard has no batches.
+    The images go to the device once, as uint8. Each pass is the next epoch: a new order, if shuffled, and new views for
+    the augmentation. Both follow from the seed and the epoch, so they are the same on every device. The last batch may
+    be smaller; without rows there are no batches.
 
     Args:
-        data: The images.
-        indices: Positions in ``data``, (n,).
-        batch_size: Images a batch.
-        shuffle: Whether every epoch has its own order; otherwise that of ``indices``.
+        rows: The images and what is known of them. Features in a mapped file are read a batch at a time.
+        batch_size: Images in a batch, >= 1.
+        shuffle: Whether every epoch has its own order; otherwise the order of ``rows``.
         seed: Decides order and augmentation.
         augmentation: What is done to images: something new every epoch, or one of several fixed `Views`; None leaves
             them as they are.
-        teacher_logits: Over the whole of ``data``, of any float dtype: (N, K) for the images themselves, which then
-            serve every view, or (N, V, K) for all `Views`.
-        teacher_features: Likewise, (N, D) or (N, V, D). It may be mapped from a file: of it only a batch's rows are
-            ever read.
         device: Where batches are made and stay.
-        shared: Images that join every batch (``Batch.shared``), and count neither as examples nor in its class counts.
+        shared: Images that join every batch (``Batch.shared``). They count neither as examples nor in the class counts.
 
     Attributes:
         epoch: The number of the next pass, from 0. Set it to go on from elsewhere.
 
     Raises:
-        FedKDError: If the batch size, an index or the shape of what the teacher says is wrong.
+        FedKDError: If the batch size is out of range, or the teacher's outputs are for another number of views.
     """
 
     def __init__(
         self,
-        data: ImageSet,
-        indices: Sequence[int] | np.ndarray | Tensor,
+        rows: Rows,
         *,
         batch_size: int,
         shuffle: bool = False,
         seed: int = 0,
         augmentation: Augmentation | Views | None = None,
-        teacher_logits: Tensor | None = None,
-        teacher_features: np.ndarray | None = None,
         device: torch.device | str = "cpu",
         shared: SharedStream | None = None,
     ) -> None:
         check_range("batch_size", batch_size, low=1, whole=True)
-        chosen = torch.as_tensor(indices, dtype=torch.int64)
-        if len(chosen) and not 0 <= int(chosen.min()) <= int(chosen.max()) < len(data):
-            raise FedKDError(
-                f"indices must lie in 0..{len(data) - 1}, got {int(chosen.min())}..{int(chosen.max())}: "
-                f"there are {len(data)} images."
-            )
         self.batch_size = batch_size
         self.shuffle = shuffle
         self.seed = seed
         self.device = torch.device(device)
         self.shared = shared
         self.epoch = 0
-        self._own = Gathered(
-            data,
-            chosen,
-            augmentation=augmentation,
-            teacher_logits=teacher_logits,
-            teacher_features=teacher_features,
-            device=self.device,
-        )
+        self._own = Gathered(rows, augmentation=augmentation, device=self.device)
 
     @property
     def num_examples(self) -> int:

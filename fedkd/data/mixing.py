@@ -1,10 +1,9 @@
-"""Shared images between a client's own: an endless stream of them, of which every batch takes some."""
+"""The stream of shared images, from which every batch of a client takes some."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -12,41 +11,37 @@ from fedkd.core.seeding import derive_seed
 from fedkd.data.batch import Batch, Gathered
 from fedkd.data.images.augmentation import Augmentation
 from fedkd.data.images.views import Views
-from fedkd.data.shared import SharedImages, Unlabelled
+from fedkd.data.rows import Rows
+from fedkd.data.shared import SharedImages
 
 
 class SharedStream:
-    """Shared images in an endless order: all of them once, in an order of their own, then all of them again.
+    """Shared images in an endless order: pass after pass, each through all of them in a new random order.
 
-    Where an epoch starts in that order follows from how many images the epochs before it took, so an epoch can be found
-    again without its predecessors. Of each epoch the images it takes are gathered onto the device, no others.
+    An epoch starts where the epochs before it ended, which follows from their numbers of images. So an epoch can be
+    made again without the ones before. Only the images that an epoch takes are copied to the device.
 
     Args:
         images: The images.
         settings: How many join a batch, and the weight of their loss.
         seed: Decides order and augmentation.
         augmentation: As for `BatchLoader`; what it numbers as epochs are the passes through all images.
-        teacher_logits: As for `BatchLoader`, over ``images.data``.
-        teacher_features: Likewise.
         device: Where batches are made and stay.
     """
 
     def __init__(
         self,
-        images: Unlabelled,
+        images: Rows,
         settings: SharedImages,
         *,
         seed: int = 0,
         augmentation: Augmentation | Views | None = None,
-        teacher_logits: Tensor | None = None,
-        teacher_features: np.ndarray | None = None,
         device: torch.device | str = "cpu",
     ) -> None:
         self.images = images
         self.settings = settings
         self.seed = seed
         self.augmentation = augmentation
-        self.teacher_logits, self.teacher_features = teacher_logits, teacher_features
         self.device = torch.device(device)
 
     def join(self, own: Iterator[Batch], epoch: int, sizes: Sequence[int]) -> Iterator[Batch]:
@@ -63,21 +58,14 @@ class SharedStream:
             yield from own
             return
         order, passes = self.stretch(epoch * total, total)
-        gathered = Gathered(
-            self.images.data,
-            torch.from_numpy(self.images.indices)[order],
-            augmentation=self.augmentation,
-            teacher_logits=self.teacher_logits,
-            teacher_features=self.teacher_features,
-            device=self.device,
-        )
+        gathered = Gathered(self.images.take(order), augmentation=self.augmentation, device=self.device)
         shown = torch.arange(total, device=self.device)
         shared = gathered.batches(shown, passes.to(self.device), self.seed, counts)
         for batch, joined in zip(own, shared, strict=True):
             yield batch._replace(shared=joined, shared_weight=self.settings.weight)
 
     def stretch(self, start: int, count: int) -> tuple[Tensor, Tensor]:
-        """Return what stands at ``start`` and after it in the endless order.
+        """Return the images at ``start`` and after it in the endless order.
 
         Args:
             start: A position.

@@ -1,4 +1,4 @@
-"""Unlabelled images that every client trains on beside its own, taught by the teacher alone."""
+"""Unlabeled images that every client also trains on, with the teacher's outputs as targets."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import hashlib
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -13,23 +14,24 @@ from torch import Tensor
 
 from fedkd.core.errors import FedKDError, check_range
 from fedkd.data.images.image_set import ImageSet
+from fedkd.data.rows import Rows
 
 
 @dataclass(frozen=True, eq=False)
-class Unlabelled:
-    """Some images of an ImageSet whose labels say nothing: they are all 0, whatever the images show.
+class Unlabeled:
+    """Some images of an ImageSet without their labels, which are all 0.
 
     Args:
         data: The ImageSet.
         indices: Sorted positions in it, int64 (P,): an image is known by its position, to `fedkd.data.Views` and to
-            what a teacher says of ``data``.
+            a teacher's outputs for ``data``.
     """
 
     data: ImageSet
     indices: np.ndarray
 
     @classmethod
-    def of(cls, images: Tensor, classes: tuple[str, ...], indices: np.ndarray | None = None) -> Unlabelled:
+    def of(cls, images: Tensor, classes: tuple[str, ...], indices: np.ndarray | None = None) -> Unlabeled:
         """Take images, uint8 (N, C, H, W), at ``indices`` (all if not given), for a task with these classes."""
         data = ImageSet(images, torch.zeros(len(images), dtype=torch.int64), classes)
         return cls(data, np.arange(len(images)) if indices is None else indices)
@@ -37,6 +39,15 @@ class Unlabelled:
     def __len__(self) -> int:
         """Return the number of images, P."""
         return len(self.indices)
+
+    def rows(self, teacher_logits: Tensor | None = None, teacher_features: np.ndarray | Path | None = None) -> Rows:
+        """Return the images alone.
+
+        Args:
+            teacher_logits: Of all images of ``data``, as for `Rows.of`.
+            teacher_features: Likewise.
+        """
+        return Rows.of(self.data, self.indices, teacher_logits=teacher_logits, teacher_features=teacher_features)
 
     @cached_property
     def fingerprint(self) -> str:
@@ -48,11 +59,11 @@ class Unlabelled:
 
 @dataclass(frozen=True, kw_only=True)
 class SharedImages(ABC):
-    """Where shared images come from, and how much of a client's training they are.
+    """A source of shared images, and their share in a client's training.
 
-    Every client's batch of b own images is joined by ``round(b * fraction / (1 - fraction))`` shared ones, at least one
-    unless ``fraction`` is 0; a client's number of steps stays that of its own images. The loss is that of the own
-    images plus ``weight`` times what the loss says of the shared ones without a label (`DistillationLoss.teaching`).
+    Every client's batch of b own images gets ``round(b * fraction / (1 - fraction))`` shared ones, at least one unless
+    ``fraction`` is 0. A client's number of steps stays that of its own images. The loss is that of the own
+    images plus ``weight`` times the loss without labels on the shared ones (`DistillationLoss.distill`).
 
     To add a source, subclass it as a frozen dataclass with `load`.
 
@@ -69,7 +80,7 @@ class SharedImages(ABC):
         check_range("fraction", self.fraction, low=0, high=1, high_open=True)
 
     @abstractmethod
-    def load(self, train: ImageSet, public: np.ndarray) -> Unlabelled:
+    def load(self, train: ImageSet, public: np.ndarray) -> Unlabeled:
         """Return the images, at least one, of the shape that ``train`` has.
 
         Args:
@@ -86,8 +97,8 @@ class SharedImages(ABC):
 class PublicImages(SharedImages):
     """The public split, without its labels: it takes ``public_fraction``."""
 
-    def load(self, train: ImageSet, public: np.ndarray) -> Unlabelled:
-        """Return the public images; they keep their positions in ``train``, so a teacher looks at them once."""
+    def load(self, train: ImageSet, public: np.ndarray) -> Unlabeled:
+        """Return the public images; they keep their positions in ``train``, so a teacher runs on them once."""
         if not len(public):
             raise FedKDError("shared PublicImages needs a public split: set data.public_fraction, such as to 0.2.")
-        return Unlabelled.of(train.images, train.classes, public)
+        return Unlabeled.of(train.images, train.classes, public)

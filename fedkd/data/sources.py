@@ -1,4 +1,4 @@
-"""Where images come from: the interface, what is embedded, and what is handed over from Python."""
+"""Sources of images: the interface, the embedded digits, a part of another source, and datasets from Python."""
 
 from __future__ import annotations
 
@@ -16,25 +16,25 @@ from fedkd.data.splits import stratified_split
 
 
 class ImageSource(ABC):
-    """A data set with a training and a test part. To add one, subclass it: arguments are its configuration."""
+    """A data set with a training and a test set. Subclass it to add your own; its arguments are the configuration."""
 
     @abstractmethod
     def load(self) -> tuple[ImageSet, ImageSet]:
         """Return the training and the test set, with the same classes.
 
         Raises:
-            MissingResourceError: If it is not there and cannot be fetched.
+            MissingResourceError: If the data set is missing and cannot be downloaded.
         """
 
 
 @dataclass(frozen=True)
 class Digits(ImageSource):
-    """Handwritten digits from scikit-learn: 1,797 grey images of 8x8, embedded, so nothing is downloaded.
+    """Handwritten digits from scikit-learn: 1,797 grayscale images of 8x8. Nothing is downloaded.
 
-    The set comes without a test part, so one is split off, stratified and the same for every run.
+    The data set has no test set of its own. A stratified split, the same in every run, provides one.
 
     Args:
-        test_fraction: How much of every class is the test set, in (0, 1).
+        test_fraction: The fraction of every class that becomes the test set, in (0, 1).
     """
 
     test_fraction: float = 0.2
@@ -55,14 +55,14 @@ class Digits(ImageSource):
 
 @dataclass(frozen=True)
 class Subset(ImageSource):
-    """A part of another data set, the same fraction of every class: for a smaller budget, or to see what data is worth.
+    """The same fraction of every class of another data set, to save time or to measure the effect of less data.
 
-    The choice is a property of the data set, the same for every run, and a smaller part lies within a larger one.
+    The choice is the same in every run. A smaller fraction is a subset of a larger one.
 
     Args:
-        dataset: The whole.
-        train_fraction: How much of every class the training set keeps, in (0, 1].
-        test_fraction: How much of every class the test set keeps, in (0, 1].
+        dataset: The whole data set.
+        train_fraction: The fraction of every class that the training set keeps, in (0, 1].
+        test_fraction: The fraction of every class that the test set keeps, in (0, 1].
     """
 
     dataset: ImageSource
@@ -74,7 +74,7 @@ class Subset(ImageSource):
         check_range("test_fraction", self.test_fraction, low=0, high=1, low_open=True)
 
     def load(self) -> tuple[ImageSet, ImageSet]:
-        """Return the part of the training and of the test set."""
+        """Return the chosen part of the training set and of the test set."""
         parts = zip(self.dataset.load(), (self.train_fraction, self.test_fraction), ("train", "test"), strict=True)
         train, test = (
             whole.subset(stratified_split(whole.targets.numpy(), fraction, f"subset-{name}"))
@@ -85,12 +85,12 @@ class Subset(ImageSource):
 
 @dataclass(frozen=True, eq=False)
 class Datasets(ImageSource):
-    """Any two map-style datasets of (image, label): see `ImageSet.from_dataset` for what an image may be.
+    """Two map-style datasets of (image, label). `ImageSet.from_dataset` lists the types of images.
 
     Args:
-        train: The training set, or an `ImageSet`.
-        test: The test set, or an `ImageSet`.
-        classes: The class names; by default those of ``train.classes``, else the numbers up to its greatest label.
+        train: The training set, a map-style dataset or an `ImageSet`.
+        test: The test set, likewise.
+        classes: The class names. The default is ``train.classes``, or else the numbers from 0 to its largest label.
     """
 
     train: Any
@@ -115,6 +115,6 @@ def _names(dataset: Any) -> tuple[str, ...] | None:
 def _image_set(dataset: Any, classes: Sequence[str] | None) -> ImageSet:
     if not isinstance(dataset, ImageSet):
         if isinstance(dataset, str) or not (hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")):
-            raise FedKDError(f"A map-style dataset of (image, label) is needed, got {dataset!r}.")
+            raise FedKDError(f"Expected a map-style dataset of (image, label) or an ImageSet, got {dataset!r}.")
         return ImageSet.from_dataset(dataset, classes)
     return dataset if classes is None else ImageSet(dataset.images, dataset.targets, tuple(classes))

@@ -1,4 +1,4 @@
-"""Splits of a data set: the public one, a property of the data, and what each client holds out of its shard."""
+"""Splits of a data set: the public split, which belongs to the data, and each client's held-out images."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from fedkd.core.seeding import derive_seed
 
 
 def stratified_split(targets: np.ndarray, fraction: float, purpose: str) -> np.ndarray:
-    """Choose the same fraction of every class, by a fixed permutation that no run's seed changes.
+    """Choose the same fraction of every class. The choice does not depend on the run's seed.
 
-    A smaller fraction's choice is a subset of a larger one's.
+    A smaller fraction gives a subset of a larger fraction.
 
     Args:
         targets: The label of each image, (N,).
-        fraction: How much to choose of each class, rounded to the nearest whole image.
-        purpose: What it is for: different purposes choose independently.
+        fraction: The fraction of each class, in [0, 1]. The number of images is rounded to the nearest integer.
+        purpose: The name of the split. Splits with different names are independent.
 
     Returns:
         Sorted int64 positions in ``targets``.
@@ -31,21 +31,23 @@ def stratified_split(targets: np.ndarray, fraction: float, purpose: str) -> np.n
 
 
 def hold_out(shards: Sequence[np.ndarray], targets: np.ndarray, fraction: float, seed: int) -> list[np.ndarray]:
-    """Choose a part of each client's shard, of every class as much as of all to within one image.
+    """Choose a fraction of each client's shard. Each class contributes its share, up to one image.
 
-    With a shard sorted by class it takes images at equal distances from a random start (systematic sampling): of ten
-    classes of two images each and a tenth to take it takes two images, where a tenth of each class would round to none.
+    The shard is sorted by class, and images are taken at equal distances from a random start (systematic sampling).
+    With a fraction of 0.1 and ten classes of two images each, this takes two images; a tenth of each class would round
+    to none.
 
     Args:
         shards: Each client's positions in ``targets``.
         targets: The label of each image, (N,).
-        fraction: How much to take of each shard, in [0, 1), rounded to the nearest whole image; one is always left.
-        seed: What decides which, for each client independently of the others.
+        fraction: The fraction of each shard, in [0, 1). The number of images is rounded to the nearest integer, and at
+            least one image stays.
+        seed: The run's seed. Clients draw independently.
 
     Returns:
-        What was taken of each shard, sorted int64.
+        The chosen positions of each shard, sorted int64.
     """
-    if fraction == 0:  # 10,000 generators would take a quarter of a second to choose nothing
+    if fraction == 0:  # skip the generators: 10,000 of them take a quarter of a second
         return [np.empty(0, np.int64) for _ in shards]
     taken = []
     for client, shard in enumerate(shards):

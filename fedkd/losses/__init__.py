@@ -4,9 +4,10 @@ A module maps ``(student: Outputs, targets, teacher: Outputs | None)`` to its na
 ``"loss"``. All of its settings are constructor arguments.
 """
 
-from fedkd.losses.base import DistillationLoss, FeatureMoments, Outputs, WeightedLoss
+from fedkd.losses.base import DistillationLoss, FeatureMoments, Outputs, TeacherFacts, WeightedLoss
 from fedkd.losses.dist import DIST, dist_distances
 from fedkd.losses.dkd import DKD, target_divergence
+from fedkd.losses.facts import local_facts
 from fedkd.losses.features import (
     FeatureCosine,
     FeatureLoss,
@@ -14,6 +15,7 @@ from fedkd.losses.features import (
     feature_cosine,
     feature_moments,
     feature_mse,
+    feature_sums,
 )
 from fedkd.losses.frozen_head import FrozenHead, affine_map
 from fedkd.losses.kd import KD, kd_divergence
@@ -29,7 +31,7 @@ from fedkd.losses.logit_mse import LogitMSE, logit_mse
 from fedkd.losses.not_true import NotTrue, not_true_divergence
 from fedkd.losses.relational import RKD, rkd_angle, rkd_distance
 from fedkd.losses.standardized import StandardizedKD, standardize
-from fedkd.losses.temperature import TemperedLoss, mean_entropy, solve_temperature
+from fedkd.losses.temperature import TemperedLoss, entropy_sums, solve_temperature
 
 __all__ = [
     "DIST",
@@ -50,18 +52,21 @@ __all__ = [
     "NotTrue",
     "Outputs",
     "StandardizedKD",
+    "TeacherFacts",
     "TemperedLoss",
     "WeightedLoss",
     "affine_map",
     "balanced_softmax",
     "dist_distances",
+    "entropy_sums",
     "feature_cosine",
     "feature_moments",
     "feature_mse",
+    "feature_sums",
     "kd_divergence",
+    "local_facts",
     "logit_calibration",
     "logit_mse",
-    "mean_entropy",
     "not_true_divergence",
     "rkd_angle",
     "rkd_distance",

@@ -1,14 +1,15 @@
-"""What every loss shares: what it is given, and how its terms are weighted."""
+"""The base of all losses: their inputs, and how their terms are weighted."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Any, ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from fedkd.core.config import Configured
 from fedkd.core.errors import FedKDError, check_range
 from fedkd.losses.labels import CrossEntropy
 
@@ -16,29 +17,39 @@ LabelTerm = Callable[[Tensor, Tensor], Tensor]  # from logits (B, K) and targets
 
 
 class Outputs(NamedTuple):
-    """What a student or a teacher says of a batch."""
+    """The outputs of a student or a teacher for a batch."""
 
     logits: Tensor  # (B, K)
-    features: Tensor | None = None  # (B, D), or (B, D_student) where there is no projector; None where not asked for
+    features: Tensor | None = (
+        None  # (B, D), or (B, D_student) where there is no projector; None where they are not needed
+    )
 
     def rows(self, part: slice) -> Outputs:
-        """Return what is said of some of the images."""
+        """Return the outputs for some of the images."""
         return Outputs(self.logits[part], None if self.features is None else self.features[part])
 
 
 class FeatureMoments(NamedTuple):
-    """Where a teacher's features lie, over all clients' images. A client sends D + 2 sums for it."""
+    """Mean and scale of a teacher's features over all clients' images. A client sends D + 2 sums for them."""
 
     mean: Tensor  # (D,)
     scale: float  # root mean square of an entry of (features - mean)
 
 
-class DistillationLoss(nn.Module):
+class TeacherFacts(NamedTuple):
+    """What a loss takes from the teacher's outputs on all clients' images; None what it does not need."""
+
+    temperature: float | None = None
+    moments: FeatureMoments | None = None
+    head: nn.Module | None = None  # the teacher's, features (B, D) -> logits (B, K)
+
+
+class DistillationLoss(Configured, nn.Module):
     """Base of the losses of `fedkd.DistillationModule`.
 
-    Subclasses implement `forward` and keep no state between batches: clients take turns with one loss. Without a
+    Subclasses implement `forward` and keep no state between batches, because one loss serves several clients. Without a
     teacher the loss must be the plain supervised one, so that ``teacher: null`` is the federated baseline with nothing
-    else changed. `WeightedLoss` takes care of that.
+    else changed. `WeightedLoss` does that.
     """
 
     needs_features: ClassVar[bool] = False
@@ -46,9 +57,17 @@ class DistillationLoss(nn.Module):
     needs_projector: ClassVar[bool] = False
     """Whether the student's features must have the teacher's size: a trained linear layer then brings them to it."""
 
+    needs_head: ClassVar[bool] = False
+    """Whether the student classifies through the teacher's frozen head: see `frozen_head`."""
+
     @property
-    def calibrated(self) -> bool:
-        """Whether nothing is left to `calibrate`."""
+    def needs_temperature(self) -> bool:
+        """Whether a temperature is to be found on the teacher's logits: see `fit_to_teacher`."""
+        return False
+
+    @property
+    def is_fitted(self) -> bool:
+        """Whether `fit_to_teacher` has nothing left to do."""
         return True
 
     def forward(
@@ -64,16 +83,16 @@ class DistillationLoss(nn.Module):
             student: Logits (B, K), and features where the loss needs them.
             targets: (B,) class indices.
             teacher: Likewise, or None without a teacher.
-            labels: What is learnt from the labels (``label_loss``); a subclass may do without it, and then takes the
+            labels: What is learned from the labels (``label_loss``); a subclass may do without it, and then takes the
                 plain cross-entropy alone.
 
         Returns:
-            Named scalars; ``"loss"`` is the one to minimise, the others its unweighted terms.
+            Named scalars; ``"loss"`` is the one to minimize, the others its unweighted terms.
         """
         raise NotImplementedError
 
-    def teaching(self, student: Outputs, teacher: Outputs) -> dict[str, Tensor]:
-        """Compute what is learnt from the teacher alone, of images that have no label.
+    def distill(self, student: Outputs, teacher: Outputs) -> dict[str, Tensor]:
+        """Compute what is learned from the teacher alone, of images that have no label.
 
         Args:
             student: Logits (B, K), and features where the loss needs them.
@@ -86,19 +105,29 @@ class DistillationLoss(nn.Module):
             FedKDError: If the loss does not know how.
         """
         raise FedKDError(
-            f"{type(self).__name__} cannot learn from shared images: it has no method teaching(student, teacher)."
+            f"{type(self).__name__} cannot learn from shared images: it has no method distill(student, teacher)."
         )
 
-    def calibrate(self, logits: Tensor, moments: FeatureMoments | None = None) -> None:
-        """Fix what depends on the teacher's outputs on all clients' images; nothing by default.
+    def fit_to_teacher(self, facts: TeacherFacts) -> None:
+        """Take what the loss needs of the teacher's outputs on all clients' images; nothing by default.
 
         Args:
-            logits: The teacher's, (..., K).
-            moments: Mean and scale of its features, where the loss needs them.
+            facts: What was found.
+
+        Raises:
+            FedKDError: If something that the loss needs is None.
         """
 
+    def frozen_head(self, facts: TeacherFacts) -> tuple[Tensor, Tensor, bool] | None:
+        """Return the head that the student classifies through; None by default.
+
+        Returns:
+            Weight (K, D), bias (K,), and whether projected features are scaled to unit length first.
+        """
+        return None
+
     def resolved(self) -> dict[str, float]:
-        """Return the numbers that `calibrate` found, by name: they are logged and kept with the run."""
+        """Return the numbers that `fit_to_teacher` took, by name: they are logged and kept with the run."""
         return {}
 
 
@@ -139,10 +168,10 @@ class WeightedLoss(DistillationLoss, ABC):
         terms = self._taught(self.ce_weight * ce, student, targets, teacher)
         return {"loss": terms.pop("loss"), "ce": ce.detach(), **terms}
 
-    def teaching(self, student: Outputs, teacher: Outputs) -> dict[str, Tensor]:
+    def distill(self, student: Outputs, teacher: Outputs) -> dict[str, Tensor]:
         """Return ``loss``, which is ``sum of weight * term``, and the terms, the latter without gradient.
 
-        Terms that ask for an image's class, as `fedkd.losses.DKD`'s do, are given the one that the teacher holds for
+        Terms that need an image's class, as `fedkd.losses.DKD`'s do, get the one that the teacher holds for
         the likeliest.
         """
         return self._taught(
@@ -156,14 +185,6 @@ class WeightedLoss(DistillationLoss, ABC):
         for name, term in terms.items():
             loss = loss + self.weights[name] * term
         return {"loss": loss, **{name: term.detach() for name, term in terms.items()}}
-
-    def settings(self) -> dict[str, Any]:
-        """Return the constructor's arguments by name, as they were given."""
-        return {"ce_weight": self.ce_weight, **{f"{name}_weight": weight for name, weight in self.weights.items()}}
-
-    def extra_repr(self) -> str:
-        """Show the settings when printed: what was asked for, not what `calibrate` made of it."""
-        return ", ".join(f"{name}={value!r}" for name, value in self.settings().items())
 
 
 def check_shapes(what: str, student: Tensor, teacher: Tensor) -> None:

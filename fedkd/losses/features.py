@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC
+from typing import Any
 
 import numpy as np
 import torch
@@ -10,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fedkd.core.errors import FedKDError
-from fedkd.losses.base import FeatureMoments, Outputs, WeightedLoss, check_shapes, features_of
+from fedkd.losses.base import FeatureMoments, Outputs, TeacherFacts, WeightedLoss, check_shapes, features_of
 
 
 def feature_mse(student: Tensor, teacher: Tensor) -> Tensor:
@@ -50,32 +51,46 @@ def feature_cosine(student: Tensor, teacher: Tensor) -> Tensor:
     return 1 - F.cosine_similarity(student.float(), teacher.detach().float(), dim=1).mean()
 
 
-def feature_moments(features: np.ndarray | Tensor, rows: np.ndarray | None = None, chunk: int = 8192) -> FeatureMoments:
-    """Find where features lie, from sums that clients can form alone: of x, of |x|^2, and of the images.
+def feature_sums(features: Any, chunk: int = 8192) -> Tensor:
+    """Return the sums that a client sends for `feature_moments`: of x, of |x|^2, and the number of vectors.
 
     Args:
-        features: (N, D), or (N, V, D) with every view counted. It may be mapped from a file: it is read in chunks.
-        rows: The positions of the clients' images, (n,); None is all.
+        features: (n, D), or (n, V, D) with every view counted: an array, or rows that are read from a file in chunks.
         chunk: Images read at a time.
+
+    Returns:
+        (D + 2,) float64.
     """
-    rows = np.arange(len(features)) if rows is None else np.sort(rows)
     dim = features.shape[-1]
-    total, squares, count = torch.zeros(dim, dtype=torch.float64), 0.0, 0
-    for start in range(0, len(rows), chunk):
-        x = torch.as_tensor(features[rows[start : start + chunk]]).double().reshape(-1, dim).cpu()
-        total, squares, count = total + x.sum(0), squares + float(x.square().sum()), count + len(x)
+    sums = torch.zeros(dim + 2, dtype=torch.float64)
+    for start in range(0, len(features), chunk):
+        rows = np.arange(start, min(start + chunk, len(features)))
+        x = torch.as_tensor(features[rows]).double().reshape(-1, dim).cpu()
+        sums[:dim] += x.sum(0)
+        sums[dim] += x.square().sum()
+        sums[dim + 1] += len(x)
+    return sums
+
+
+def feature_moments(sums: Tensor) -> FeatureMoments:
+    """Return mean and scale of features from `feature_sums`, (D + 2,), added up over all clients.
+
+    Raises:
+        FedKDError: If no client has an image.
+    """
+    total, squares, count = sums[:-2], float(sums[-2]), float(sums[-1])
     if count == 0:
         raise FedKDError("Cannot measure the teacher's features: no client has an image.")
     mean = total / count
-    variance = (squares / count - float(mean.square().sum())) / dim
+    variance = (squares / count - float(mean.square().sum())) / len(mean)
     return FeatureMoments(mean.float(), variance**0.5 if variance > 1e-24 else 1.0)
 
 
 class FeatureLoss(WeightedLoss, ABC):
-    """A loss that compares projected features with the teacher's standardised ones: (t - mean) / scale.
+    """A loss that compares projected features with the teacher's standardized ones: (t - mean) / scale.
 
-    `calibrate` sets mean and scale from all clients' images, one number for all of D (the global standardisation of
-    Ranzinger et al., "PHI-S", arXiv 2410.01680): so a weight means the same for every teacher, and the part that all
+    `fit_to_teacher` sets mean and scale from all clients' images, one number for all of D (the global standardization
+    of Ranzinger et al., "PHI-S", arXiv 2410.01680): so a weight means the same for every teacher, and the part that all
     images share, which would make every cosine near 1, is left out. Before, they are 0 and 1.
 
     Args:
@@ -94,19 +109,19 @@ class FeatureLoss(WeightedLoss, ABC):
         self._scale = 1.0
 
     @property
-    def calibrated(self) -> bool:
-        """Whether mean and scale were set."""
+    def is_fitted(self) -> bool:
+        """Whether mean and scale are set."""
         return self._mean is not None
 
-    def calibrate(self, logits: Tensor, moments: FeatureMoments | None = None) -> None:
-        """Set mean and scale: see `DistillationLoss.calibrate`."""
-        if moments is None:
-            raise FedKDError(f"{type(self).__name__} needs the teacher's features to calibrate, not its logits alone.")
-        self._mean, self._scale = moments
+    def fit_to_teacher(self, facts: TeacherFacts) -> None:
+        """Set mean and scale: see `DistillationLoss.fit_to_teacher`."""
+        if facts.moments is None:
+            raise FedKDError(f"{type(self).__name__} needs the moments of the teacher's features, and got none.")
+        self._mean, self._scale = facts.moments
 
     def resolved(self) -> dict[str, float]:
         """Return the scale, once it is set."""
-        return {"feature_scale": self._scale} if self.calibrated else {}
+        return {"feature_scale": self._scale} if self.is_fitted else {}
 
     def compared(self, student: Outputs, teacher: Outputs) -> tuple[Tensor, Tensor]:
         """Return both sides as they are compared: (B, D) float32 each."""
@@ -115,7 +130,7 @@ class FeatureLoss(WeightedLoss, ABC):
 
 
 class FeatureMSE(FeatureLoss):
-    """``ce_weight * CE + feature_weight * MSE`` of projected and standardised features.
+    """``ce_weight * CE + feature_weight * MSE`` of projected and standardized features.
 
     Romero et al., "FitNets" (arXiv 1412.6550); see `feature_mse` and `FeatureLoss`. The term is the share of the
     teacher's variance that the student does not explain: 1 for one that always answers the mean. Features do not train
@@ -135,7 +150,7 @@ class FeatureMSE(FeatureLoss):
 
 
 class FeatureCosine(FeatureLoss):
-    """``ce_weight * CE + feature_weight * (1 - cosine)`` of projected and standardised features.
+    """``ce_weight * CE + feature_weight * (1 - cosine)`` of projected and standardized features.
 
     Ranzinger et al., "AM-RADIO" (arXiv 2312.06709); see `feature_cosine` and `FeatureLoss`. The labels train the
     student's last layer, as for `FeatureMSE`.

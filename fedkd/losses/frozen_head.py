@@ -5,13 +5,13 @@ Chen, Mei, Zhang, Wang, Feng and Chen, "Knowledge Distillation with the Reused T
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from fedkd.core.errors import FedKDError, unknown_name
-from fedkd.losses.base import FeatureMoments, Outputs
+from fedkd.losses.base import FeatureMoments, Outputs, TeacherFacts
 from fedkd.losses.features import FeatureLoss, feature_cosine, feature_mse
 
 _DISTANCES = {"mse": feature_mse, "cosine": feature_cosine}
@@ -36,14 +36,14 @@ def affine_map(head: nn.Module, dim: int) -> tuple[Tensor, Tensor]:
     step = 1024.0  # far above b, so that subtracting b loses nothing
     probe = torch.randn(8, dim, generator=torch.Generator().manual_seed(0))
 
-    def centred(features: Tensor) -> Tensor:
+    def centered(features: Tensor) -> Tensor:
         logits = head(features.to(device)).double().cpu()  # (B, D) -> (B, K)
         return (logits - logits.mean(1, keepdim=True)).float()
 
     with torch.no_grad():
-        bias = centred(torch.zeros(1, dim))[0]
-        weight = ((centred(step * torch.eye(dim)) - bias) / step).T  # (K, D)
-        found = centred(probe)
+        bias = centered(torch.zeros(1, dim))[0]
+        weight = ((centered(step * torch.eye(dim)) - bias) / step).T  # (K, D)
+        found = centered(probe)
     if not torch.allclose(found, probe @ weight.T + bias, rtol=1e-3, atol=1e-3 * float(found.abs().max())):
         raise FedKDError(
             f"The teacher's {type(head).__name__} is not linear in features, as FrozenHead needs it: a RidgeHead "
@@ -56,7 +56,7 @@ class FrozenHead(FeatureLoss):
     r"""``ce_weight * CE + feature_weight * distance``, with logits that the teacher's own head makes of the features.
 
     Chen et al., SimKD (arXiv 2203.14001), section 3. The student's projected features z regress the teacher's
-    standardised ones, (t - m) / scale, and its logits are ``W (m + scale z) + b``: W and b are the head that was fitted
+    standardized ones, (t - m) / scale, and its logits are ``W (m + scale z) + b``: W and b are the head that was fitted
     on all clients' data, the same on every client, frozen, and no part of what clients send back. With the default
     ``ce_weight=0`` nothing that a client trains on mentions its labels: a shard of one class has nothing to bend a
     classifier with. A client gets W and b once, K (D + 1) numbers.
@@ -65,7 +65,7 @@ class FrozenHead(FeatureLoss):
         feature_weight: Weight of the distance between features, >= 0.
         ce_weight: Weight of the cross-entropy on the labels, >= 0.
         distance: ``"mse"``, see `feature_mse`, or ``"cosine"``, see `feature_cosine`; then z is scaled to unit length
-            before the head, and the head to the root mean square length of the teacher's centred features.
+            before the head, and the head to the root mean square length of the teacher's centered features.
     """
 
     def __init__(
@@ -76,10 +76,22 @@ class FrozenHead(FeatureLoss):
             raise unknown_name("distance", distance, _DISTANCES)
         self.distance = distance
 
+    needs_head = True
+
     @property
     def unit(self) -> bool:
         """Whether features are scaled to unit length before the head."""
         return self.distance == "cosine"
+
+    def frozen_head(self, facts: TeacherFacts) -> tuple[Tensor, Tensor, bool]:
+        """Return the teacher's head for the student's projected features.
+
+        Raises:
+            FedKDError: If the teacher has no head of its own.
+        """
+        if facts.head is None or facts.moments is None:
+            raise FedKDError("FrozenHead needs a teacher whose logits are a head's on its features; this one has none.")
+        return (*self.classifier(facts.head, facts.moments), self.unit)
 
     def classifier(self, head: nn.Module, moments: FeatureMoments) -> tuple[Tensor, Tensor]:
         """Return the frozen head in the units of the student's projected features.
@@ -99,7 +111,3 @@ class FrozenHead(FeatureLoss):
     def terms(self, student: Outputs, targets: Tensor, teacher: Outputs) -> dict[str, Tensor]:
         """Return ``feature``."""
         return {"feature": _DISTANCES[self.distance](*self.compared(student, teacher))}
-
-    def settings(self) -> dict[str, Any]:
-        """See `WeightedLoss.settings`."""
-        return {**super().settings(), "distance": self.distance}

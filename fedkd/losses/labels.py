@@ -1,4 +1,4 @@
-"""What is learnt from labels: cross-entropy, and its corrections for a shard whose classes are of different sizes.
+"""What is learned from labels: cross-entropy, and its corrections for a shard whose classes are of different sizes.
 
 Ren, Yu, Sheng, Ma, Zhao, Yi and Li, "Balanced Meta-Softmax for Long-Tailed Visual Recognition" (arXiv 2007.10740);
 Zhang, Li, Li, Xu, Wu, Ding and Wu, "Federated Learning with Label Distribution Skew via Logits Calibration" (FedLC,
@@ -12,6 +12,7 @@ from abc import ABC, abstractmethod
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fedkd.core.config import Configured
 from fedkd.core.errors import check_range
 
 ABSENT = 1e-8
@@ -23,9 +24,9 @@ def balanced_softmax(logits: Tensor, targets: Tensor, counts: Tensor) -> Tensor:
 
     .. math:: -\frac{1}{B} \sum_b \log \frac{n_{y_b} \exp(s_{b y_b})}{\sum_k n_k \exp(s_{bk})}
 
-    Ren et al. (arXiv 2007.10740), equations 3 and 4. The logits themselves then need not say how frequent a class is,
+    Ren et al. (arXiv 2007.10740), equations 3 and 4. The logits themselves then need not model how frequent a class is,
     and their plain softmax is that of balanced classes. A class without an image is out of the sum: no gradient
-    pushes it down. With a single class there is nothing to tell apart, and the loss is 0.
+    pushes it down. With a single class the loss is 0.
 
     Args:
         logits: s, (B, K).
@@ -67,7 +68,7 @@ def logit_calibration(logits: Tensor, targets: Tensor, counts: Tensor, tau: floa
     return F.cross_entropy(logits.float() - calibration_offsets(counts, tau), targets)
 
 
-class LabelLoss(nn.Module, ABC):
+class LabelLoss(Configured, nn.Module, ABC):
     """What a client learns from its labels: the cross-entropy term of every `DistillationLoss`.
 
     Subclasses implement `forward`. Validation and prediction use the student's logits as they are.
@@ -121,7 +122,3 @@ class LogitCalibration(LabelLoss):
         """See `LabelLoss.forward`."""
         counts = logits.new_ones(logits.shape[1]) if counts is None else counts.to(logits.device)
         return logit_calibration(logits, targets, counts, self.tau)
-
-    def extra_repr(self) -> str:
-        """Show tau when printed."""
-        return f"tau={self.tau!r}"

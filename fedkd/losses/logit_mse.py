@@ -13,12 +13,12 @@ from fedkd.losses.base import Outputs, WeightedLoss, check_shapes
 
 
 def logit_mse(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
-    r"""Mean squared difference of centred logits.
+    r"""Mean squared difference of centered logits.
 
     .. math:: \frac{1}{BK} \sum_b \sum_k (\hat s_{bk} - \hat t_{bk})^2, \quad \hat s_{bk} = s_{bk} - \bar s_b
 
-    Kim et al. (arXiv 2105.08919), equation 3 (Ba and Caruana, arXiv 1312.6184, equation 1), but for the centring: an
-    offset that all classes share, such as SigLIP's bias, changes no probability, and a student should not spend its
+    Kim et al. (arXiv 2105.08919), equation 3 (Ba and Caruana, arXiv 1312.6184, equation 1), except for the centering:
+    an offset that all classes share, such as SigLIP's bias, changes no probability, and a student should not spend its
     capacity on it. It is then twice what T^2 times the divergence of `KD` tends to as T grows.
 
     Args:
@@ -29,15 +29,15 @@ def logit_mse(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
         A scalar >= 0, in squared units of the teacher's logits.
     """
     check_shapes("logits", student_logits, teacher_logits)
-    return F.mse_loss(_centred(student_logits.float()), _centred(teacher_logits.detach().float()))
+    return F.mse_loss(_centered(student_logits.float()), _centered(teacher_logits.detach().float()))
 
 
-def _centred(logits: Tensor) -> Tensor:
+def _centered(logits: Tensor) -> Tensor:
     return logits - logits.mean(dim=-1, keepdim=True)
 
 
 class LogitMSE(WeightedLoss):
-    """``ce_weight * CE + mse_weight * MSE`` of centred logits: see `logit_mse`.
+    """``ce_weight * CE + mse_weight * MSE`` of centered logits: see `logit_mse`.
 
     Args:
         ce_weight: Weight of the cross-entropy on the labels, >= 0.

@@ -49,7 +49,7 @@ def not_true_divergence(
 class NotTrue(TemperedLoss):
     r"""FedNTD's loss with the foundation model for its teacher: ``ce_weight * CE + not_true_weight * T^2 * KL``.
 
-    Lee et al. (arXiv 2106.03097), section 3.2; see `not_true_divergence`. The image's own class is learnt from the
+    Lee et al. (arXiv 2106.03097), section 3.2; see `not_true_divergence`. The image's own class is learned from the
     label alone, so the cross-entropy has full weight by default; what the teacher preserves is how the other classes
     compare, which a skewed shard makes a client forget.
 

@@ -1,4 +1,4 @@
-"""Distillation of standardised logits.
+"""Distillation of standardized logits.
 
 Sun, Ren, Li, Wang and Cao, "Logit Standardization in Knowledge Distillation" (arXiv 2403.01427).
 """
@@ -22,24 +22,24 @@ def standardize(logits: Tensor) -> Tensor:
     Sun et al. (arXiv 2403.01427), algorithm 1. Their code, unlike the paper, divides by K - 1 in sigma, which is a
     temperature sqrt(K / (K - 1)) times as high.
     """
-    centred = logits.float() - logits.float().mean(dim=-1, keepdim=True)
-    return centred / centred.square().mean(dim=-1, keepdim=True).add(1e-12).sqrt()
+    centered = logits.float() - logits.float().mean(dim=-1, keepdim=True)
+    return centered / centered.square().mean(dim=-1, keepdim=True).add(1e-12).sqrt()
 
 
 class StandardizedKD(TemperedLoss):
-    r"""``ce_weight * CE + kd_weight * T^2 * KL`` of logits that are standardised first.
+    r"""``ce_weight * CE + kd_weight * T^2 * KL`` of logits that are standardized first.
 
     Sun et al. (arXiv 2403.01427), algorithm 2; see `standardize` and `kd_divergence`. The student matches how the
     teacher's logits lie to each other, not their scale or offset, which it may choose as the labels and its size
     allow. T is in units of a row's standard deviation, so one number suits every teacher.
 
-    With ``ce_weight=0`` nothing tells the student how sure to be: its accuracy is trained, its calibration is not.
+    With ``ce_weight=0`` the scale of the student's logits is not trained: its accuracy is, its calibration is not.
 
     Args:
         ce_weight: Weight of the cross-entropy on the labels, >= 0.
         kd_weight: Weight of T^2 times the divergence, >= 0.
         temperature: T > 0 that divides the z-scores, or ``"auto"``: see `TemperedLoss`.
-        target_entropy: For ``"auto"``, the teacher's mean entropy, after standardising, as a share of log K.
+        target_entropy: For ``"auto"``, the teacher's mean entropy, after standardizing, as a share of log K.
     """
 
     def __init__(

@@ -3,60 +3,82 @@
 from __future__ import annotations
 
 import math
-from typing import Any, Literal
+from collections.abc import Callable, Sequence
+from typing import Literal
 
+import torch
 from torch import Tensor
 
 from fedkd.core.errors import FedKDError, check_range
-from fedkd.losses.base import FeatureMoments, WeightedLoss
+from fedkd.core.metrics import entropies
+from fedkd.losses.base import TeacherFacts, WeightedLoss
 
 LOW, HIGH = 1e-6, 1e6
 """Between these the temperature is sought."""
 
-MAX_ROWS = 20_000
-"""So many rows, evenly spaced, are looked at: their mean entropy is off by less than 1/sqrt(20,000) = 0.7% of log K."""
+STEPS = 40
+"""Bisections of log T: they end log(1e12) / 2^40 from the solution."""
+
+STEPS_AT_ONCE = 5
+"""So many bisections are answered by one exchange, at all of their 2^5 - 1 possible midpoints."""
 
 
-def mean_entropy(logits: Tensor, temperature: float = 1.0) -> float:
-    r"""Return the mean entropy of ``softmax(logits / T)`` in nats, between 0 and log K.
+def entropy_sums(logits: Tensor, temperatures: Sequence[float]) -> Tensor:
+    r"""Return the sum over rows of the entropy of ``softmax(logits / T)`` in nats, for each temperature.
 
-    .. math:: -\frac{1}{N} \sum_n \sum_k p_{nk} \log p_{nk}, \quad p = \mathrm{softmax}(t / T)
+    .. math:: -\sum_n \sum_k p_{nk} \log p_{nk}, \quad p = \mathrm{softmax}(t / T)
 
     Args:
-        logits: (N, K).
-        temperature: T > 0.
+        logits: (..., K); every view of an image counts.
+        temperatures: G numbers > 0.
+
+    Returns:
+        (G,) float64; each sum over n rows is between 0 and n log K.
     """
-    log_p = (logits.float() / temperature).log_softmax(dim=-1)
-    return float(-(log_p.exp() * log_p).nan_to_num(0.0).sum(-1).double().mean())  # 0 log 0 = 0
+    rows = logits.reshape(-1, logits.shape[-1]).float()  # (n, K)
+    return torch.stack([entropies(rows, temperature).double().sum() for temperature in temperatures])
 
 
-def solve_temperature(logits: Tensor, target_entropy: float) -> float:
+def solve_temperature(
+    mean_entropies: Callable[[Sequence[float]], Sequence[float]], num_classes: int, target_entropy: float
+) -> float:
     r"""Return the T at which the mean entropy of ``softmax(logits / T)`` is ``target_entropy * log K``.
 
-    The entropy rises with T, for its derivative is :math:`\mathrm{Var}_p(t) / T^3 \ge 0`: bisection of log T finds the
-    one solution. Between clients it costs a float up and one down a step, each client's sum of entropies at the T that
-    is tried, 40 times.
+    The entropy rises with T, since its derivative is :math:`\mathrm{Var}_p(t) / T^3 \ge 0`: bisection of log T finds
+    the one solution. Entropies come from clients, so `STEPS_AT_ONCE` bisections share one exchange: it answers at all
+    midpoints that they may come to.
 
     Args:
-        logits: The teacher's, (..., K); every look at an image counts.
+        mean_entropies: From temperatures to the mean entropy at each, in nats, over all clients' images.
+        num_classes: K.
         target_entropy: Share of log K, in (0, 1).
 
     Raises:
         FedKDError: If no temperature meets the target, as when a teacher cannot tell its classes apart.
     """
-    rows = logits.reshape(-1, logits.shape[-1])  # (N, K)
-    rows = rows[:: max(1, -(-len(rows) // MAX_ROWS))]
-    target = target_entropy * math.log(rows.shape[-1])
+    target = target_entropy * math.log(num_classes)
     low, high = LOW, HIGH
-    if not mean_entropy(rows, low) < target < mean_entropy(rows, high):
+    least, greatest = mean_entropies([low, high])
+    if not least < target < greatest:
         raise FedKDError(
             f"No temperature gives the teacher a mean entropy of {target_entropy} log K: its logits on the clients' "
             "images hardly differ between classes. Give temperature a number, or choose another teacher."
         )
-    for _ in range(40):  # to log(1e12) / 2^40 of log T
-        middle = (low * high) ** 0.5
-        low, high = (middle, high) if mean_entropy(rows, middle) < target else (low, middle)
+    for _ in range(STEPS // STEPS_AT_ONCE):
+        midpoints = _midpoints(low, high, STEPS_AT_ONCE)
+        found = dict(zip(midpoints, mean_entropies(midpoints), strict=True))
+        for _ in range(STEPS_AT_ONCE):
+            middle = (low * high) ** 0.5
+            low, high = (middle, high) if found[middle] < target else (low, middle)
     return (low * high) ** 0.5
+
+
+def _midpoints(low: float, high: float, steps: int) -> list[float]:
+    """Return all geometric midpoints that so many bisections between two numbers may come to."""
+    if not steps:
+        return []
+    middle = (low * high) ** 0.5
+    return [middle, *_midpoints(low, middle, steps - 1), *_midpoints(middle, high, steps - 1)]
 
 
 class TemperedLoss(WeightedLoss):
@@ -100,30 +122,32 @@ class TemperedLoss(WeightedLoss):
             return self.temperature
         if self._found is None:
             raise FedKDError(
-                "temperature 'auto' is found on the teacher's logits: call calibrate(teacher_logits) first, or train "
-                "on a FederatedDataModule."
+                "temperature 'auto' is found on the teacher's logits: call fit_to_teacher(facts) first, or train on a "
+                "FederatedDataModule."
             )
         return self._found
 
     @property
-    def calibrated(self) -> bool:
+    def needs_temperature(self) -> bool:
+        """Whether the temperature is "auto"."""
+        return self.temperature == "auto"
+
+    @property
+    def is_fitted(self) -> bool:
         """Whether the temperature is a number by now."""
-        return self.temperature != "auto" or self._found is not None
+        return not self.needs_temperature or self._found is not None
 
     def softened(self, logits: Tensor) -> Tensor:
         """Return what is divided by T: the logits (..., K) themselves by default."""
         return logits
 
-    def calibrate(self, logits: Tensor, moments: FeatureMoments | None = None) -> None:
-        """Find the temperature, if it is ``"auto"``: see `DistillationLoss.calibrate`."""
-        if self.temperature == "auto":
-            self._found = solve_temperature(self.softened(logits.float()), self.target_entropy)
+    def fit_to_teacher(self, facts: TeacherFacts) -> None:
+        """Take the temperature, if it is ``"auto"``: see `DistillationLoss.fit_to_teacher`."""
+        if self.needs_temperature:
+            if facts.temperature is None:
+                raise FedKDError(f"{type(self).__name__} needs the temperature that was found, and got none.")
+            self._found = facts.temperature
 
     def resolved(self) -> dict[str, float]:
         """Return the temperature, if it was found."""
         return {} if self._found is None else {"temperature": self._found}
-
-    def settings(self) -> dict[str, Any]:
-        """See `WeightedLoss.settings`."""
-        automatic = {"target_entropy": self.target_entropy} if self.temperature == "auto" else {}
-        return {**super().settings(), "temperature": self.temperature, **automatic}

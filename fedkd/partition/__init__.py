@@ -1,4 +1,4 @@
-"""How a dataset is dealt out to clients: one file a partitioner, plus the report of the result. numpy only."""
+"""How a data set is partitioned over clients: one file a partitioner, and the report of the result. numpy only."""
 
 from fedkd.partition.by_attribute import ByAttribute
 from fedkd.partition.class_and_quantity import ClassAndQuantity
@@ -8,7 +8,7 @@ from fedkd.partition.given import Given
 from fedkd.partition.iid import IID
 from fedkd.partition.partitioner import Partitioner
 from fedkd.partition.quantity_skew import QuantitySkew
-from fedkd.partition.report.counts import PartitionReport
+from fedkd.partition.report.report import PartitionReport
 from fedkd.partition.shards import Shards
 
 __all__ = [

@@ -1,4 +1,4 @@
-"""Few classes a client, and unequal sizes: the two skews at once, each with its own dial."""
+"""Few classes a client and unequal sizes: both skews at once, each with its own parameter."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from fedkd.partition.partitioner import check_count
 
 @dataclass(frozen=True)
 class ClassAndQuantity(DrawnPartitioner):
-    """Deals every client a few classes, and splits each class over its holders by a Dirichlet distribution.
+    """Gives every client a few classes, and splits each class over its holders by a Dirichlet distribution.
 
-    Classes are dealt as by `ClassSpecific`, which is the limit of a large ``alpha``. A client whose share of a class is
-    less than an image may hold fewer classes than it was dealt. A class that only one client holds is not split, so
-    where clients x classes_per_client = classes, ``alpha`` does nothing.
+    Classes are assigned as by `ClassSpecific`, which is the limit of a large ``alpha``. A client whose share of a class
+    is less than one image may hold fewer classes than it was assigned. A class with one holder is not split, so
+    ``alpha`` has no effect if clients x classes_per_client = classes.
 
     Args:
-        alpha: The concentration. Towards 0 each class lands whole on one of its holders; towards infinity its holders
+        alpha: The concentration. Toward 0 each class goes entirely to one of its holders; toward infinity its holders
             get equal parts.
-        classes_per_client: How many different classes each client is dealt.
+        classes_per_client: How many different classes each client is assigned.
         min_examples: How many images every client must hold at least; everything is drawn again until they do.
 
     Raises:

@@ -15,9 +15,9 @@ from fedkd.partition.partitioner import Partitioner, check_count, positions_by_v
 class ClassSpecific(Partitioner):
     """Gives every client exactly ``classes_per_client`` classes.
 
-    Classes are dealt like cards, from a deck shuffled anew each time it runs out, so that any two classes are held by
-    equally many clients, or by one more. With clients x classes_per_client = classes every class lives on exactly one
-    client. The images of a class held by several clients are split evenly among them, to within one image.
+    Classes are dealt like cards, from a deck that is shuffled anew each time it runs out, so the numbers of holders of
+    any two classes differ by at most one. With clients x classes_per_client = classes every class has exactly one
+    holder. The images of a class held by several clients are split evenly among them, to within one image.
 
     Args:
         classes_per_client: How many different classes each client holds.
@@ -50,7 +50,7 @@ def images_and_holders(
         labels: The class of every image, integers (N,).
         num_clients: How many clients there are.
         per_client: How many classes each of them holds.
-        rng: What deals, and shuffles the holders of each class.
+        rng: Deals, and shuffles the holders of each class.
 
     Raises:
         FedKDError: If a client cannot hold so many classes, or the clients are too few to cover all classes.
@@ -65,7 +65,7 @@ def images_and_holders(
 
 
 def check_cover(num_classes: int, num_clients: int, per_client: int) -> None:
-    """Raise unless hands of ``per_client`` different classes can cover all classes.
+    """Raise unless ``per_client`` classes a client can cover all classes.
 
     Raises:
         FedKDError: With what would work.

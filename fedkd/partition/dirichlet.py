@@ -1,10 +1,10 @@
 """Label skew of any strength, by a Dirichlet distribution.
 
-Two formulations go by this name. Here it is that of Yurochkin et al. 2019, "Bayesian Nonparametric Federated Learning
-of Neural Networks" (arXiv 1905.12022): for each class k, draw p_k ~ Dir_J(alpha) over the J clients and give client j
-the share p_kj of the class. Shards then differ in size as well as in mixture. Hsu et al. 2019, "Measuring the Effects
-of Non-Identical Data Distribution for Federated Visual Classification" (arXiv 1909.06335), draw a mixture over classes
-for each client instead, and hold the sizes equal; the same alpha does not mean the same skew in both.
+There are two formulations of this name. This is the one of Yurochkin et al. 2019, "Bayesian Nonparametric Federated
+Learning of Neural Networks" (arXiv 1905.12022): for each class k, draw p_k ~ Dir_J(alpha) over the J clients and give
+client j the share p_kj of the class. Shards then differ in size as well as in mixture. Hsu et al. 2019, "Measuring the
+Effects of Non-Identical Data Distribution for Federated Visual Classification" (arXiv 1909.06335), draw a mixture over
+classes for each client instead, with equal sizes; the same alpha does not mean the same skew in both.
 """
 
 from __future__ import annotations
@@ -21,12 +21,11 @@ from fedkd.partition.partitioner import positions_by_value
 class Dirichlet(DrawnPartitioner):
     """Splits each class over the clients in proportions drawn from a symmetric Dirichlet distribution.
 
-    Clients may end up without images: by default no draw is rejected, so that the distribution is the one that is
-    named.
+    Clients may have no images: by default no draw is rejected, so the distribution is exactly Dirichlet.
 
     Args:
-        alpha: The concentration, the same for every client. Towards 0 each class lands whole on one client; at 1 all
-            proportions are equally likely; towards infinity every client gets an equal part of every class.
+        alpha: The concentration, the same for every client. Toward 0 each class goes entirely to one client; at 1 all
+            proportions are equally likely; toward infinity every client gets an equal part of every class.
         min_examples: How many images every client must hold at least; the partition is drawn again until they do.
 
     Raises:
@@ -56,7 +55,7 @@ def draw_proportions(alpha: float, size: int, rng: np.random.Generator) -> np.nd
     Args:
         alpha: The concentration of each component.
         size: How many components, J.
-        rng: Where the draw comes from.
+        rng: Makes the draw.
 
     Returns:
         Proportions, float64 (J,).
@@ -71,12 +70,12 @@ def round_to_counts(shares: np.ndarray, total: int, rng: np.random.Generator) ->
 
     The running sum is rounded at one random offset for all (systematic sampling, Madow 1949): each count is the floor
     or the ceiling of its exact value and equals it on average. Largest remainder would not: with 100 images, a client
-    whose share is 0.1% would hold one of them never, rather than one time in ten.
+    whose share is 0.1% would never hold one of them, instead of one time in ten.
 
     Args:
         shares: Proportions that sum to 1, (J,).
-        total: How many images to hand out.
-        rng: Where the offset comes from.
+        total: How many images to distribute.
+        rng: Draws the offset.
 
     Returns:
         Counts, int64 (J,).

@@ -1,8 +1,8 @@
-"""What partitioners have in common that a Dirichlet distribution draws: its alpha, and a least size for shards.
+"""The base of partitioners that use a Dirichlet distribution: its alpha, and a minimum size of shards.
 
 Drawing again until every client has enough is the practice of Li et al. 2022, "Federated Learning on Non-IID Data
-Silos: An Experimental Study" (arXiv 2102.02079), whose loop goes on for ever where no draw will do. Here it is bounded.
-What it accepts is not quite the distribution that alpha names, which is why it is off by default.
+Silos: An Experimental Study" (arXiv 2102.02079), whose loop never ends if no draw is accepted. Here it is bounded.
+The accepted draws do not follow the Dirichlet distribution exactly, so this is off by default.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class DrawnPartitioner(Partitioner):
 
     Raises:
         FedKDError: If ``alpha`` is not between 1e-100 and 1e100 or ``min_examples`` is not an integer of at least 0;
-            when called, if 100 draws do not give every client ``min_examples``. The error names what would.
+            when called, if 100 draws do not give every client ``min_examples``. The error names values that would.
     """
 
     alpha: float

@@ -1,4 +1,4 @@
-"""Values that belong to images, read from a file: JSON, CSV, NPY or NPZ."""
+"""One value for each image, read from a file: JSON, CSV, NPY or NPZ."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def choose_column(content: Any, column: str | None, name: str) -> Any:
     if not isinstance(content, Mapping):
         return content
     if column is None and len(content) != 1:
-        raise FedKDError(f"{name} has {len(content)} columns: say which with column, one of: {', '.join(content)}.")
+        raise FedKDError(f"{name} has {len(content)} columns: name one with column, one of: {', '.join(content)}.")
     if column is not None and column not in content:
         raise unknown_name(f"column of {name}", column, content)
     return content[next(iter(content)) if column is None else column]

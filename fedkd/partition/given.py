@@ -1,4 +1,4 @@
-"""A partition that is known already: that of an earlier run, of another framework or of a benchmark."""
+"""A partition from elsewhere: of an earlier run, of another framework or of a benchmark."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ class Given(Partitioner):
     """Takes the client of each image, or the indices of each client's images, from a file or a list.
 
     Positions count all training images, in the order of the data set and with the public ones: a run's
-    ``partition.json`` gives its shards again under the same ``public_fraction``, and a file with a client for every
-    image will do for any. Entries of public images are passed over. No seed changes the partition.
+    ``partition.json`` gives its shards again under the same ``public_fraction``, and a file with a client for
+    every image works for any. Entries of public images are ignored. No seed changes the partition.
 
     ``num_clients`` must be the number of clients that there are in the file.
 
@@ -32,7 +32,7 @@ class Given(Partitioner):
 
     Raises:
         MissingResourceError: When called, if the file is not there.
-        FedKDError: When called, if the file or list does not say of every image that is dealt out which one client
+        FedKDError: When called, if the file or list does not give every image that is dealt out exactly one client
             holds it, or ``num_clients`` is another number.
     """
 

@@ -1,4 +1,4 @@
-"""The split that is not skewed: every client's shard is a uniform sample."""
+"""The partition without skew: every client's shard is a uniform sample."""
 
 from __future__ import annotations
 

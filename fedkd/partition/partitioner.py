@@ -1,4 +1,4 @@
-"""What every partitioner shares: it names a client for each image, and the base makes shards of that."""
+"""The base of all partitioners: `assign` names a client for each image, and the base makes the shards."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from fedkd.core.errors import FedKDError
 
 @dataclass(frozen=True)
 class Partitioner(ABC):
-    """Deals the images of a dataset out to clients.
+    """Partitions the images of a data set over clients.
 
     A new partitioner is a frozen dataclass with one method, `assign`. Shards are disjoint, cover every image and are
     sorted whatever `assign` does, because it names exactly one client for each image.
@@ -31,8 +31,8 @@ class Partitioner(ABC):
         Args:
             labels: The class of every image, integers (N,).
             num_clients: How many clients there are. It may exceed N: clients without images are legal.
-            rng: Where all randomness comes from; the same state gives the same shards.
-            among: Sorted positions of the images to deal out, integers (M,), such as all that are not public; every
+            rng: The only source of randomness; the same state gives the same shards.
+            among: Sorted positions of the images to partition, integers (M,), such as all that are not public; every
                 image if not given.
 
         Returns:

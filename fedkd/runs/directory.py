@@ -7,7 +7,7 @@
     metrics.csv           a row a round
     checkpoints/          the last two rounds
     student.safetensors   the global student, for `fedkd.load_student`
-    clients/K/            client K's own, where students differ (`fedkd.MutualFederation`)
+    clients/K/            client K's own student, where students differ (`fedkd.strategies.FedMD`)
     summary.json          final and best accuracy, teacher, bytes, seconds, versions
 """
 
@@ -28,8 +28,11 @@ from torch import Tensor, nn
 
 from fedkd import students
 from fedkd.core.errors import FedKDError, MissingResourceError
-from fedkd.core.messages import Metrics, ServerState
-from fedkd.runs.checkpoint import load_checkpoint, save_checkpoint, write_atomically
+from fedkd.core.messages import Metrics, ServerState, Weights
+from fedkd.core.storage import write_atomically
+from fedkd.data import FederatedDataModule
+from fedkd.runs.checkpoint import load_checkpoint, save_checkpoint
+from fedkd.runs.partition import partition_record
 
 KEEP_CHECKPOINTS = 2  # one would do, since writing is atomic; the second is for disks that lie
 
@@ -73,23 +76,21 @@ class RunDirectory:
         """Return the round checkpoints, oldest first."""
         return sorted((self.path / "checkpoints").glob("round_*.ckpt"))
 
-    def commit(
-        self,
-        state: ServerState,
-        strategy_state: Mapping[str, Any],
-        history: list[Metrics],
-        identity: Mapping[str, Any],
-    ) -> None:
-        """Put a finished round on disk: the checkpoint first, for all else follows from it."""
+    def start(self, datamodule: FederatedDataModule, config: str | None) -> None:
+        """Write what is known before the first round: the partition, and the command line's configuration."""
+        self.write_json("partition.json", partition_record(datamodule))
+        if config is not None:
+            self.write_text("config.yaml", config)
+
+    def commit(self, state: ServerState, history: list[Metrics], identity: Mapping[str, Any]) -> None:
+        """Put a finished round on disk: the checkpoint first, since all else follows from it."""
         path = self.path / "checkpoints" / f"round_{state.round:06d}.ckpt"
-        save_checkpoint(path, state, strategy_state, history, identity)
+        save_checkpoint(path, state, history, identity)
         self.write_metrics(history)
         for old in self.checkpoints()[:-KEEP_CHECKPOINTS]:
             old.unlink()
 
-    def load(
-        self, ckpt_path: str | Path, identity: Mapping[str, Any]
-    ) -> tuple[ServerState, dict[str, Any], list[Metrics]] | None:
+    def load(self, ckpt_path: str | Path, identity: Mapping[str, Any]) -> tuple[ServerState, list[Metrics]] | None:
         """Load a round checkpoint.
 
         Args:
@@ -97,7 +98,7 @@ class RunDirectory:
             identity: What this run is.
 
         Returns:
-            ``(state, strategy_state, history)``; None for ``"last"`` before the first round was finished.
+            ``(state, history)``; None for ``"last"`` before the first round was finished.
         """
         if str(ckpt_path) != "last":
             return load_checkpoint(Path(ckpt_path), identity)
@@ -115,7 +116,7 @@ class RunDirectory:
 
     def save_student(
         self,
-        state: ServerState,
+        weights: Weights,
         spec: Mapping[str, Any],
         constants: Mapping[str, Tensor] | None = None,
         client: int | None = None,
@@ -123,7 +124,7 @@ class RunDirectory:
         """Write ``student.safetensors``.
 
         Args:
-            state: The state with the student's tensors.
+            weights: The student's.
             spec: What is needed to build the student again, JSON-able: ``student`` (arguments of
                 `fedkd.students.create`, or None for a module of the user's), ``projection`` (of
                 `fedkd.students.ProjectedStudent`, or None), ``classes``, ``image_shape``.
@@ -132,7 +133,7 @@ class RunDirectory:
         """
         folder = self.path if client is None else self.path / "clients" / str(client)
         folder.mkdir(parents=True, exist_ok=True)
-        everything = {**state.parameters, **state.buffers, **(constants or {})}
+        everything = {**weights.tensors, **(constants or {})}
         tensors = {name: value.contiguous() for name, value in everything.items()}
         write_atomically(folder / "student.safetensors", save(tensors, metadata={"fedkd": json.dumps(spec)}))
 
@@ -147,7 +148,7 @@ def nan_to_none(value: Any) -> Any:
 
 
 def next_version(root: Path) -> Path:
-    """Make and return the next free ``version_N`` below ``root``, also when several processes ask at once."""
+    """Make and return the next free ``version_N`` below ``root``, also when several processes call this at once."""
     root.mkdir(parents=True, exist_ok=True)
     number = max(versions(root), default=-1) + 1
     while True:
@@ -180,7 +181,7 @@ def read_spec(run_dir: str | Path) -> dict[str, Any]:
     if not path.is_file():
         if (own := Path(run_dir) / "clients").is_dir():
             one = str(own / "0")
-            raise MissingResourceError(f"{str(run_dir)!r} has a student for each client: say which, as {one!r}.")
+            raise MissingResourceError(f"{str(run_dir)!r} has a student for each client: name one, such as {one!r}.")
         raise MissingResourceError(f"No student at {str(path)!r}: the run is not there, or has not finished.")
     try:
         with safe_open(path, framework="pt") as file:

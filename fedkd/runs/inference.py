@@ -12,13 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from fedkd.core.errors import FedKDError, MissingResourceError
-from fedkd.core.messages import Metrics, ServerState
+from fedkd.core.messages import Metrics, Weights
+from fedkd.core.storage import write_atomically
 from fedkd.core.tensors import split_state
-from fedkd.data import BatchLoader, FederatedDataModule, ImageSet
+from fedkd.data import BatchLoader, FederatedDataModule, ImageSet, Rows
 from fedkd.data.images.folder import EXTENSIONS, decode_file
-from fedkd.runs.checkpoint import write_atomically
 from fedkd.runs.directory import load_student, read_spec
-from fedkd.training.evaluation import evaluate, evaluation_arguments, test_loader
+from fedkd.training.evaluation import evaluate, evaluation_arguments
 from fedkd.training.module import DistillationModule
 from fedkd.training.trainer import make_trainer, quiet_lightning
 
@@ -64,10 +64,8 @@ def evaluate_run(
     """
     module, spec = load_module(run_dir, student)
     load_data(datamodule, spec)
-    assert module.student is not None
-    with quiet_lightning():
-        device = make_trainer(evaluation_arguments(trainer)).strategy.root_device
-    return evaluate(module, test_loader(datamodule, device), trainer, ServerState(0, *split_state(module.student)))
+    weights = Weights(*split_state(module.student))
+    return evaluate(module, weights, Rows.of(datamodule.test), trainer, datamodule.eval_batch_size)
 
 
 def predict_run(
@@ -100,7 +98,7 @@ def predict_run(
         pixels = torch.stack([read_image(file, spec["image_shape"]) for file in files])
         data = ImageSet(pixels, torch.zeros(len(files), dtype=torch.int64), tuple(spec["classes"]))
         names = [str(file) for file in files]
-    loader = BatchLoader(data, range(len(names)), batch_size=datamodule.eval_batch_size)
+    loader = BatchLoader(Rows.of(data), batch_size=datamodule.eval_batch_size)
     with quiet_lightning():
         batches = make_trainer(evaluation_arguments(trainer)).predict(module, dataloaders=loader)
     probabilities = torch.cat(batches)  # type: ignore[arg-type]

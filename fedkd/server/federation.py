@@ -1,53 +1,47 @@
-"""`Federation`: the round loop."""
+"""`Federation`: the arguments of a run, and the loop of its rounds."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
+from lightning.pytorch.utilities import rank_zero_info
 
-from fedkd.client.works import ClientContext, run_client
-from fedkd.core.errors import FedKDError, check_range, unknown_name
-from fedkd.core.messages import ClientTask, ClientUpdate, Metrics, ServerState
+from fedkd.core.errors import check_range, unknown_name
+from fedkd.core.messages import Metrics, ServerState
 from fedkd.core.progress import progress_bar
-from fedkd.core.seeding import seeded
-from fedkd.core.storage import cache_dir
-from fedkd.core.tensors import load_state, split_state
+from fedkd.core.tensors import load_state
 from fedkd.data import FederatedDataModule
 from fedkd.runs.directory import RunDirectory
-from fedkd.runs.summary import partition_record, round_row, run_identity, summarise
+from fedkd.runs.summary import round_row, summarize
 from fedkd.server.backends import Backend, InProcess
-from fedkd.server.context import ServerContext
 from fedkd.server.sampling import sample_cohort
-from fedkd.strategies import FedAvg, Strategy, default_strategy
-from fedkd.teachers import TeacherSignal, prepare_teacher
-from fedkd.training.evaluation import Evaluation
+from fedkd.server.setup import Prepared, plan_run, prepare_run, run_settings
+from fedkd.strategies import Strategy, resolve_strategy
 from fedkd.training.module import DistillationModule
-from fedkd.training.trainer_arguments import as_loggers, check_trainer
+from fedkd.training.trainer_arguments import as_loggers
 
 TEACHING = ("fixed", "consistent")
-Loaded = tuple[ServerState, dict[str, Any], list[Metrics]]  # what a round checkpoint holds
 
 
 class Federation:
     """Trains a module over the clients of a datamodule: ``Federation(rounds=20).fit(module, datamodule)``.
 
     Args:
-        rounds: Number of rounds in all, those before a resume counted in.
+        rounds: Number of rounds in all; a resumed run counts those before.
         clients_per_round: Size of each round's cohort; None takes every client that has data.
-        strategy: The federated algorithm. None takes the best that is known for what the run has: `ServerDistillation`
-            with a teacher and public images, else `FedAvg`.
+        strategy: The federated algorithm. "auto" is the best one known for what the run has: `ServerDistillation` with
+            a teacher and public images, else `FedAvg`; see `resolve_strategy`.
         backend: Where clients run.
-        teaching: What the teacher judges: "fixed" is the image itself, whatever the student sees of it; "consistent"
-            is the student's own crop and flip, which takes ``data.views``.
+        teaching: What the teacher's outputs are for: "fixed" is the image itself, whatever the student sees of it;
+            "consistent" is the student's own crop and flip, which needs ``data.views``.
         trainer: Arguments of each client's Lightning Trainer, such as ``{"max_epochs": 2, "precision":
-            "bf16-mixed"}``; they reach it unchanged, except ``logger``, which logs the run: a row a round.
+            "bf16-mixed"}``. They reach it unchanged, except ``logger``, which logs the run: a row a round.
         run_dir: Where the run is kept; None takes the next free ``runs/version_N``.
-        seed: Cohorts, the student's first weights and all that clients draw come from it.
+        seed: Cohorts, the student's first weights and all that clients draw follow from it.
 
     Raises:
         FedKDError: For values out of range.
@@ -57,7 +51,7 @@ class Federation:
         self,
         rounds: int = 10,
         clients_per_round: int | None = None,
-        strategy: Strategy | None = None,
+        strategy: Strategy | Literal["auto"] = "auto",
         backend: Backend = InProcess(),  # noqa: B008  (stateless, and readable by the command line)
         teaching: Literal["fixed", "consistent"] = "fixed",
         trainer: Mapping[str, Any] | None = None,
@@ -69,165 +63,134 @@ class Federation:
             check_range("clients_per_round", clients_per_round, low=1, whole=True)
         if teaching not in TEACHING:
             raise unknown_name("teaching", teaching, TEACHING)
+        if not isinstance(strategy, Strategy) and strategy != "auto":
+            raise unknown_name("strategy", strategy, ("auto",))
         self.rounds, self.clients_per_round, self.teaching = rounds, clients_per_round, teaching
-        self.chosen_strategy, self.backend = strategy, backend
-        self.strategy: Strategy = strategy or FedAvg()  # `fit` puts the default here that suits the run
+        self.strategy, self.backend = strategy, backend
         arguments = dict(trainer or {})
         self.loggers = as_loggers(arguments.pop("logger", None))
         self.trainer = arguments
         self.run_dir, self.seed = run_dir, int(seed)  # jsonargparse has an int of its own
         self.config: str | None = None  # the command line's YAML, kept with the run
 
+    def resolve_strategy(self, module: DistillationModule, datamodule: FederatedDataModule) -> Strategy:
+        """Return the strategy that `fit` will use, which follows from the configuration: no data is loaded for it."""
+        return resolve_strategy(self.strategy, module.teacher is not None, datamodule.public_fraction > 0)
+
     def fit(
         self, module: DistillationModule, datamodule: FederatedDataModule, ckpt_path: str | Path | None = None
     ) -> dict[str, Any]:
         """Run the rounds; each is on disk when it is done.
 
+        However this ends, by a return, an exception or Ctrl-C, the module holds the global student of the last round
+        that is on disk.
+
         Args:
-            module: Its student is trained in place and holds the global weights at the end.
-            datamodule: The clients' shards and the global test set.
-            ckpt_path: ``"last"`` goes on from the run directory's newest round (from the start where there is none);
-                the path of another run's round checkpoint branches off it, into a run directory of its own.
+            module: Gets the global student. A student by name starts from fresh weights whenever `fit` is called.
+            datamodule: The clients' images and the global test set.
+            ckpt_path: ``"last"`` goes on from the run directory's newest round (from the start if there is none); the
+                path of another run's round checkpoint branches off it, into a run directory of its own.
 
         Returns:
             The summary, as in ``summary.json``.
+
+        Raises:
+            FedKDError: For whatever the caller can mend, before any work where that is possible.
         """
         start = time.perf_counter()
-        device = self._set_up(module, datamodule)
-        run, identity, found = self._open_run(module, datamodule, ckpt_path)
-        signal = self._ask_teacher(module, datamodule, device)
-        state, history = self._start(run, module, datamodule, found)
-        for row in history:
-            self._log(row)
-        said = signal.for_clients() if signal else {}
-        context = ClientContext(module, datamodule, self.trainer, self.strategy, self.seed, **said)
-        evaluate = Evaluation(module, datamodule, self.trainer, device)
-        clients = [client for client, shard in enumerate(datamodule.shards) if len(shard)]
+        plan = plan_run(self, module, datamodule)
+        if self.strategy == "auto":
+            rank_zero_info(f"strategy auto: {plan.strategy!r}")
+        run = RunDirectory(self.run_dir, resume=str(ckpt_path) == "last")
+        settings = run_settings(self, plan)
+        found = run.load(ckpt_path, settings) if ckpt_path is not None else None
+        run.start(datamodule, self.config)
+        try:
+            with prepare_run(self, plan) as prepared:
+                state, history = found or (prepared.start(), [])
+                if found:
+                    run.write_metrics(history)
+                    self._give(module, state)
+                for row in history:
+                    self._log(row)
+                for committed in self._rounds(run, prepared, state, history, settings):
+                    state = committed
+                    self._give(module, state)
+                return self._finish(run, prepared, state, history, settings, start)
+        finally:
+            module.was_federated = True
+            self.backend.shutdown()
 
-        with self._finalised_loggers(), progress_bar("Rounds", self.rounds, done=state.round) as bar:
+    def _rounds(
+        self,
+        run: RunDirectory,
+        prepared: Prepared,
+        state: ServerState,
+        history: list[Metrics],
+        settings: dict[str, Any],
+    ) -> Iterator[ServerState]:
+        """Run the rounds that are left, and yield the state of each once it is on disk; rows join the history."""
+        strategy = prepared.plan.strategy
+        with self._finalized_loggers(), progress_bar("Rounds", self.rounds, done=state.round) as bar:
             while state.round < self.rounds:
-                began = time.perf_counter()
+                began, sent = time.perf_counter(), prepared.exchange.traffic
+                context = prepared.context(state)
+                clients = list(context.clients)
                 cohort = sample_cohort(clients, self.clients_per_round, seed=self.seed, round=state.round)
-                tasks = self._make_tasks(state, cohort)
-                updates = self._run_clients(context, tasks)
-                server = ServerContext.of(context, start=state)
-                state = self.strategy.aggregate(state, updates)
-                state = self.strategy.refine(state, updates, server)
-                metrics = evaluate(state)
-                metrics |= self.strategy.metrics(state, updates, server)
-                history.append(round_row(tasks, updates, metrics, seconds=time.perf_counter() - began))
-                run.commit(state, self.strategy.state_dict(), history, identity)
+                state, updates = strategy.round(state, cohort, context)
+                metrics = strategy.evaluate(state, context)
+                metrics |= strategy.metrics(state, updates, context)
+                traffic = prepared.exchange.traffic - sent
+                seconds = time.perf_counter() - began
+                history.append(
+                    round_row(
+                        state.round - 1, updates, metrics, bytes_up=traffic.up, bytes_down=traffic.down, seconds=seconds
+                    )
+                )
+                run.commit(state, history, settings)
+                yield state
                 self._log(history[-1])
                 bar.advance(note=f"balanced accuracy {metrics['balanced_accuracy']:.1%}")
 
-        assert module.student is not None
-        load_state(module.student, state.parameters, state.buffers)
-        run.save_student(state, module.describe(), module.constants())
-        summary = summarise(module, history, signal, identity, seconds=time.perf_counter() - start, run_dir=run.path)
-        summary["client_val_accuracy"] = evaluate.of_clients(state)
+    def _finish(
+        self,
+        run: RunDirectory,
+        prepared: Prepared,
+        state: ServerState,
+        history: list[Metrics],
+        settings: dict[str, Any],
+        start: float,
+    ) -> dict[str, Any]:
+        """Write the students and the summary."""
+        plan, context = prepared.plan, prepared.context(state)
+        for client, weights in plan.strategy.models(state).items():
+            trained = context.module(client)
+            run.save_student(weights, trained.describe(), trained.constants(), client=client)
+        summary = summarize(
+            plan.modules[0],
+            history,
+            settings,
+            outputs=prepared.outputs,
+            head_bytes=(prepared.head_traffic.up, prepared.head_traffic.down),
+            seconds=time.perf_counter() - start,
+            run_dir=run.path,
+        )
+        summary |= plan.strategy.summary(state, history[-1], context)
+        if prepared.held_out and not context.val_accuracy:  # a resumed run that had no round left
+            plan.strategy.evaluate(state, context)
+        clients = range(plan.datamodule.num_clients)
+        each = [context.val_accuracy.get(client) for client in clients]
+        summary["client_val_accuracy"] = each if prepared.held_out else None
         run.write_json("summary.json", summary)
         return summary
 
-    def _set_up(self, module: DistillationModule, datamodule: FederatedDataModule) -> torch.device:
-        """Say what is wrong before any work, load the data, build the student; return the device of training."""
-        if self.clients_per_round is not None:
-            check_range("clients_per_round", self.clients_per_round, low=1, high=datamodule.num_clients, whole=True)
-        if self._is_consistent(module) and datamodule.augmentation and datamodule.views is None:
-            raise FedKDError(
-                "teaching 'consistent' needs views that come back: set data.views to how many (such as 4), or choose "
-                "teaching 'fixed'."
-            )
-        device = check_trainer(self.trainer)
-        datamodule.prepare_data()
-        datamodule.setup()
-        self.strategy = self.chosen_strategy or default_strategy(module, datamodule)
-        with seeded(self.seed, "student"):
-            module.build(datamodule.classes, datamodule.image_shape)
-        module.check_optimizer()
-        clients = sum(len(shard) > 0 for shard in datamodule.shards)
-        self.strategy.check(module, datamodule, min(self.clients_per_round or clients, clients))
-        return device
-
-    def _open_run(
-        self, module: DistillationModule, data: FederatedDataModule, ckpt_path: str | Path | None
-    ) -> tuple[RunDirectory, dict[str, Any], Loaded | None]:
-        """Make or find the run directory; return it, what this run is, and the checkpoint to go on from, if any."""
-        run = RunDirectory(self.run_dir, resume=str(ckpt_path) == "last")
-        identity = {**self._identity(), **run_identity(module, data, self.trainer)}
-        found = run.load(ckpt_path, identity) if ckpt_path is not None else None
-        run.write_json("partition.json", partition_record(data))
-        if self.config is not None:
-            run.write_text("config.yaml", self.config)
-        return run, identity, found
-
-    def _ask_teacher(
-        self, module: DistillationModule, data: FederatedDataModule, device: torch.device
-    ) -> TeacherSignal | None:
-        if module.teacher is None:
-            return None
-        signal = prepare_teacher(
-            module.teacher,
-            data.train,
-            data.test,
-            data.shards,
-            public=data.public_indices,
-            shared=data.shared_images,
-            views=data.image_views if self._is_consistent(module) else None,
-            features=module.loss.needs_features,
-            cache=cache_dir("teachers"),
-            device=device,
-        )
-        module.calibrate_to(signal, data.shards)
-        return signal
-
-    def _is_consistent(self, module: DistillationModule) -> bool:
-        return module.teacher is not None and self.teaching == "consistent"
-
-    def _identity(self) -> dict[str, Any]:
-        return {
-            "seed": self.seed,
-            "strategy": repr(self.strategy),
-            "clients_per_round": self.clients_per_round,
-            "teaching": self.teaching,
-        }
-
-    def _start(
-        self, run: RunDirectory, module: DistillationModule, data: FederatedDataModule, found: Loaded | None
-    ) -> tuple[ServerState, list[Metrics]]:
-        """Return the state and the history to go on from: those of the checkpoint that was found, if one was."""
-        if found is None:
-            assert module.student is not None
-            num_examples = sum(len(shard) for shard in data.shards)
-            state = ServerState(0, *split_state(module.student), num_examples=num_examples)
-            self.strategy.start(state)
-            return state, []
-        state, strategy_state, history = found
-        self.strategy.start(state)
-        self.strategy.load_state_dict(strategy_state)
-        run.write_metrics(history)
-        return state, history
-
-    def _make_tasks(self, state: ServerState, cohort: Sequence[int]) -> list[ClientTask]:
-        extras = self.strategy.broadcast(state)
-        return [
-            ClientTask(
-                state.round, client, state.parameters, state.buffers, extras, state.client_states.get(client, {})
-            )
-            for client in cohort
-        ]
-
-    def _run_clients(self, context: ClientContext, tasks: Sequence[ClientTask]) -> list[ClientUpdate]:
-        updates = sorted(self.backend.map(run_client, context, tasks), key=lambda update: update.client)
-        diverged = [update.client for update in updates if not update.is_finite]
-        if diverged:
-            raise FedKDError(
-                f"Round {tasks[0].round}: the weights of client(s) {diverged} became infinite or NaN. Lower the "
-                "learning rate or set trainer.gradient_clip_val. The rounds before are in the run directory."
-            )
-        return updates
+    def _give(self, module: DistillationModule, state: ServerState) -> None:
+        """Put the global student into the caller's module; a strategy without one leaves the module as it is."""
+        if state.weights.parameters:
+            load_state(module.student, state.weights.parameters, state.weights.buffers)
 
     @contextmanager
-    def _finalised_loggers(self) -> Iterator[None]:
+    def _finalized_loggers(self) -> Iterator[None]:
         status = "failed"
         try:
             yield

@@ -8,9 +8,11 @@ from fedkd.strategies.client_side.fedntd import FedNTD
 from fedkd.strategies.client_side.fedprox import FedProx
 from fedkd.strategies.client_side.moon import MOON
 from fedkd.strategies.client_side.scaffold import SCAFFOLD
-from fedkd.strategies.compose import Combine
-from fedkd.strategies.default import default_strategy
+from fedkd.strategies.compose import Compose
+from fedkd.strategies.context import RoundContext
+from fedkd.strategies.default import resolve_strategy
 from fedkd.strategies.fedavg import FedAvg
+from fedkd.strategies.fedmd import FedMD
 from fedkd.strategies.refinement.feddf import FedDF
 from fedkd.strategies.refinement.reestimated_batch_norm import ReestimatedBatchNorm
 from fedkd.strategies.refinement.server_distillation import ServerDistillation
@@ -27,7 +29,7 @@ from fedkd.strategies.server_side.pooled_batch_norm import PooledBatchNorm
 __all__ = [
     "MOON",
     "SCAFFOLD",
-    "Combine",
+    "Compose",
     "CoordinateMedian",
     "DPFedAvg",
     "FedAdagrad",
@@ -38,6 +40,7 @@ __all__ = [
     "FedDF",
     "FedDyn",
     "FedGKD",
+    "FedMD",
     "FedNTD",
     "FedNova",
     "FedProx",
@@ -48,8 +51,9 @@ __all__ = [
     "NormClipping",
     "PooledBatchNorm",
     "ReestimatedBatchNorm",
+    "RoundContext",
     "ServerDistillation",
     "Strategy",
     "TrimmedMean",
-    "default_strategy",
+    "resolve_strategy",
 ]

@@ -1,111 +1,180 @@
-"""The base of all strategies. Its behaviour is FedAvg; a new algorithm overrides only where it differs."""
+"""The base of all strategies. Its behavior is FedAvg; an algorithm overrides only where it differs."""
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import ClassVar
 
-from lightning.pytorch import Callback, Trainer
 from torch import Tensor
 
-from fedkd.core.messages import ClientTask, ClientUpdate, ServerState
+from fedkd.client.works import train
+from fedkd.core.config import Configured
+from fedkd.core.messages import ClientTask, ClientUpdate, LocalRule, Metrics, ServerState, Weights
 from fedkd.core.tensors import Tensors, add_scaled, merge_buffers, weighted_mean
-
-if TYPE_CHECKING:  # it stands above: it is handed in
-    from fedkd.data import FederatedDataModule
-    from fedkd.server.context import ServerContext
-    from fedkd.training.module import DistillationModule
+from fedkd.data import FederatedDataModule
+from fedkd.strategies.context import RoundContext
+from fedkd.training.module import DistillationModule
 
 
-class Strategy:
-    """Where algorithms differ from FedAvg: what is broadcast, what runs on the client, how updates are joined.
+class Strategy(Configured):
+    """Where an algorithm differs from FedAvg: what is sent, what a client does, how updates become the next state.
 
-    `check` comes before a run. The hooks of a round, in their order: `broadcast` (server); `client_start`,
-    `client_callbacks`, `finalize_update` (client); `weights`, `absorb`, `combine`, `step`, `combine_buffers`, `refine`,
-    `metrics` (server). Client-side corrections are Lightning callbacks that act on gradients in
-    ``on_before_optimizer_step``, or add a term to the loss (`fedkd.training.objective.Objective`), so they
-    compose with every loss and precision.
+    A strategy is configuration: its constructor's arguments, and nothing else. It keeps nothing in itself between
+    calls. What it remembers of a run is ``ServerState.memory``, tensors by name, which the step that changes it
+    returns. What it remembers of one client is ``ServerState.client_states[client]``. What it does on a client is a
+    `LocalRule`.
 
-    What a strategy is told is a constructor's argument, kept under its name: so it is printed, and a resumed run is
-    checked for it. What it remembers between rounds goes through `state_dict`, and `start` clears it; what it
-    remembers of a client is the client's state and travels nowhere.
+    A run calls `check` and `start` once, then for each round `round`, whose parts are `broadcast`, `local_rule`,
+    `aggregate` and `refine`; then `evaluate` and `metrics`. `aggregate` calls `client_weights`, `remember`, `combine`,
+    `step` and `combine_buffers`.
     """
 
-    private: ClassVar[bool] = False
-    """Whether the strategy protects single updates, so that nothing beside it may read them."""
+    decides: ClassVar[frozenset[str]] = frozenset()
+    """Which of "client_weights", "combine", "combine_buffers" and "step" the strategy decides in its own way. In a
+    `Compose` one strategy alone may decide each."""
+
+    has_own_round: ClassVar[bool] = False
+    """Whether `round` is another one than broadcast, train, aggregate, refine."""
+
+    protects_updates: ClassVar[bool] = False
+    """Whether the strategy protects single updates, so that none beside it may read them."""
+
+    @property
+    def reads_updates(self) -> bool:
+        """Whether `remember` or `refine` use the clients' own updates: not beside one that `protects_updates`."""
+        return False
+
+    def students(self) -> tuple[str, ...]:
+        """Return names of students: client k trains number k modulo their count. None by default: the module's."""
+        return ()
 
     def check(self, module: DistillationModule, datamodule: FederatedDataModule, cohort_size: int) -> None:
-        """Raise a `fedkd.FedKDError` if a run lacks what the strategy needs; it is asked before any work.
+        """Raise a `fedkd.FedKDError` if the run lacks what the strategy needs. It is called before any work.
 
         Args:
             module: Built.
             datamodule: Set up.
-            cohort_size: How many clients every round has.
+            cohort_size: The number of clients in each round.
         """
 
-    def start(self, state: ServerState) -> None:
-        """Forget an earlier run and prepare for one that starts from ``state``; nothing by default."""
+    def start(self, state: ServerState, context: RoundContext) -> ServerState:
+        """Return the state before the first round, from one that holds the fresh student alone; as it is by default."""
+        return state
+
+    def round(
+        self, state: ServerState, cohort: Sequence[int], context: RoundContext
+    ) -> tuple[ServerState, list[ClientUpdate]]:
+        """Run one round: broadcast, train, aggregate, refine.
+
+        Args:
+            state: The state that the round starts from.
+            cohort: The clients that take part, sorted.
+            context: The exchange with the clients, and tools for the server.
+
+        Returns:
+            The next state, with ``round`` one higher, and the clients' updates.
+        """
+        updates = context.exchange(train, self.tasks(state, cohort))
+        return self.refine(self.aggregate(state, updates), updates, context), updates
+
+    def tasks(self, state: ServerState, cohort: Sequence[int]) -> list[ClientTask]:
+        """Return what each client of the cohort is told to train from."""
+        extras = self.broadcast(state)
+        return [
+            ClientTask(
+                state.round,
+                client,
+                state.weights,
+                extras,
+                state.client_states.get(client, {}),
+                rule=self.local_rule(state, client),
+            )
+            for client in cohort
+        ]
 
     def broadcast(self, state: ServerState) -> Mapping[str, Tensor]:
         """Return tensors to send to every client beside the student; none by default."""
         return {}
 
-    def client_start(self, task: ClientTask) -> ClientTask:
-        """Return the task with the weights that the client's training starts from; the global ones by default.
+    def local_rule(self, state: ServerState, client: int) -> LocalRule:
+        """Return what the strategy does on a client in this round; nothing by default."""
+        return LocalRule()
 
-        The update's delta is counted from the global weights all the same.
+    def aggregate(self, state: ServerState, updates: Sequence[ClientUpdate]) -> ServerState:
+        """Make the next state out of a round's updates.
+
+        Args:
+            state: The state that the updates started from.
+            updates: At least one, ordered by client.
+
+        Returns:
+            The next state, with ``round`` one higher.
         """
-        return task
+        weights = self.client_weights(updates)
+        memory = self.remember(state, updates)
+        remembering = replace(state, memory=memory)
+        parameters, memory = self.step(remembering, self.combine(state, updates, weights))
+        buffers = self.combine_buffers(state, updates, weights)
+        return replace(
+            state,
+            round=state.round + 1,
+            weights=Weights(parameters, buffers),
+            memory=memory,
+            client_states=next_client_states(state, updates),
+        )
 
-    def client_callbacks(self, task: ClientTask) -> list[Callback]:
-        """Return fresh callbacks for the client's Trainer; none by default."""
-        return []
-
-    def finalize_update(self, update: ClientUpdate, task: ClientTask, trainer: Trainer) -> ClientUpdate:
-        """Complete the update on the client, with extras or the client's new state; unchanged by default."""
-        return update
-
-    def weights(self, updates: Sequence[ClientUpdate]) -> list[float]:
+    def client_weights(self, updates: Sequence[ClientUpdate]) -> list[float]:
         """Return each update's weight in the averages: its number of examples by default."""
         return [float(update.num_examples) for update in updates]
 
-    def combine(self, state: ServerState, updates: Sequence[ClientUpdate], weights: Sequence[float]) -> Tensors:
-        """Make one delta of all: their weighted mean by default, float32."""
-        return weighted_mean([update.delta for update in updates], weights)
-
-    def combine_buffers(self, state: ServerState, updates: Sequence[ClientUpdate], weights: Sequence[float]) -> Tensors:
-        """Make the global buffers: floats are averaged, counters take the maximum by default."""
-        return merge_buffers(state.buffers, [update.buffers for update in updates], weights)
-
-    def step(self, state: ServerState, delta: Mapping[str, Tensor]) -> Tensors:
-        """Return the next global parameters: the old ones plus the delta by default."""
-        return add_scaled(state.parameters, delta)
-
-    def absorb(self, state: ServerState, updates: Sequence[ClientUpdate]) -> None:
-        """Take into the strategy's own memory what the updates brought; nothing by default. It comes before `step`.
+    def remember(self, state: ServerState, updates: Sequence[ClientUpdate]) -> Mapping[str, Tensor]:
+        """Return the memory after the updates came in, before `step`; ``state.memory`` by default.
 
         Args:
             state: The state that the updates started from.
             updates: Those of the round.
         """
+        return state.memory
 
-    def refine(self, state: ServerState, updates: Sequence[ClientUpdate], context: ServerContext) -> ServerState:
-        """Work on the aggregated student, such as by training it on public images; unchanged by default.
+    def combine(self, state: ServerState, updates: Sequence[ClientUpdate], weights: Sequence[float]) -> Tensors:
+        """Return one delta made of all, float32: their weighted mean by default."""
+        return weighted_mean([update.delta for update in updates], weights)
+
+    def combine_buffers(self, state: ServerState, updates: Sequence[ClientUpdate], weights: Sequence[float]) -> Tensors:
+        """Return the global buffers: by default floats are averaged and integers take the maximum."""
+        return merge_buffers(state.weights.buffers, [update.buffers for update in updates], weights)
+
+    def step(self, state: ServerState, delta: Mapping[str, Tensor]) -> tuple[Tensors, Mapping[str, Tensor]]:
+        """Return the next global parameters and the memory after it: by default parameters plus delta.
+
+        Args:
+            state: The state that the updates started from, with the memory that `remember` returned.
+            delta: What `combine` returned.
+        """
+        return add_scaled(state.weights.parameters, delta), state.memory
+
+    def refine(self, state: ServerState, updates: Sequence[ClientUpdate], context: RoundContext) -> ServerState:
+        """Return the state after work on the aggregated student, such as training on public images; as is by default.
 
         Args:
             state: The next state, after aggregation.
             updates: Those of the round.
-            context: What the run's clients share (module, data, Trainer arguments, the teacher's logits), and means to
-                ask and to teach students.
+            context: The server's tools, which work on a copy of the student.
         """
         return state
 
-    def metrics(
-        self, state: ServerState, updates: Sequence[ClientUpdate], context: ServerContext
-    ) -> Mapping[str, float]:
-        """Return numbers of the strategy's own for the round's row; none by default.
+    def evaluate(self, state: ServerState, context: RoundContext) -> Metrics:
+        """Return the round's results on the global test set and on what clients hold out.
+
+        Returns:
+            ``loss``, ``accuracy``, ``balanced_accuracy``, ``accuracy/<class>`` and, where clients hold images out,
+            ``val_accuracy``: the accuracy on all of these.
+        """
+        return context.evaluate(state.weights)
+
+    def metrics(self, state: ServerState, updates: Sequence[ClientUpdate], context: RoundContext) -> Metrics:
+        """Return further numbers for the round's row; none by default.
 
         Args:
             state: The next state, after `refine`.
@@ -114,40 +183,29 @@ class Strategy:
         """
         return {}
 
-    def reads_updates(self) -> bool:
-        """Whether `absorb` or `refine` use the clients' own updates; a `private` strategy stands beside none that do.
+    def models(self, state: ServerState) -> dict[int | None, Weights]:
+        """Return the students that the run leaves: by default the global one, under None; else each client's own."""
+        return {None: state.weights}
 
-        True by default where one of the two is overridden.
-        """
-        return type(self).absorb is not Strategy.absorb or type(self).refine is not Strategy.refine
-
-    def aggregate(self, state: ServerState, updates: Sequence[ClientUpdate]) -> ServerState:
-        """Join the updates of a round into the next global state.
+    def summary(self, state: ServerState, row: Metrics, context: RoundContext) -> Metrics:
+        """Return further entries of ``summary.json``; none by default.
 
         Args:
-            state: The state that the updates started from.
-            updates: At least one, in the order of the clients' indices.
-
-        Returns:
-            The next state, with ``round`` one higher.
+            state: The last state.
+            row: The last row of metrics.
+            context: As for `refine`.
         """
-        weights = self.weights(updates)
-        self.absorb(state, updates)
-        parameters = self.step(state, self.combine(state, updates, weights))
-        buffers = self.combine_buffers(state, updates, weights)
-        client_states = {**state.client_states, **{u.client: u.client_state for u in updates if u.client_state}}
-        return replace(
-            state, round=state.round + 1, parameters=parameters, buffers=buffers, client_states=client_states
-        )
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return what the strategy itself must remember between rounds; nothing by default."""
         return {}
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore what `state_dict` returned."""
 
-    def __repr__(self) -> str:
-        """Show the constructor's arguments."""
-        names = [name for name in inspect.signature(type(self)).parameters if hasattr(self, name)]
-        return f"{type(self).__qualname__}({', '.join(f'{name}={getattr(self, name)!r}' for name in names)})"
+def next_client_states(state: ServerState, updates: Sequence[ClientUpdate]) -> dict[int, Mapping[str, Tensor]]:
+    """Return what is remembered for each client: None in an update leaves it, an empty mapping clears it."""
+    states = dict(state.client_states)
+    for update in updates:
+        if update.client_state is None:
+            continue
+        if update.client_state:
+            states[update.client] = update.client_state
+        else:
+            states.pop(update.client, None)
+    return states

@@ -3,174 +3,221 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, replace
 
 from lightning.pytorch import Callback, Trainer
 from torch import Tensor
 
 from fedkd.core.errors import FedKDError
-from fedkd.core.messages import ClientTask, ClientUpdate, ServerState
+from fedkd.core.messages import (
+    ClientTask,
+    ClientUpdate,
+    LocalRule,
+    Metrics,
+    ServerState,
+    Weights,
+    with_prefix,
+    without_prefix,
+)
 from fedkd.core.tensors import Tensors
+from fedkd.data import FederatedDataModule
 from fedkd.strategies.base import Strategy
-
-if TYPE_CHECKING:
-    from fedkd.data import FederatedDataModule
-    from fedkd.server.context import ServerContext
-    from fedkd.training.module import DistillationModule
-
-EXCLUSIVE = ("weights", "combine", "combine_buffers", "step")
-"""The hooks that one strategy alone can decide."""
+from fedkd.strategies.context import RoundContext
+from fedkd.training.module import DistillationModule
 
 
-class Combine(Strategy):
-    """Applies several strategies in their order; each sees its own extras, client states and memory only.
+class Compose(Strategy):
+    """Applies several strategies in their order. Each sees its own extras, client states and memory only.
 
-    What can be done one after the other is: the clients' starts, callbacks and updates, and what the server refines.
-    How updates are weighted, combined and stepped along is decided by the one strategy that has something to say of
-    it; an average where none has. Where one notes gradients that another changes, such as `SCAFFOLD` beside `FedProx`,
-    it notes what those before it have made of them.
+    Clients' starts, callbacks and updates, and what the server refines, are applied one after the other. How updates
+    are weighted, combined and stepped along is decided by the one strategy that declares it (`Strategy.decides`); the
+    rest is FedAvg. Where one notes gradients that another changes, such as `SCAFFOLD` beside `FedProx`, it notes what
+    the strategies before it have made of them.
 
     Args:
-        strategies: The parts.
+        strategies: The parts, in their order.
 
     Raises:
-        FedKDError: If there is none, or two of them decide the same.
+        FedKDError: If there is none, two decide the same, one reads the updates that another protects, or one has a
+            round of its own (`FedMD`).
     """
 
     def __init__(self, strategies: list[Strategy]) -> None:
         if not strategies:
-            raise FedKDError("strategies is empty: Combine needs at least one.")
-        self.strategies = strategies
-        self._deciding: dict[str, int] = {}
-        for hook in EXCLUSIVE:
-            own = [i for i, each in enumerate(strategies) if decides(each, hook)]
-            if len(own) > 1:
-                names = " and ".join(type(strategies[i]).__name__ for i in own)
-                raise FedKDError(f"{names} cannot be combined: each decides how updates are joined ({hook}).")
-            if own:
-                self._deciding[hook] = own[0]
-
-        readers = [each for each in strategies if each.reads_updates()]
+            raise FedKDError("strategies is empty: Compose needs at least one.")
         for each in strategies:
-            if each.private and (others := [type(other).__name__ for other in readers if other is not each]):
+            if each.has_own_round:
                 raise FedKDError(
-                    f"{type(each).__name__} cannot be combined with {' and '.join(others)}: it protects the clients' "
+                    f"{type(each).__name__} cannot be composed: its rounds differ from those of the others."
+                )
+        for hook in ("client_weights", "combine", "combine_buffers", "step"):
+            names = [type(each).__name__ for each in strategies if hook in each.decides]
+            if len(names) > 1:
+                raise FedKDError(f"{' and '.join(names)} cannot be composed: each decides {hook}.")
+        for each in strategies:
+            readers = [type(other).__name__ for other in strategies if other is not each and other.reads_updates]
+            if each.protects_updates and readers:
+                raise FedKDError(
+                    f"{type(each).__name__} cannot be composed with {' and '.join(readers)}: it protects the clients' "
                     "updates, which the other reads."
                 )
-        self.private = any(each.private for each in strategies)  # type: ignore[misc]
+        self.strategies = strategies
 
+    @property
+    def decides(self) -> frozenset[str]:  # type: ignore[override]
+        """Whatever one of the parts decides."""
+        return frozenset().union(*(each.decides for each in self.strategies))
+
+    @property
+    def protects_updates(self) -> bool:  # type: ignore[override]
+        """Whether one of the parts does."""
+        return any(each.protects_updates for each in self.strategies)
+
+    @property
     def reads_updates(self) -> bool:
-        """Whether one of them does."""
-        return any(each.reads_updates() for each in self.strategies)
+        """Whether one of the parts does."""
+        return any(each.reads_updates for each in self.strategies)
 
     def check(self, module: DistillationModule, datamodule: FederatedDataModule, cohort_size: int) -> None:
         """Check all."""
         for each in self.strategies:
             each.check(module, datamodule, cohort_size)
 
-    def start(self, state: ServerState) -> None:
-        """Start all."""
-        for each in self.strategies:
-            each.start(state)
-
-    def broadcast(self, state: ServerState) -> dict[str, Tensor]:
-        """Return what all send."""
-        sent = [(i, each.broadcast(state)) for i, each in enumerate(self.strategies)]
-        return {f"{i}/{name}": value for i, tensors in sent for name, value in tensors.items()}
-
-    def client_start(self, task: ClientTask) -> ClientTask:
-        """Let each have its say of the start, in their order."""
+    def start(self, state: ServerState, context: RoundContext) -> ServerState:
+        """Start all, in their order."""
         for i, each in enumerate(self.strategies):
-            started = each.client_start(own_task(task, i))
-            task = replace(task, parameters=started.parameters, buffers=started.buffers)
-        return task
+            state = _with_part(state, i, each.start(_part(state, i), context))
+        return state
 
-    def client_callbacks(self, task: ClientTask) -> list[Callback]:
+    def broadcast(self, state: ServerState) -> Tensors:
+        """Return what all send."""
+        extras: Tensors = {}
+        for i, each in enumerate(self.strategies):
+            extras |= with_prefix(each.broadcast(_part(state, i)), str(i))
+        return extras
+
+    def local_rule(self, state: ServerState, client: int) -> LocalRule:
+        """Return the rules of all, as one."""
+        return ComposedRule(tuple(each.local_rule(_part(state, i), client) for i, each in enumerate(self.strategies)))
+
+    def client_weights(self, updates: Sequence[ClientUpdate]) -> list[float]:
+        """Use the part that decides."""
+        i, each = self._decider("client_weights")
+        return each.client_weights(_own_updates(updates, i))
+
+    def remember(self, state: ServerState, updates: Sequence[ClientUpdate]) -> Tensors:
+        """Let each remember its own."""
+        memory: Tensors = {}
+        for i, each in enumerate(self.strategies):
+            memory |= with_prefix(each.remember(_part(state, i), _own_updates(updates, i)), str(i))
+        return memory
+
+    def combine(self, state: ServerState, updates: Sequence[ClientUpdate], weights: Sequence[float]) -> Tensors:
+        """Use the part that decides."""
+        i, each = self._decider("combine")
+        return each.combine(_part(state, i), _own_updates(updates, i), weights)
+
+    def combine_buffers(self, state: ServerState, updates: Sequence[ClientUpdate], weights: Sequence[float]) -> Tensors:
+        """Use the part that decides."""
+        i, each = self._decider("combine_buffers")
+        return each.combine_buffers(_part(state, i), _own_updates(updates, i), weights)
+
+    def step(self, state: ServerState, delta: Mapping[str, Tensor]) -> tuple[Tensors, Mapping[str, Tensor]]:
+        """Use the part that decides."""
+        i, each = self._decider("step")
+        parameters, memory = each.step(_part(state, i), delta)
+        return parameters, _replace_prefix(state.memory, i, memory)
+
+    def refine(self, state: ServerState, updates: Sequence[ClientUpdate], context: RoundContext) -> ServerState:
+        """Let each work on the student, in their order."""
+        for i, each in enumerate(self.strategies):
+            state = _with_part(state, i, each.refine(_part(state, i), _own_updates(updates, i), context))
+        return state
+
+    def metrics(self, state: ServerState, updates: Sequence[ClientUpdate], context: RoundContext) -> Metrics:
+        """Return the numbers of all."""
+        found: Metrics = {}
+        for i, each in enumerate(self.strategies):
+            found |= each.metrics(_part(state, i), _own_updates(updates, i), context)
+        return found
+
+    def _decider(self, hook: str) -> tuple[int, Strategy]:
+        """Return the part that decides a hook, with its number; the base strategy, FedAvg, where none does."""
+        for i, each in enumerate(self.strategies):
+            if hook in each.decides:
+                return i, each
+        return 0, Strategy()
+
+
+@dataclass(frozen=True)
+class ComposedRule(LocalRule):
+    """The parts' rules, applied in their order.
+
+    Args:
+        rules: One for each part.
+    """
+
+    rules: tuple[LocalRule, ...] = ()
+
+    def start(self, task: ClientTask) -> Weights:
+        """Let each change the start, in their order."""
+        for i, rule in enumerate(self.rules):
+            task = replace(task, weights=rule.start(_own_task(task, i)))
+        return task.weights
+
+    def callbacks(self, task: ClientTask) -> list[Callback]:
         """Return the callbacks of all."""
-        return [c for i, each in enumerate(self.strategies) for c in each.client_callbacks(own_task(task, i))]
+        return [callback for i, rule in enumerate(self.rules) for callback in rule.callbacks(_own_task(task, i))]
 
-    def finalize_update(self, update: ClientUpdate, task: ClientTask, trainer: Trainer) -> ClientUpdate:
+    def finish(self, update: ClientUpdate, task: ClientTask, trainer: Trainer) -> ClientUpdate:
         """Let each complete the update, in their order."""
         extras: Tensors = {}
         client_state: Tensors = {}
-        for i, each in enumerate(self.strategies):
-            bare = replace(update, extras={}, client_state={})
-            update = each.finalize_update(bare, own_task(task, i), trainer)
-            extras |= {f"{i}/{name}": value for name, value in update.extras.items()}
-            client_state |= {f"{i}/{name}": value for name, value in update.client_state.items()}
+        for i, rule in enumerate(self.rules):
+            own = _own_task(task, i)
+            update = rule.finish(replace(update, extras={}, client_state=None), own, trainer)
+            extras |= with_prefix(update.extras, str(i))
+            kept = own.client_state if update.client_state is None else update.client_state
+            client_state |= with_prefix(kept, str(i))
         return replace(update, extras=extras, client_state=client_state)
 
-    def weights(self, updates: Sequence[ClientUpdate]) -> list[float]:
-        """Ask the one that decides."""
-        decider, own = self._decider("weights", updates)
-        return decider.weights(own)
 
-    def combine(self, state: ServerState, updates: Sequence[ClientUpdate], weights: Sequence[float]) -> Tensors:
-        """Ask the one that decides."""
-        decider, own = self._decider("combine", updates)
-        return decider.combine(state, own, weights)
-
-    def combine_buffers(self, state: ServerState, updates: Sequence[ClientUpdate], weights: Sequence[float]) -> Tensors:
-        """Ask the one that decides."""
-        decider, own = self._decider("combine_buffers", updates)
-        return decider.combine_buffers(state, own, weights)
-
-    def step(self, state: ServerState, delta: Mapping[str, Tensor]) -> Tensors:
-        """Ask the one that decides."""
-        return self._decider("step")[0].step(state, delta)
-
-    def absorb(self, state: ServerState, updates: Sequence[ClientUpdate]) -> None:
-        """Let each take its own."""
-        for i, each in enumerate(self.strategies):
-            each.absorb(state, own_updates(updates, i))
-
-    def refine(self, state: ServerState, updates: Sequence[ClientUpdate], context: ServerContext) -> ServerState:
-        """Let each work on the student, in their order."""
-        for i, each in enumerate(self.strategies):
-            state = each.refine(state, own_updates(updates, i), context)
-        return state
-
-    def metrics(self, state: ServerState, updates: Sequence[ClientUpdate], context: ServerContext) -> dict[str, float]:
-        """Return the numbers of all."""
-        found = [each.metrics(state, own_updates(updates, i), context) for i, each in enumerate(self.strategies)]
-        return {name: value for numbers in found for name, value in numbers.items()}
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return the memories of all."""
-        return {str(i): each.state_dict() for i, each in enumerate(self.strategies)}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Give each its memory."""
-        for i, each in enumerate(self.strategies):
-            each.load_state_dict(state[str(i)])
-
-    def _decider(self, hook: str, updates: Sequence[ClientUpdate] = ()) -> tuple[Strategy, list[ClientUpdate]]:
-        """Return who decides a hook, and what it may see of the updates."""
-        if hook not in self._deciding:
-            return Strategy(), list(updates)
-        i = self._deciding[hook]
-        return self.strategies[i], own_updates(updates, i)
+def _part(state: ServerState, i: int) -> ServerState:
+    """Return a state as part i sees it."""
+    client_states = {client: without_prefix(own, str(i)) for client, own in state.client_states.items()}
+    return replace(state, memory=without_prefix(state.memory, str(i)), client_states=client_states)
 
 
-def decides(strategy: Strategy, hook: str) -> bool:
-    """Tell whether a strategy has something of its own to say at a hook; a `Combine` has if one of its parts has."""
-    if isinstance(strategy, Combine):
-        return hook in strategy._deciding
-    return getattr(type(strategy), hook) is not getattr(Strategy, hook)
+def _with_part(state: ServerState, i: int, changed: ServerState) -> ServerState:
+    """Return a state with what part i made of its view of it."""
+    client_states = {
+        client: _replace_prefix(state.client_states.get(client, {}), i, changed.client_states.get(client, {}))
+        for client in {**state.client_states, **changed.client_states}
+    }
+    memory = _replace_prefix(state.memory, i, changed.memory)
+    return replace(changed, memory=memory, client_states={c: own for c, own in client_states.items() if own})
 
 
-def own_task(task: ClientTask, i: int) -> ClientTask:
-    """Return a task as strategy i sees it."""
-    return replace(task, extras=own_tensors(task.extras, i), client_state=own_tensors(task.client_state, i))
+def _replace_prefix(tensors: Mapping[str, Tensor], i: int, own: Mapping[str, Tensor]) -> Tensors:
+    """Return tensors with those of part i replaced."""
+    others = {name: value for name, value in tensors.items() if not name.startswith(f"{i}/")}
+    return {**others, **with_prefix(own, str(i))}
 
 
-def own_updates(updates: Sequence[ClientUpdate], i: int) -> list[ClientUpdate]:
-    """Return updates as strategy i sees them."""
-    return [replace(u, extras=own_tensors(u.extras, i), client_state=own_tensors(u.client_state, i)) for u in updates]
+def _own_task(task: ClientTask, i: int) -> ClientTask:
+    """Return a task as part i sees it."""
+    return replace(
+        task, extras=without_prefix(task.extras, str(i)), client_state=without_prefix(task.client_state, str(i))
+    )
 
 
-def own_tensors(tensors: Mapping[str, Tensor], i: int) -> Tensors:
-    """Return those of strategy i, under its own names."""
-    prefix = f"{i}/"
-    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+def _own_updates(updates: Sequence[ClientUpdate], i: int) -> list[ClientUpdate]:
+    """Return updates as part i sees them."""
+    return [
+        replace(
+            update,
+            extras=without_prefix(update.extras, str(i)),
+            client_state=None if update.client_state is None else without_prefix(update.client_state, str(i)),
+        )
+        for update in updates
+    ]

@@ -1,26 +1,25 @@
-"""What a federation does where no strategy is named."""
+"""The strategy that ``strategy: auto`` resolves to."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import Literal
 
 from fedkd.strategies.base import Strategy
 from fedkd.strategies.fedavg import FedAvg
 from fedkd.strategies.refinement.server_distillation import ServerDistillation
 
-if TYPE_CHECKING:
-    from fedkd.data import FederatedDataModule
-    from fedkd.training.module import DistillationModule
 
+def resolve_strategy(strategy: Strategy | Literal["auto"], has_teacher: bool, has_public: bool) -> Strategy:
+    """Return the strategy that a run uses.
 
-def default_strategy(module: DistillationModule, datamodule: FederatedDataModule) -> Strategy:
-    """Return what was measured to be best with what a run has; ``docs/results.md`` has the figures.
-
-    With a teacher and public images, `ServerDistillation` as it is by default; else `FedAvg`.
+    "auto" is the best one measured for what a run has; ``docs/results.md`` has the figures. With a teacher and
+    public images it is `ServerDistillation` with its defaults, else `FedAvg`.
 
     Args:
-        module: With its teacher, if there is one.
-        datamodule: Set up.
+        strategy: As it was configured.
+        has_teacher: Whether the module has a teacher.
+        has_public: Whether there are public images (``data.public_fraction`` above 0).
     """
-    has_both = module.teacher is not None and len(datamodule.public_indices) > 0
-    return ServerDistillation() if has_both else FedAvg()
+    if isinstance(strategy, Strategy):
+        return strategy
+    return ServerDistillation() if has_teacher and has_public else FedAvg()

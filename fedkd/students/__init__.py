@@ -1,4 +1,4 @@
-"""Lightweight models by name. Any other ``nn.Module`` from images in [0, 1] to logits is as good a student."""
+"""Lightweight models by name. Any other ``nn.Module`` from images in [0, 1] to logits can be a student too."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from fedkd.students.torchvision_models import (
     shufflenet_v2_x0_5,
     shufflenet_v2_x1_0,
 )
+from fedkd.students.unbuilt import UnbuiltStudent
 
 __all__ = [
     "CNN",
@@ -24,6 +25,7 @@ __all__ = [
     "CifarResNet",
     "Normalize",
     "ProjectedStudent",
+    "UnbuiltStudent",
     "check",
     "create",
     "feature_layer",

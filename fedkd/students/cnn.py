@@ -18,7 +18,7 @@ from fedkd.students.registry import students
 class CNN(nn.Module):
     """Two 5x5 convolutions of 32 and 64 channels, each with 2x2 max-pooling, then 512 hidden units.
 
-    With 28x28 grey images and 10 classes it has the paper's 1,663,370 parameters.
+    With 28x28 gray images and 10 classes it has the paper's 1,663,370 parameters.
 
     Args:
         num_classes: K, the number of classes.

@@ -1,4 +1,4 @@
-"""A student's features: what goes into its last linear layer, whatever its architecture."""
+"""A student's features: the input of its last linear layer, for any architecture."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def feature_layer(student: nn.Module, num_classes: int, image_shape: tuple[int, 
             hook.remove()
     if not called:
         raise FedKDError(
-            f"{type(student).__name__} has no features to distil: it has no nn.Linear from a vector an image to "
+            f"{type(student).__name__} has no features to distill: it has no nn.Linear from a vector an image to "
             f"{num_classes} classes. Choose a loss on logits, such as KD, or a student that ends in such a layer."
         )
     return called[-1]

@@ -1,4 +1,4 @@
-"""The layers that students share: standardised images, and a choice of normalisation."""
+"""The layers that students share: standardized images, and a choice of normalization."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ NORMS = ("batch", "group")
 
 
 class Normalize(nn.Module):
-    """Standardise images: (B, C, H, W) in [0, 1] -> (x - mean) / std.
+    """Standardize images: (B, C, H, W) in [0, 1] -> (x - mean) / std.
 
     The two numbers are constants, not buffers: they are the same on every client, so they never travel, and nothing of
     any client's images is in them. Their defaults map [0, 1] onto [-2, 2]; the standard deviation of a channel of
@@ -31,7 +31,7 @@ class Normalize(nn.Module):
         self.std = std
 
     def forward(self, images: Tensor) -> Tensor:
-        """Return the standardised images, of the same shape."""
+        """Return the standardized images, of the same shape."""
         return (images - self.mean) / self.std
 
     def extra_repr(self) -> str:
@@ -40,14 +40,14 @@ class Normalize(nn.Module):
 
 
 class BatchNorm2d(nn.BatchNorm2d):
-    """Batch normalisation that also trains where a batch holds one value a channel.
+    """Batch normalization that also trains where a batch holds one value a channel.
 
-    One image whose feature map has shrunk to 1x1 has no variance, and torch refuses it. Here that batch is normalised
+    One image whose feature map has shrunk to 1x1 has no variance, and torch refuses it. Here that batch is normalized
     by the running statistics, as in evaluation, and leaves them as they are. Every other batch is treated as by torch.
     """
 
     def forward(self, input: Tensor) -> Tensor:
-        """Normalise (B, C, H, W) over B, H and W."""
+        """Normalize (B, C, H, W) over B, H and W."""
         values_per_channel = input.numel() // input.shape[1]
         if self.training and values_per_channel == 1:
             return F.batch_norm(input, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
@@ -55,14 +55,14 @@ class BatchNorm2d(nn.BatchNorm2d):
 
 
 class GroupNorm(nn.GroupNorm):
-    """Group normalisation in float32 where autocast would have it in bfloat16, as autocast does on CUDA.
+    """Group normalization in float32 where autocast would have it in bfloat16, as autocast does on CUDA.
 
     On CPUs autocast leaves it to its input's precision, and torch's bfloat16 gradient of it is slow: a training step of
     `resnet8` takes 1.4 times as long.
     """
 
     def forward(self, input: Tensor) -> Tensor:
-        """Normalise (B, C, H, W) over each group's channels, H and W."""
+        """Normalize (B, C, H, W) over each group's channels, H and W."""
         if torch.is_autocast_enabled(input.device.type):
             with torch.autocast(input.device.type, enabled=False):
                 return super().forward(input.float())
@@ -80,9 +80,9 @@ def check_norm(norm: str, allowed: Sequence[str] = NORMS) -> None:
 
 
 def make_norm(norm: str, channels: int, eps: float = 1e-5) -> nn.Module:
-    """Return a normalisation layer for feature maps (B, channels, H, W).
+    """Return a normalization layer for feature maps (B, channels, H, W).
 
-    Group normalisation (Wu and He, "Group Normalization", 2018, arXiv 1803.08494) sees one image at a time and holds no
+    Group normalization (Wu and He, "Group Normalization", 2018, arXiv 1803.08494) sees one image at a time and holds no
     buffers, so a client's skew does not reach the others through running statistics. It gets `num_groups` groups.
 
     Args:

@@ -77,7 +77,7 @@ class ProjectedStudent(nn.Module):
 
     @classmethod
     def restore(cls, student: nn.Module, description: dict[str, Any], tensors: dict[str, Tensor]) -> ProjectedStudent:
-        """Wrap a student as `describe` says.
+        """Wrap a student as `describe` specifies.
 
         Args:
             student: The student, or one that is wrapped already.

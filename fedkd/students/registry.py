@@ -47,7 +47,7 @@ def create(
     Args:
         name: One of `students`, such as ``"resnet20"``.
         num_classes: K, the number of classes.
-        in_channels: C, the channels of an image: 1 for grey, 3 for colour.
+        in_channels: C, the channels of an image: 1 for gray, 3 for color.
         image_size: H and W in pixels, 8 or more.
         norm: ``"batch"`` or ``"group"``; None takes the student's own default.
         options: What this one student takes besides, such as ``width`` of a CIFAR ResNet.

@@ -3,11 +3,14 @@
 from fedkd.teachers.adapter import LoRA
 from fedkd.teachers.catalogue import create
 from fedkd.teachers.ensemble import EnsembleTeacher
-from fedkd.teachers.heads.head import FederatedHead, LinearClassifier, RidgeHead, ZeroShotHead
+from fedkd.teachers.heads.clients import HeadClients
+from fedkd.teachers.heads.head import FederatedHead, FittedHead
 from fedkd.teachers.heads.linear import LinearHead
+from fedkd.teachers.heads.modules import LinearClassifier, ZeroShotHead
 from fedkd.teachers.heads.privacy import GaussianPrivacy
 from fedkd.teachers.heads.prototype import PrototypeHead
-from fedkd.teachers.heads.ridge import RidgeStatistics
+from fedkd.teachers.heads.ridge import RidgeHead
+from fedkd.teachers.heads.ridge_statistics import RidgeStatistics
 from fedkd.teachers.heads.zero_shot_ridge import ZeroShotRidge
 from fedkd.teachers.huggingface.classifier import ClassifierTeacher
 from fedkd.teachers.huggingface.feature import FeatureTeacher
@@ -15,7 +18,7 @@ from fedkd.teachers.huggingface.zero_shot import ZeroShotTeacher
 from fedkd.teachers.lora import LoRATeacher
 from fedkd.teachers.measure import TeacherReport, measure_teacher
 from fedkd.teachers.outputs.cache import TeacherCache
-from fedkd.teachers.outputs.prepare import TeacherSignal, prepare_teacher
+from fedkd.teachers.outputs.prepare import TeacherOutputs, prepare_teacher
 from fedkd.teachers.registry import TeacherEntry, register, teachers
 from fedkd.teachers.teacher import Teacher
 
@@ -24,7 +27,9 @@ __all__ = [
     "EnsembleTeacher",
     "FeatureTeacher",
     "FederatedHead",
+    "FittedHead",
     "GaussianPrivacy",
+    "HeadClients",
     "LinearClassifier",
     "LinearHead",
     "LoRA",
@@ -35,8 +40,8 @@ __all__ = [
     "Teacher",
     "TeacherCache",
     "TeacherEntry",
+    "TeacherOutputs",
     "TeacherReport",
-    "TeacherSignal",
     "ZeroShotHead",
     "ZeroShotRidge",
     "ZeroShotTeacher",

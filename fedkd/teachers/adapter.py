@@ -27,8 +27,8 @@ class LoRA:
         local_epochs: Passes of a client over its images in a round; >= 1.
         lr: Of each client's Adam; > 0.
         batch_size: Images in a step; >= 1.
-        layers: "all-linear", or how names of the layers to adapt end, such as ["q_proj", "v_proj"]; convolutions can be
-            named too.
+        layers: "all-linear", or suffixes of the names of layers to adapt, such as ["q_proj", "v_proj"]; convolutions
+            can be named too.
         seed: Decides A, and the order of images.
     """
 
@@ -49,26 +49,26 @@ class LoRA:
 
 
 class Adapter:
-    """A model in which peft has put A and B, of which B learns.
+    """A model with adapters A and B of peft, of which B is trained.
 
     Args:
-        peft_model: What peft made of it.
+        peft_model: The model that peft returned.
     """
 
     def __init__(self, peft_model: Any) -> None:
         self.peft_model = peft_model
-        self.learnt = {name: p for name, p in peft_model.named_parameters() if "lora_B" in name}
+        self.learned = {name: p for name, p in peft_model.named_parameters() if "lora_B" in name}
         for name, parameter in peft_model.named_parameters():
-            parameter.requires_grad_(name in self.learnt)
+            parameter.requires_grad_(name in self.learned)
 
     def state(self) -> Tensors:
-        """Copy what was learnt to the CPU."""
-        return {name: p.detach().cpu().float().clone() for name, p in self.learnt.items()}
+        """Copy the trained adapter to the CPU."""
+        return {name: p.detach().cpu().float().clone() for name, p in self.learned.items()}
 
     def load(self, state: Mapping[str, Tensor]) -> None:
-        """Set what was learnt."""
+        """Set the adapter's state."""
         with torch.no_grad():
-            for name, parameter in self.learnt.items():
+            for name, parameter in self.learned.items():
                 parameter.copy_(state[name])
 
     def merged(self) -> Any:
@@ -86,7 +86,7 @@ def inject(model: Any, lora: LoRA) -> Adapter:
     config = peft.LoraConfig(r=lora.rank, lora_alpha=lora.alpha, target_modules=lora.layers)
     try:
         with seeded(lora.seed, "lora"), warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)  # peft asks transformers for what it renamed
+            warnings.simplefilter("ignore", FutureWarning)  # peft uses names that transformers has changed
             return Adapter(peft.get_peft_model(model, config).eval())
     except ValueError as error:
         known = adaptable(model)
@@ -97,14 +97,14 @@ def inject(model: Any, lora: LoRA) -> Adapter:
 
 
 def adaptable(model: nn.Module) -> list[str]:
-    """Return how the names of a model's linear and convolutional layers end, most frequent first."""
+    """Return the last parts of the names of a model's linear and convolutional layers, most frequent first."""
     kinds = (nn.Linear, nn.Conv2d)
     ends = Counter(name.split(".")[-1] for name, layer in model.named_modules() if isinstance(layer, kinds))
     return [name for name, _ in ends.most_common()]
 
 
 def import_peft() -> Any:
-    """Return the library, or say how to get it."""
+    """Return the library; raise with how to install it if it is missing."""
     try:
         import peft
     except ImportError:

@@ -1,4 +1,4 @@
-"""The teachers that fedkd knows by name, and `create`, which makes these and any other HuggingFace checkpoint."""
+"""The teachers with short names, and `create`, which builds a teacher from a short name or any checkpoint."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from fedkd.teachers.teacher import Teacher
 
 _DIGITS = str(Path(__file__).parent / "checkpoints" / "digits")
 
-# name, checkpoint, family, licence (as its model card states it), image size, millions of parameters
+# name, checkpoint, family, license (as the model card states it), image size, millions of parameters
 _ZERO_SHOT: list[tuple[str, str, str, str, int, float]] = [
     ("clip-vit-b32", "openai/clip-vit-base-patch32", "CLIP", "MIT", 224, 151),
     ("clip-vit-b16", "openai/clip-vit-base-patch16", "CLIP", "MIT", 224, 150),
@@ -62,18 +62,19 @@ for _kind, _rows in _CATALOGUE:
 
 
 def create(name: str, **options: Any) -> Teacher:
-    """Make a teacher from a short name, a HuggingFace hub id, or a local checkpoint folder.
+    """Build a teacher from a short name, a HuggingFace hub id, or a local checkpoint folder.
 
-    A checkpoint without a short name becomes a `ZeroShotTeacher` if it has an image and a text tower (what transformers
-    lists under zero-shot image classification: CLIP, SigLIP, ALIGN, ...), and otherwise a `FeatureTeacher`. A
-    classifier's own labels are used by a `ClassifierTeacher`, which has to be asked for by its name.
+    A checkpoint without a short name becomes a `ZeroShotTeacher` if it has an image tower and a text tower (the models
+    that transformers lists for zero-shot image classification: CLIP, SigLIP, ALIGN, ...), else a `FeatureTeacher`. To
+    use a classifier's own labels, build a `ClassifierTeacher` by its class.
 
     Args:
-        name: One of `teachers`, such as ``"dinov2-s"``; or ``"facebook/dinov2-small"``; or a folder.
+        name: A short name in `teachers`, such as ``"dinov2-s"``; a hub id, such as ``"facebook/dinov2-small"``; or a
+            folder.
         options: Further arguments of the teacher, such as ``image_size=98``.
 
     Raises:
-        MissingResourceError: If it is none of these, or a hub checkpoint that cannot be had here.
+        MissingResourceError: If the name is none of these, or the checkpoint cannot be downloaded.
         FedKDError: If an option is unknown, or the checkpoint cannot be used.
     """
     if name in teachers:

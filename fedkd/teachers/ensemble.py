@@ -1,34 +1,31 @@
-"""Several teachers as one: their opinions are pooled, with weights that are given or fitted to public images."""
+"""Several teachers as one: their predictions are averaged, with weights given or fitted to public images."""
 
 from __future__ import annotations
 
 import hashlib
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from fedkd.core.errors import FedKDError
+from fedkd.core.local import Connect
+from fedkd.data import FederatedDataModule
 from fedkd.teachers.catalogue import create
 from fedkd.teachers.heads.ensemble import EnsembleHead, MembersHeads, fitted_weights, head_of
 from fedkd.teachers.outputs.fingerprint import fingerprint
-from fedkd.teachers.teacher import Teacher, overrides_forward
-
-if TYPE_CHECKING:
-    from fedkd.data import ImageSet
-    from fedkd.teachers.lora import Adaptation
+from fedkd.teachers.teacher import Teacher
 
 
 class EnsembleTeacher(Teacher):
-    """Several teachers that teach together; any of them may be zero-shot or have a head to be fitted.
+    """Several teachers as one; any of them may be zero-shot or have a head to be fitted.
 
-    Its features are theirs, side by side, and its head pools their opinions: see `EnsembleHead`.
+    Its features are the members' features, concatenated; its head averages their predictions: see `EnsembleHead`.
 
     Args:
-        teachers: The members: teachers, or what `fedkd.teachers.create` takes.
+        teachers: The members: teachers, or arguments of `fedkd.teachers.create`.
         weights: One number >= 0 a member, of which only the ratios count; "fitted" to the public images by
             cross-entropy, which needs ``public_fraction`` above 0; or None for equal ones.
 
@@ -57,7 +54,7 @@ class EnsembleTeacher(Teacher):
         return torch.cat([_outputs(member, images) for member in self.teachers], dim=1)
 
     def prepare(self, classes: Sequence[str]) -> None:
-        """Prepare the members; if all bring a head, this makes the ensemble's."""
+        """Prepare the members; if all have a head of their own, make the ensemble's."""
         super().prepare(classes)
         black = torch.zeros(1, 3, 32, 32, device=self.device)
         with torch.no_grad():
@@ -79,7 +76,7 @@ class EnsembleTeacher(Teacher):
             targets: (P,) labels.
 
         Raises:
-            FedKDError: If they are to be fitted, and P is 0.
+            FedKDError: If the weights are to be fitted and P is 0.
         """
         if self.weights != "fitted":
             return
@@ -90,19 +87,15 @@ class EnsembleTeacher(Teacher):
             opinions = self.head.opinions(outputs.to(self.device)).cpu()
         self.head.weights.copy_(fitted_weights(opinions, targets.cpu()))
 
-    def adapt(self, train: ImageSet, shards: Sequence[np.ndarray]) -> Adaptation:
-        """Let each member that adapts do so: see `LoRATeacher.adapt`."""
-        from fedkd.teachers.lora import Adaptation
-
-        total = Adaptation(0, 0)
+    def adapt(self, data: FederatedDataModule, connect: Connect) -> None:
+        """Adapt each member that can be adapted: see `LoRATeacher.adapt`."""
         for member in self.teachers:
-            adapt = getattr(member, "adapt", None)
-            total += adapt(train, shards) if adapt else Adaptation(0, 0)
-        return total
+            if adapt := getattr(member, "adapt", None):
+                adapt(data, connect)
 
     def fingerprint(self) -> str:
         """Return a hash of all that the members' features depend on."""
-        each = [fingerprint(m) if overrides_forward(m) else m.fingerprint() for m in self.teachers]
+        each = [fingerprint(m) if m.overrides_forward else m.fingerprint() for m in self.teachers]
         return hashlib.sha256(" ".join(["ensemble", *each]).encode()).hexdigest()
 
     def identity(self) -> str:
@@ -112,7 +105,7 @@ class EnsembleTeacher(Teacher):
 
 def _outputs(member: Teacher, images: Tensor) -> Tensor:
     """Return a member's features, or its logits if it makes those in its own way."""
-    return (member(images) if overrides_forward(member) else member.features(images)).float()
+    return (member(images) if member.overrides_forward else member.features(images)).float()
 
 
 def _checked(weights: Any, count: int) -> Tensor:

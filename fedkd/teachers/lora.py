@@ -1,19 +1,21 @@
-"""Adapting a teacher's backbone to the clients' images before it teaches: federated low-rank adaptation.
+"""Federated low-rank adaptation (LoRA) of a teacher's backbone to the clients' images, before the first round.
 
 Hu et al. 2021, "LoRA" (arXiv 2106.09685): a linear layer's weight W becomes W + (alpha / r) B A, and only A (r, in) and
-B (out, r) learn. Sun et al. 2024, "Improving LoRA in Privacy-preserving Federated Learning" (FFA-LoRA, arXiv
-2403.12313): the mean of clients' products B A is not the product of their means. With A drawn once and left as it is,
-it is, and only B travels.
+B (out, r) are trained. Sun et al. 2024, "Improving LoRA in Privacy-preserving Federated Learning" (FFA-LoRA, arXiv
+2403.12313): the mean of clients' products B A is not the product of their means. It is if A is drawn once and fixed,
+and then only B travels.
 """
 
 from __future__ import annotations
 
 import hashlib
-import os
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import importlib
+import json
+import tempfile
+from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Any, Literal
 
 import numpy as np
 import safetensors.torch
@@ -21,60 +23,47 @@ import torch
 import torch.nn.functional as F
 from filelock import FileLock
 from safetensors import safe_open
-from torch import nn
+from torch import Tensor, nn
 
 from fedkd.core.errors import FedKDError
+from fedkd.core.local import Connect
+from fedkd.core.messages import ClientTask, ClientUpdate, Exchange
 from fedkd.core.progress import progress_bar
 from fedkd.core.seeding import derive_seed
-from fedkd.core.storage import cache_dir
-from fedkd.core.tensors import Tensors, num_bytes, weighted_mean
+from fedkd.core.storage import cache_dir, replacing
+from fedkd.core.tensors import Tensors, weighted_mean
+from fedkd.data import FederatedDataModule
+from fedkd.data.site import ClientSite
 from fedkd.teachers.adapter import Adapter, LoRA, import_peft, inject
-from fedkd.teachers.heads.head import FederatedHead, RidgeHead
+from fedkd.teachers.heads.clients import SCRATCH_FILE, HeadClients
+from fedkd.teachers.heads.head import FederatedHead
+from fedkd.teachers.heads.modules import LinearClassifier, UnitNorm
+from fedkd.teachers.heads.ridge import RidgeHead
 from fedkd.teachers.huggingface.feature import FeatureTeacher
-
-if TYPE_CHECKING:
-    from fedkd.data import ImageSet
-
-
-@dataclass(frozen=True)
-class Adaptation:
-    """What an adaptation cost; adding two gives both.
-
-    Args:
-        bytes_up: Bytes that all clients sent, together.
-        bytes_down: Bytes that were sent to them, together.
-    """
-
-    bytes_up: int
-    bytes_down: int
-
-    def __add__(self, other: Adaptation) -> Adaptation:
-        """Return the cost of both."""
-        return Adaptation(self.bytes_up + other.bytes_up, self.bytes_down + other.bytes_down)
 
 
 class LoRATeacher(FeatureTeacher):
     """A `FeatureTeacher` whose backbone is adapted to the clients' images in a few federated rounds, then frozen.
 
-    A round: the head is fitted to the features as they are now, by ``head`` itself, and so owes nothing to the skew of
-    any client; each client trains B by cross-entropy through that head, which it cannot bend to its own classes; the
-    server averages, weighted by images. In the end B A is added to the weights, so that the cache sees a new backbone.
-    The result is kept on disk: the same adaptation is not computed twice. Needs ``pip install fedkd[lora]``.
+    In each round ``head`` fits the head to the current features, which for closed-form heads does not depend on the
+    partition. Each client then trains B by cross-entropy through that head, which is frozen, so no client can shift it
+    to its own classes. The server averages, weighted by images. Finally B A is added to the weights, so the cache sees
+    a new backbone. The result is kept on disk and not computed twice. Needs ``pip install fedkd[lora]``.
 
     Args:
         checkpoint: See `FeatureTeacher`, also for what follows.
-        head: How the head is fitted, in each round and for teaching.
+        head: How the head is fitted, in each round and at the end.
         pooling: What the features are.
         image_size: Side of the square input in pixels.
-        dtype: Precision of the frozen weights; what learns is float32.
+        dtype: Precision of the frozen weights; adapters are float32.
         revision: Branch, tag or commit on the hub.
         lora: How it is adapted.
 
     Raises:
-        FedKDError: If the head is to be private: what clients send here is not.
+        FedKDError: If the head is private: the adapters that clients send are not.
     """
 
-    not_in_features = FeatureTeacher.not_in_features | {"lora", "adapted"}
+    not_in_features = FeatureTeacher.not_in_features | {"lora", "adapted", "arguments"}
 
     def __init__(
         self,
@@ -91,96 +80,204 @@ class LoRATeacher(FeatureTeacher):
         import_peft()
         super().__init__(checkpoint, head, pooling, image_size, dtype, revision)
         self.lora = lora
-        self.adapted: tuple[str, Adaptation, str] | None = None  # to what, its cost, and the identity before
+        self.arguments = {
+            "checkpoint": checkpoint,
+            "pooling": pooling,
+            "image_size": image_size,
+            "dtype": dtype,
+            "revision": revision,
+            "lora": asdict(lora),
+        }
+        self.adapted: tuple[str, str] | None = None  # to what, and the identity before
 
-    def adapt(self, train: ImageSet, shards: Sequence[np.ndarray]) -> Adaptation:
-        """Adapt the backbone, on the teacher's device; a second call with the same images changes nothing.
+    def adapt(self, data: FederatedDataModule, connect: Connect) -> None:
+        """Adapt the backbone, on the teacher's device. A second call with the same clients changes nothing.
 
         Args:
-            train: All training images.
-            shards: For each client its positions in them.
+            data: Set up.
+            connect: Gives an exchange with the clients of a site factory. It is not used if the adaptation is kept on
+                disk.
 
         Raises:
             FedKDError: If it was adapted to other images, no client has an image, or no layer can be adapted.
         """
-        key = hashlib.sha256(repr((self.lora, self.head_method, train.fingerprint)).encode())
-        for shard in shards:
+        key = hashlib.sha256(repr((self.lora, self.head_method, data.train.fingerprint)).encode())
+        for shard in data.shards:
             key.update(repr(len(shard)).encode() + np.asarray(shard, np.int64).tobytes())
         if self.adapted is not None:
             if self.adapted[0] != key.hexdigest():
                 raise FedKDError("This LoRATeacher is adapted to other clients already: make a new one.")
-            return self.adapted[1]
+            return
+        counts = {client: len(shard) for client, shard in enumerate(data.shards)}
+        if not any(counts.values()):
+            raise FedKDError("Cannot adapt the teacher: no client has an image.")
 
-        file = hashlib.sha256(f"adapter 1 {self.fingerprint()} {key.hexdigest()}".encode()).hexdigest()[:32]
+        file = hashlib.sha256(f"adapter 2 {self.fingerprint()} {key.hexdigest()}".encode()).hexdigest()[:32]
         path = cache_dir("adapters") / f"{file}.safetensors"
         path.parent.mkdir(parents=True, exist_ok=True)
-        identity, adapter = self.identity(), inject(self.model, self.lora)
+        identity, recipe = self.identity(), self.recipe()
+        adapter = inject(self.model, self.lora)
         with FileLock(path.with_suffix(".lock")):
             if not path.exists():
-                learnt, cost = self._train(adapter, train, shards)
-                metadata = {"bytes_up": str(cost.bytes_up), "bytes_down": str(cost.bytes_down)}
-                safetensors.torch.save_file(learnt, path.with_suffix(".part"), metadata=metadata)
-                os.replace(path.with_suffix(".part"), path)
-            cost = _read(path, adapter.learnt)
+                loaded = _key_of(recipe, self.device.type)
+                _LOADED[loaded] = (self, adapter)  # works in this process use this very model
+                try:
+                    with (
+                        tempfile.TemporaryDirectory() as scratch,
+                        connect(data.sites(teacher=recipe, scratch=Path(scratch))) as exchange,
+                    ):
+                        learned = self._train(adapter, exchange, counts, data.num_classes)
+                finally:
+                    _LOADED.pop(loaded, None)
+                with replacing(path) as temporary:
+                    safetensors.torch.save_file(learned, temporary)
+            with safe_open(path, framework="pt") as kept:
+                adapter.load({name: kept.get_tensor(name) for name in adapter.learned})
         self.model = adapter.merged()
-        self.adapted = (key.hexdigest(), cost, identity)
-        return cost
+        self.adapted = (key.hexdigest(), identity)
+
+    def recipe(self) -> dict[str, Any]:
+        """Return plain values (JSON) from which a worker loads this teacher. Its head is sent separately.
+
+        A subclass whose constructor takes other arguments adds them.
+        """
+        kind = type(self)
+        return {"class": f"{kind.__module__}:{kind.__qualname__}", **self.arguments}
 
     def identity(self) -> str:
-        """Return a line that tells this teacher from others: that of before the adaptation, which follows from it."""
-        return self.adapted[2] if self.adapted else super().identity()
+        """Return a line that identifies this teacher, by its state before the adaptation, which follows from it."""
+        return self.adapted[1] if self.adapted else super().identity()
 
-    def _train(self, adapter: Adapter, train: ImageSet, shards: Sequence[np.ndarray]) -> tuple[Tensors, Adaptation]:
-        clients = {client: shard for client, shard in enumerate(shards) if len(shard)}
-        if not clients:
-            raise FedKDError("Cannot adapt the teacher: no client has an image.")
-        state, cost = adapter.state(), Adaptation(0, 0)
-        size, weights = num_bytes(state) * len(clients), [len(shard) for shard in clients.values()]
+    def _train(self, adapter: Adapter, exchange: Exchange, counts: Mapping[int, int], num_classes: int) -> Tensors:
+        """Run the rounds; return the trained adapter."""
+        clients = [client for client, count in counts.items() if count]
+        state, device = adapter.state(), {"device": self.device.type}  # a worker may see its GPU under another number
+        names = ("seed", "lr", "batch_size", "local_epochs")
+        settings = {**device, **{name: getattr(self.lora, name) for name in names}}
         with progress_bar(f"{type(self).__name__} adapts", self.lora.rounds) as bar:
             for round in range(self.lora.rounds):
-                adapter.load(state)
-                seen = np.concatenate([self._look(train, shard) for shard in clients.values()])
-                features = np.zeros((len(train), seen.shape[1]), np.float32)
-                features[np.concatenate(list(clients.values()))] = seen
-                fitted = self.head_method.fit(features, train.targets, shards, train.num_classes)
-                cost += Adaptation(fitted.bytes_up + size, fitted.bytes_down + size)
-                head, locals = fitted.module.to(self.device), []
-                for client, shard in clients.items():
-                    adapter.load(state)
-                    seed = derive_seed(self.lora.seed, "lora", round, client)
-                    self._train_client(adapter, head, train, shard, seed)
-                    locals.append(adapter.state())
-                state = weighted_mean(locals, weights)
+                feature_tasks = [
+                    ClientTask(round, client, extras=state, settings={**device, "batch_size": 4 * self.lora.batch_size})
+                    for client in clients
+                ]
+                dim = int(exchange(compute_adapted_features, feature_tasks)[0].metrics["dim"])
+                fitted = self.head_method.fit(HeadClients(exchange, counts, num_classes, dim, in_scratch=True))
+                tensors, unit = pack_head(fitted.module)
+                tasks = [
+                    ClientTask(round, client, extras=tensors, settings={**settings, "unit": unit}) for client in clients
+                ]
+                updates = exchange(train_adapter, tasks)
+                state = weighted_mean([u.extras for u in updates], [u.num_examples for u in updates])
                 bar.advance()
-        return state, cost
-
-    def _train_client(self, adapter: Adapter, head: nn.Module, train: ImageSet, shard: np.ndarray, seed: int) -> None:
-        optimizer = torch.optim.Adam(adapter.learnt.values(), lr=self.lora.lr)
-        generator = torch.Generator().manual_seed(seed)
-        for _ in range(self.lora.local_epochs):
-            for batch in torch.randperm(len(shard), generator=generator).split(self.lora.batch_size):
-                rows = torch.from_numpy(shard)[batch]
-                images = train.images[rows].to(self.device).float() / 255
-                with torch.enable_grad():
-                    loss = F.cross_entropy(head(self.features(images)), train.targets[rows].to(self.device))
-                optimizer.zero_grad()
-                loss.backward()
-                optimizer.step()
-
-    def _look(self, train: ImageSet, shard: np.ndarray) -> np.ndarray:
-        """Return the features of a client's images as the backbone is now, (n, D) float32."""
-        with torch.no_grad():
-            parts = [
-                self.features(train.images[rows].to(self.device).float() / 255).cpu()
-                for rows in torch.from_numpy(shard).split(4 * self.lora.batch_size)
-            ]
-        return torch.cat(parts).numpy()
+        return state
 
 
-def _read(path: Path, learnt: Mapping[str, nn.Parameter]) -> Adaptation:
-    """Set what was learnt from a file, and return what it cost."""
-    with safe_open(path, framework="pt") as file, torch.no_grad():
-        for name, parameter in learnt.items():
-            parameter.copy_(file.get_tensor(name))
-        metadata = file.metadata()
-    return Adaptation(int(metadata["bytes_up"]), int(metadata["bytes_down"]))
+_LOADED: dict[str, tuple[LoRATeacher, Adapter]] = {}
+"""The teachers that works of this process use, by recipe: one at a time, with its adapter."""
+
+
+def load_adapted(recipe: Mapping[str, Any], device: str) -> tuple[LoRATeacher, Adapter]:
+    """Return the teacher of a recipe with its adapter, loaded once in a process.
+
+    Args:
+        recipe: `LoRATeacher.recipe`.
+        device: The kind of device, such as "cuda".
+
+    Raises:
+        FedKDError: If this process cannot import the teacher's class.
+    """
+    key = _key_of(recipe, device)
+    if key not in _LOADED:
+        _LOADED.clear()
+        arguments = {name: value for name, value in recipe.items() if name != "class"}
+        teacher = _class_of(recipe["class"])(**{**arguments, "lora": LoRA(**recipe["lora"])})
+        teacher.to(device)  # before there is an adapter: a move may set the precision, and an adapter stays float32
+        _LOADED[key] = (teacher, inject(teacher.model, teacher.lora))
+    return _LOADED[key]
+
+
+def _key_of(recipe: Mapping[str, Any], device: str) -> str:
+    return json.dumps([recipe, device], sort_keys=True)
+
+
+def _class_of(name: str) -> type[LoRATeacher]:
+    """Return the class called ``module:qualname``."""
+    module, _, qualname = name.partition(":")
+    try:
+        found: Any = importlib.import_module(module)
+        for part in qualname.split("."):
+            found = getattr(found, part)
+    except (ImportError, AttributeError) as error:
+        raise FedKDError(
+            f"A worker cannot import the teacher's class {name!r} ({error}): define it at the top level of a module."
+        ) from error
+    if not (isinstance(found, type) and issubclass(found, LoRATeacher)):
+        raise FedKDError(f"The teacher's class must be a LoRATeacher, got {name!r}.")
+    return found
+
+
+def compute_adapted_features(site: ClientSite, task: ClientTask) -> ClientUpdate:
+    """Compute the features of the client's images under an adapter, and keep both on the client.
+
+    Args:
+        site: The client's, with the teacher's recipe and a scratch folder.
+        task: ``extras`` are the adapter's state; the settings are ``device`` and ``batch_size``.
+    """
+    teacher, adapter = load_adapted(site.teacher or {}, task.settings["device"])
+    adapter.load(task.extras)
+    with torch.no_grad():
+        parts = [
+            teacher.features(images.to(teacher.device).float() / 255).cpu()
+            for images in site.rows.images.split(task.settings["batch_size"])
+        ]
+    features = torch.cat(parts).numpy()
+    assert site.scratch is not None
+    site.scratch.mkdir(parents=True, exist_ok=True)
+    np.save(site.scratch / SCRATCH_FILE, features)
+    safetensors.torch.save_file(dict(task.extras), site.scratch / "adapter.safetensors")
+    return ClientUpdate(task.client, len(site.rows), metrics={"dim": features.shape[1]})
+
+
+def train_adapter(site: ClientSite, task: ClientTask) -> ClientUpdate:
+    """Train the adapter on the client's images by cross-entropy through a head: ``extras`` are its new state.
+
+    Args:
+        site: The client's, with the adapter that `compute_adapted_features` kept.
+        task: ``extras`` are the head (`pack_head`); the settings those of `LoRA`, ``device`` and ``unit``.
+    """
+    settings: Any = task.settings
+    teacher, adapter = load_adapted(site.teacher or {}, settings["device"])
+    assert site.scratch is not None
+    adapter.load(safetensors.torch.load_file(site.scratch / "adapter.safetensors"))
+    head = unpack_head(task.extras, settings["unit"]).to(teacher.device)
+    optimizer = torch.optim.Adam(adapter.learned.values(), lr=settings["lr"])
+    generator = torch.Generator().manual_seed(derive_seed(settings["seed"], "lora", task.round, task.client))
+    rows = site.rows
+    for _ in range(settings["local_epochs"]):
+        for batch in torch.randperm(len(rows), generator=generator).split(settings["batch_size"]):
+            images = rows.images[batch].to(teacher.device).float() / 255
+            with torch.enable_grad():
+                loss = F.cross_entropy(head(teacher.features(images)), rows.targets[batch].to(teacher.device))
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+    return ClientUpdate(task.client, len(rows), extras=adapter.state())
+
+
+def pack_head(head: nn.Module) -> tuple[Tensors, bool]:
+    """Return a fitted head as tensors, and whether it scales features to unit length first.
+
+    Raises:
+        FedKDError: If it is no linear head.
+    """
+    layers = list(head) if isinstance(head, nn.Sequential) else [head]
+    unit = isinstance(layers[0], UnitNorm)
+    if not isinstance(layers[-1], LinearClassifier) or len(layers) != 1 + unit:
+        raise FedKDError(f"LoRATeacher needs a head that is linear in features, got {type(head).__name__}.")
+    return {name: value.cpu() for name, value in layers[-1].state_dict().items()}, unit
+
+
+def unpack_head(tensors: Mapping[str, Tensor], unit: bool) -> nn.Module:
+    """Undo `pack_head`."""
+    classifier = LinearClassifier(tensors["weight"], tensors["bias"], float(tensors["scale"]))
+    return nn.Sequential(UnitNorm(), classifier) if unit else classifier

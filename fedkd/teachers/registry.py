@@ -1,4 +1,4 @@
-"""Teachers by short name: fedkd's own, those that were registered, and those that installed packages announce."""
+"""Teachers by short name: fedkd's own, registered ones, and those that installed packages provide."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ if TYPE_CHECKING:
 F = TypeVar("F", bound="Callable[..., Teacher]")
 
 GROUP = "fedkd.teachers"
-"""The entry points' group: in a package's pyproject.toml, ``[project.entry-points."fedkd.teachers"]``."""
+"""The entry point group: ``[project.entry-points."fedkd.teachers"]`` in a package's pyproject.toml."""
 
 
 @dataclass(frozen=True)
 class TeacherEntry:
-    """A teacher that can be asked for by name.
+    """A teacher with a short name.
 
     Args:
         name: The short name.
-        factory: Makes the teacher; called with the checkpoint first, if there is one, and then with options by keyword.
-        checkpoint: A HuggingFace hub id or a folder, or "" where the factory needs none.
-        family: What kind of network it is, for people to read.
-        licence: The weights' licence, by its SPDX name where it has one, as the checkpoint's model card states it.
-        image_size: The input's side in pixels, or None.
+        factory: Builds the teacher. It is called with the checkpoint, if there is one, and with options by keyword.
+        checkpoint: A HuggingFace hub id or a folder; "" if the factory needs none.
+        family: The kind of network, shown to users.
+        license: The weights' license as the model card states it, by its SPDX name if it has one.
+        image_size: Side of the input in pixels, or None.
         parameters: Millions of parameters, both towers together, or None.
     """
 
@@ -38,12 +38,12 @@ class TeacherEntry:
     factory: Callable[..., Teacher]
     checkpoint: str = ""
     family: str = "custom"
-    licence: str = ""
+    license: str = ""
     image_size: int | None = None
     parameters: float | None = None
 
     def create(self, **options: Any) -> Teacher:
-        """Make the teacher; ``options`` go to the factory."""
+        """Build the teacher. ``options`` go to the factory."""
         from fedkd.teachers.teacher import Teacher
 
         made = self.factory(*([self.checkpoint] if self.checkpoint else []), **options)
@@ -53,37 +53,38 @@ class TeacherEntry:
 
     @property
     def source(self) -> str:
-        """Say where it comes from: the factory's full name, and the checkpoint."""
+        """Return the origin for error messages: the factory's full name, and the checkpoint."""
         factory = f"{self.factory.__module__}.{self.factory.__qualname__}"
         return f"{factory} of {self.checkpoint!r}" if self.checkpoint else factory
 
 
 class TeacherRegistry(Registry[TeacherEntry]):
-    """A registry that knows installed packages too.
+    """A registry that also finds the teachers of installed packages.
 
-    A package announces a teacher by an entry point: its name is the short name, its value a `Teacher` subclass or a
-    function that returns one (told more about with `register`). Nothing of it is imported until that name is looked up.
+    A package provides a teacher through an entry point. Its name is the short name. Its value is a `Teacher` subclass
+    or a function that returns a teacher; `register` adds a description. The package is imported only when the name is
+    used.
     """
 
     @cached_property
     def plugins(self) -> dict[str, list[EntryPoint]]:
-        """Return the installed packages' entry points by short name; more than one is one too many."""
+        """Return the entry points of installed packages, by short name. A name with several is an error when used."""
         found: dict[str, dict[tuple[str, str], EntryPoint]] = {}
-        for point in entry_points(group=GROUP):  # a package may be found twice, as installed and as a folder
+        for point in entry_points(group=GROUP):  # a package can be found twice: installed, and as a folder
             found.setdefault(point.name, {}).setdefault((_package(point), point.value), point)
         return {name: list(points.values()) for name, points in found.items()}
 
     @property
     def registered(self) -> dict[str, TeacherEntry]:
-        """Return the entries for which no package has to be imported any more."""
+        """Return the registered entries, without importing any package."""
         return dict(self._entries)
 
     def __getitem__(self, name: str) -> TeacherEntry:
-        """Return the entry called ``name``, from its package if need be.
+        """Return the entry called ``name``. Imports its package if a package provides it.
 
         Raises:
-            MissingResourceError: If the package that announces it cannot be imported.
-            FedKDError: If there is no such name, or two have it.
+            MissingResourceError: If the package cannot be imported.
+            FedKDError: If the name is unknown, or used twice.
         """
         points = self.plugins.get(name, [])
         if len(points) > 1:
@@ -102,7 +103,7 @@ class TeacherRegistry(Registry[TeacherEntry]):
         return self._entries[name]
 
     def forget(self, name: str, factory: Callable[..., Teacher]) -> None:
-        """Drop the entry called ``name`` if it is of a factory of the same full name: a notebook's cell ran again."""
+        """Remove the entry ``name`` if its factory has the same full name, as when a notebook cell runs again."""
         known = self._entries.get(name)
         if known and (known.factory.__module__, known.factory.__qualname__) == (
             factory.__module__,
@@ -111,7 +112,7 @@ class TeacherRegistry(Registry[TeacherEntry]):
             del self._entries[name]
 
     def __contains__(self, name: object) -> bool:
-        """Whether ``name`` is registered or announced."""
+        """Whether ``name`` is registered, or provided by a package."""
         return name in self._entries or name in self.plugins
 
     def __iter__(self) -> Iterator[str]:
@@ -126,7 +127,7 @@ class TeacherRegistry(Registry[TeacherEntry]):
 def _load(point: EntryPoint) -> Callable[..., Teacher]:
     try:
         factory = point.load()
-    except Exception as error:  # whatever a package does when it is imported
+    except Exception as error:  # importing a package can raise anything
         raise MissingResourceError(
             f"Teacher {point.name!r} of the package {_package(point)} cannot be imported from {point.value}: "
             f"{type(error).__name__}: {' '.join(str(error).split())}"
@@ -150,18 +151,18 @@ def register(
     *,
     checkpoint: str = "",
     family: str = "custom",
-    licence: str = "",
+    license: str = "",
     image_size: int | None = None,
     parameters: float | None = None,
 ) -> Callable[[F], F]:
-    """Return a decorator that makes a `Teacher` subclass, or a function that returns a teacher, known by ``name``.
+    """Return a decorator that registers a `Teacher` subclass, or a function that returns a teacher, under ``name``.
 
     Args:
         name: The short name, for `create`.
-        checkpoint: Given to it as its first argument, if not empty.
-        family: See `TeacherEntry`, also for what follows.
-        licence: The weights' licence.
-        image_size: The input's side in pixels.
+        checkpoint: Passed to the factory as its first argument, if not empty.
+        family: The kind of network, shown to users.
+        license: The weights' license.
+        image_size: Side of the input in pixels.
         parameters: Millions of parameters.
 
     Raises:
@@ -170,12 +171,12 @@ def register(
 
     def decorate(factory: F) -> F:
         teachers.forget(name, factory)
-        teachers.add(name, TeacherEntry(name, factory, checkpoint, family, licence, image_size, parameters))
+        teachers.add(name, TeacherEntry(name, factory, checkpoint, family, license, image_size, parameters))
         return factory
 
     return decorate
 
 
 def resolve(checkpoint: str) -> str:
-    """Return the hub id or folder behind a short name; anything else comes back as it is."""
+    """Return the hub id or folder of a short name. Any other name is returned unchanged."""
     return (checkpoint in teachers and teachers[checkpoint].checkpoint) or checkpoint

@@ -1,4 +1,4 @@
-"""What a teacher is: a frozen network that turns images into features, and features into logits."""
+"""The base of all teachers: a frozen network that maps images to features, and features to logits."""
 
 from __future__ import annotations
 
@@ -9,9 +9,11 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from fedkd.core.config import one_line
 from fedkd.core.errors import FedKDError
-from fedkd.teachers.heads.head import FederatedHead, RidgeHead
-from fedkd.teachers.outputs.fingerprint import fingerprint, setting
+from fedkd.teachers.heads.head import FederatedHead
+from fedkd.teachers.heads.ridge import RidgeHead
+from fedkd.teachers.outputs.fingerprint import fingerprint
 
 
 class Teacher(nn.Module, ABC):
@@ -25,9 +27,9 @@ class Teacher(nn.Module, ABC):
             def features(self, images: Tensor) -> Tensor:
                 return self.backbone(2 * images - 1)
 
-    Every module or parameter that is assigned to a teacher is frozen, and stays in evaluation mode. Its features are
-    computed once and cached; then ``head_method`` fits ``head`` on them federatedly. A teacher that brings its own
-    classifier assigns it to ``head`` (``nn.Identity()`` where ``features`` are logits already).
+    Every module or parameter that is assigned to a teacher is frozen and stays in evaluation mode. Features are
+    computed once and cached; then ``head_method`` fits ``head`` on them federatedly. A teacher with its own classifier
+    assigns it to ``head`` (``nn.Identity()`` if ``features`` are logits already).
 
     Args:
         head_method: How the head is fitted from what clients send; a ridge head by default.
@@ -39,7 +41,7 @@ class Teacher(nn.Module, ABC):
     """
 
     not_in_features: ClassVar[frozenset[str]] = frozenset({"head", "head_method", "head_is_fitted", "classes"})
-    """Names of attributes that features do not depend on: a change of theirs leaves the cache valid."""
+    """Names of attributes that features do not depend on: the cache stays valid when they change."""
 
     head: nn.Module | None
 
@@ -58,7 +60,7 @@ class Teacher(nn.Module, ABC):
         """Compute features.
 
         Args:
-            images: (B, C, H, W) in [0, 1], C being 1 or 3; the teacher resizes and normalises by itself.
+            images: (B, C, H, W) in [0, 1], C being 1 or 3; the teacher resizes and normalizes by itself.
 
         Returns:
             (B, D) float32.
@@ -85,11 +87,21 @@ class Teacher(nn.Module, ABC):
         return fingerprint(self, ignore=self.not_in_features)
 
     def identity(self) -> str:
-        """Return a line that tells this teacher from others, before it has seen the data: a resumed run compares it."""
-        what = fingerprint(self, ignore={"classes"}) if overrides_forward(self) else self.fingerprint()
+        """Return a line that identifies this teacher before it is prepared: a resumed run compares it."""
+        what = fingerprint(self, ignore={"classes"}) if self.overrides_forward else self.fingerprint()
         names = sorted(self.not_in_features - {"head", "head_is_fitted", "classes"})
-        texts = [f"{name}={setting(vars(self)[name])}" for name in names if name in vars(self)]
+        texts = [f"{name}={one_line(vars(self)[name])}" for name in names if name in vars(self)]
         return f"{type(self).__qualname__} {what[:16]}, {', '.join(texts)}"
+
+    @property
+    def overrides_forward(self) -> bool:
+        """Whether the teacher computes logits in another way than by its head from its features."""
+        return type(self).forward is not Teacher.forward
+
+    @property
+    def frozen_head(self) -> nn.Module | None:
+        """Return the head, features (B, D) -> logits (B, K), if there is one and the logits are its outputs."""
+        return None if self.overrides_forward else self.head
 
     @property
     def device(self) -> torch.device:
@@ -99,7 +111,7 @@ class Teacher(nn.Module, ABC):
 
     @property
     def feature_dim(self) -> int:
-        """Return D, found by looking at one black image."""
+        """Return D, found by running one black image."""
         with torch.no_grad():
             return self.features(torch.zeros(1, 3, 32, 32, device=self.device)).shape[1]
 
@@ -108,7 +120,7 @@ class Teacher(nn.Module, ABC):
         return super().train(False)
 
     def __setattr__(self, name: str, value: Any) -> None:
-        """Freeze whatever is assigned."""
+        """Freeze each module or parameter that is assigned."""
         if isinstance(value, nn.Module | nn.Parameter):
             value.requires_grad_(False)
         if isinstance(value, nn.Module):
@@ -116,11 +128,6 @@ class Teacher(nn.Module, ABC):
         super().__setattr__(name, value)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Call `forward` without gradients (not in inference mode: a loss must be able to use what comes out)."""
+        """Call `forward` without gradients (not in inference mode: a loss must be able to use the result)."""
         with torch.no_grad():
             return super().__call__(*args, **kwargs)
-
-
-def overrides_forward(teacher: Teacher) -> bool:
-    """Whether a teacher makes its logits otherwise than by its head from its features."""
-    return type(teacher).forward is not Teacher.forward

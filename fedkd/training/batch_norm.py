@@ -8,28 +8,27 @@ from typing import Any
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from fedkd.core.tensors import Tensors, load_state, split_state
-from fedkd.training.common_images import CommonImages
+from fedkd.core.messages import Weights
+from fedkd.core.tensors import load_state, split_state
+from fedkd.data.pool import Pool
 from fedkd.training.evaluation import evaluation_arguments
 from fedkd.training.trainer import make_trainer, quiet_lightning
-from fedkd.training.unlabelled import Asked, Model, like
+from fedkd.training.unlabeled import Predictor, like
 
 
-def reestimate_batch_norm(
-    student: nn.Module, model: Model, images: CommonImages, trainer: Mapping[str, Any]
-) -> tuple[Tensors, Tensors]:
-    """Measure a model's BatchNorm statistics anew: the mean over the batches of one pass, all of one weight.
+def reestimate_batch_norm(student: nn.Module, model: Weights, pool: Pool, trainer: Mapping[str, Any]) -> Weights:
+    """Measure a model's BatchNorm statistics: the mean over the batches of one pass, with equal weights.
 
     Args:
-        student: Its weights are overwritten.
-        model: What is measured; parameters stay as they are.
-        images: What it looks at, not augmented, in batches of ``eval_batch_size``.
-        trainer: As for `distill`.
+        student: A student of the model's kind. Its weights are overwritten.
+        model: The model. Its parameters stay as they are.
+        pool: The images, not augmented, in batches of ``eval_batch_size``.
+        trainer: As for `fedkd.training.unlabeled.distill`.
 
     Returns:
-        Parameters and buffers, in the dtypes of ``model``; a layer's ``num_batches_tracked`` counts these batches.
+        The model in its own dtypes. A layer's ``num_batches_tracked`` counts the batches of this pass.
     """
-    load_state(student, *model)
+    load_state(student, model.parameters, model.buffers)
     layers = batch_norms(student)
     momenta = [layer.momentum for layer in layers]
     try:
@@ -37,19 +36,19 @@ def reestimate_batch_norm(
             layer.reset_running_stats()
             layer.momentum = None  # the cumulative mean
         with quiet_lightning():
-            asker = make_trainer(evaluation_arguments(trainer))
-            asker.predict(Measured(student), dataloaders=images.loader(asker.strategy.root_device))
+            predictor = make_trainer(evaluation_arguments(trainer))
+            predictor.predict(Measured(student), dataloaders=pool.loader(predictor.strategy.root_device))
     finally:
         for layer, momentum in zip(layers, momenta, strict=True):
             layer.momentum = momentum
-    return dict(model[0]), like(split_state(student), model)[1]
+    return Weights(model.parameters, like(Weights(*split_state(student)), model).buffers)
 
 
-class Measured(Asked):
-    """A student whose BatchNorm layers, and they alone, are in training mode while it is asked."""
+class Measured(Predictor):
+    """A student whose BatchNorm layers, and no others, are in training mode while it predicts."""
 
     def on_predict_epoch_start(self) -> None:
-        """Let the layers take their batches' statistics; Lightning gives all modes back afterwards."""
+        """Let the layers use and record their batches' statistics. Lightning restores all modes afterwards."""
         for layer in batch_norms(self.student):
             layer.train()
 

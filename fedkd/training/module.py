@@ -2,64 +2,70 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
 
 import torch
+from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from fedkd import students, teachers
+from fedkd import students
 from fedkd.core.errors import FedKDError
-from fedkd.losses import DKD, CrossEntropy, DistillationLoss, LabelLoss, Outputs
-from fedkd.students import ProjectedStudent
-from fedkd.teachers import Teacher
+from fedkd.core.metrics import accuracies, confusion_matrix
+from fedkd.losses import DKD, CrossEntropy, DistillationLoss, LabelLoss, Outputs, TeacherFacts, local_facts
+from fedkd.students import ProjectedStudent, UnbuiltStudent
+from fedkd.teachers import Teacher, prepare_teacher
 from fedkd.training.objective import Objective
-from fedkd.training.taught import TaughtClassifier
+from fedkd.training.teacher_link import TeacherLink
 
 OptimizerFactory = Callable[[Iterable], Optimizer]
 
 
-class DistillationModule(TaughtClassifier):
+class DistillationModule(LightningModule):
     """A student that learns from labels and from a frozen teacher.
 
-    It works with a plain ``Trainer`` (all data in one place: the upper bound) and is what `fedkd.Federation` trains on
-    every client. The teacher is not part of the module's state: it appears in no checkpoint and never travels. In a
-    plain ``Trainer`` it runs live, on what the student sees; a federation caches what it says of each clean image.
-    As with ``Trainer.fit``, a module that was trained goes on from its weights: make a new one for a fresh run.
+    It works with a plain ``Trainer``, on all data in one place (the central baseline), and `fedkd.Federation` trains it
+    on every client. The teacher is not part of the module's state: it is in no checkpoint and is never sent.
+    With a plain ``Trainer`` it runs on what the student sees; a federation computes its outputs once and caches them.
 
     Args:
-        student: A name out of ``fedkd.students`` (built to the data's classes and image shape when they are known) or
-            any module from images (B, C, H, W) in [0, 1] to logits (B, K).
-        teacher: A `Teacher`, or what `fedkd.teachers.create` takes: a short name, a HuggingFace hub id or a local
+        student: A name out of ``fedkd.students``, or any module from images (B, C, H, W) in [0, 1] to logits (B, K). A
+            student by name is built for the data's classes and image shape as soon as they are known: see `build`.
+        teacher: A `Teacher`, or an argument of `fedkd.teachers.create`: a short name, a HuggingFace hub id or a local
             folder. None is the plain federated baseline.
-        loss: How labels and teacher combine; without a teacher it is plain cross-entropy. A loss on features gives the
-            student a projector to the teacher's feature space, `fedkd.students.ProjectedStudent`, which is trained,
-            averaged and saved with it.
-        optimizer: From parameters to an optimizer. The default takes small steps, for larger ones drift apart on skewed
-            shards.
-        student_options: Options for a student given by name, such as ``{"norm": "group"}``.
-        label_loss: The cross-entropy that the loss speaks of: the plain one, or one that looks at how many images of
-            each class a client has.
+        loss: How labels and teacher combine. Without a teacher it is the plain cross-entropy. A loss on features adds a
+            projector to the teacher's feature space, `fedkd.students.ProjectedStudent`, which is trained, averaged and
+            saved with the student. The module keeps a copy of its own.
+        optimizer: From parameters to an optimizer. The default takes small steps, because large local steps on
+            skewed clients diverge.
+        student_options: Options of a student by name, such as ``{"norm": "group"}``.
+        label_loss: The cross-entropy within the loss: the plain one, or one that uses the number of images of each
+            class on the client.
+
+    Attributes:
+        student: The student: an `UnbuiltStudent`, which has no weights yet, until `build`.
+        loss: The loss.
+        classes: Names of the K classes, once they are known.
+        image_shape: (C, H, W) of the images, once it is known.
     """
+
+    student: nn.Module
 
     def __init__(
         self,
         student: nn.Module | str = "resnet8",
         teacher: Teacher | str | None = None,
-        loss: DistillationLoss = DKD(),  # noqa: B008  (stateless, and readable by the command line)
+        loss: DistillationLoss = DKD(),  # noqa: B008  (copied, and readable by the command line)
         optimizer: OptimizerFactory = lambda params: torch.optim.SGD(params, lr=0.01, momentum=0.9),
         student_options: dict[str, Any] | None = None,
         label_loss: LabelLoss = CrossEntropy(),  # noqa: B008
     ) -> None:
         if student_options and not isinstance(student, str):
             raise FedKDError("student_options go with a student given by name, not with a module.")
-        if taken := {"num_classes", "in_channels", "image_size"} & set(student_options or {}):
-            raise FedKDError(f"student_options: {', '.join(sorted(taken))} come from the data; leave them out.")
-        if isinstance(student, str):
-            students.students[student]  # an unknown name is said now, not after the data was read
         if not isinstance(label_loss, CrossEntropy) and "labels" not in inspect.signature(loss.forward).parameters:
             raise FedKDError(
                 f"{type(loss).__name__} takes no label_loss but CrossEntropy, got {type(label_loss).__name__}: its "
@@ -70,48 +76,120 @@ class DistillationModule(TaughtClassifier):
                 f"label_loss {type(label_loss).__name__} would do nothing: the ce_weight of {type(loss).__name__} is "
                 "0. Give it a number above."
             )
-        super().__init__(teacher, loss)
-        self.student = student if isinstance(student, nn.Module) else None
-        self.student_spec = {"name": student, **(student_options or {})} if isinstance(student, str) else None
+        super().__init__()
+        self.student = UnbuiltStudent(student, student_options) if isinstance(student, str) else student
+        self.student_spec: dict[str, Any] | None = None  # what builds a student by name again
+        self.loss = copy.deepcopy(loss)  # it is fitted to the teacher, so no two modules share one
         self.label_loss = label_loss
         self.optimizer = optimizer
+        self.teacher_link = TeacherLink(teacher)
+        self.classes: tuple[str, ...] = ()
         self.image_shape: tuple[int, int, int] = (0, 0, 0)
         self.feature_layer: str | None = None
+        self.was_federated = False  # whether the student's weights are what a federation made of them
+
+    @property
+    def teacher(self) -> Teacher | None:
+        """The frozen teacher, kept outside of ``state_dict``, ``parameters`` and ``to``."""
+        return self.teacher_link.teacher
+
+    @property
+    def is_built(self) -> bool:
+        """Whether the student has weights and the classes are known."""
+        return bool(self.classes) and not isinstance(self.student, UnbuiltStudent)
 
     def build(self, classes: Iterable[str], image_shape: tuple[int, int, int]) -> None:
-        """Fit the module to the data: build a named student, size the metrics. A second call changes nothing.
+        """Build all that depends on the data: a student by name, and a projector if the loss needs one.
+
+        A second call with the same data changes nothing.
 
         Args:
             classes: Names of the K classes.
             image_shape: (C, H, W) of the images.
 
         Raises:
-            FedKDError: If the student does not give (B, K) logits on such images.
+            FedKDError: If the student does not give (B, K) logits for such images, or was built for other data.
         """
-        classes = tuple(classes)
-        if self.student is not None and self.confusion is not None:
-            if (classes, tuple(image_shape)) == (self.classes, self.image_shape):
-                return
-            if self.student_spec is not None:
-                raise FedKDError(
-                    f"The student was built for classes {list(self.classes)} and images of {self.image_shape}, not for "
-                    f"{list(classes)} and {tuple(image_shape)}: make a new DistillationModule."
-                )
-        self.classes, self.image_shape = classes, tuple(image_shape)  # type: ignore[assignment]
-        if self.student is None:
-            assert self.student_spec is not None
-            channels, height, _ = image_shape
-            self.student_spec |= {"num_classes": len(classes), "in_channels": channels, "image_size": height}
-            self.student = students.create(**self.student_spec)
-        students.check(self.student, len(classes), image_shape)
+        classes, image_shape = tuple(classes), tuple(image_shape)  # type: ignore[assignment]
+        if self.is_built and (classes, image_shape) == (self.classes, self.image_shape):
+            return
+        if self.is_built and self.student_spec is not None:
+            raise FedKDError(
+                f"The student was built for classes {list(self.classes)} and images of {self.image_shape}, not for "
+                f"{list(classes)} and {image_shape}: make a new DistillationModule."
+            )
+        student = self.student
+        if isinstance(student, UnbuiltStudent):
+            self.student_spec = student.spec(len(classes), image_shape)
+            student = student.build(len(classes), image_shape)
+        students.check(student, len(classes), image_shape)
         if self.teacher is not None and self.loss.needs_features:
-            layer = self._find_features()
-            if self.loss.needs_projector and not isinstance(self.student, ProjectedStudent):
+            base = student.student if isinstance(student, ProjectedStudent) else student
+            self.feature_layer = students.feature_layer(base, len(classes), image_shape)
+            if self.loss.needs_projector and not isinstance(student, ProjectedStudent):
                 with torch.no_grad():
                     seen = self.teacher.features(torch.zeros(1, *image_shape, device=self.teacher.device))
-                self.student = ProjectedStudent(self.student, layer, feature_dim=seen.shape[1])
-        self.student.to(memory_format=torch.channels_last)
-        self.count_classes(len(classes))
+                student = ProjectedStudent(student, self.feature_layer, feature_dim=seen.shape[1])
+        self.student = student.to(memory_format=torch.channels_last)
+        self.classes, self.image_shape = classes, image_shape
+
+    def with_student(self, name: str) -> DistillationModule:
+        """Return a module like this one, with the same teacher, and another student by name."""
+        spec = self.student_spec or (self.student.options if isinstance(self.student, UnbuiltStudent) else {})
+        given = {"name", "num_classes", "in_channels", "image_size"}
+        options = {key: value for key, value in spec.items() if key not in given}
+        return DistillationModule(name, self.teacher, self.loss, self.optimizer, options, self.label_loss)
+
+    def fresh_student(self) -> nn.Module:
+        """Return a student like this module's, which was built by name, with fresh weights from torch's global seed."""
+        if self.student_spec is None:
+            raise FedKDError("A student that is a module of the caller's cannot be made afresh: give it by name.")
+        student = students.create(**self.student_spec)
+        if isinstance(self.student, ProjectedStudent):
+            found = self.student.describe()
+            student = ProjectedStudent(student, found["layer"], found["feature_dim"])
+        return student.to(memory_format=torch.channels_last)
+
+    def forget_federation(self) -> None:
+        """Make the module as new again for another federation: a student by name is built afresh.
+
+        Raises:
+            FedKDError: If the student is the caller's own module, which a federation has trained.
+        """
+        if not self.was_federated:
+            return
+        if self.student_spec is None:
+            raise FedKDError(
+                "A federation has trained this module's student already: make a new DistillationModule, with a fresh "
+                "student or with this one (DistillationModule(module.student, ...))."
+            )
+        given = {"name", "num_classes", "in_channels", "image_size"}
+        options = {key: value for key, value in self.student_spec.items() if key not in given}
+        self.student = UnbuiltStudent(self.student_spec["name"], options)
+        self.student_spec, self.feature_layer, self.classes, self.was_federated = None, None, (), False
+
+    def for_clients(self) -> DistillationModule:
+        """Return a copy without the teacher, which a client, or the server, trains and evaluates as its own."""
+        return copy.deepcopy(self, {id(self._trainer): None, id(self.teacher_link): TeacherLink(None)})
+
+    def fit_to_teacher(self, facts: TeacherFacts) -> None:
+        """Give the loss, and a frozen head, what they take from the teacher's outputs on all clients' images.
+
+        Args:
+            facts: What was found: a temperature, the features' moments, the head.
+
+        Raises:
+            FedKDError: If the loss needs more than it is given.
+        """
+        self.loss.fit_to_teacher(facts)
+        if (head := self.loss.frozen_head(facts)) is not None and isinstance(self.student, ProjectedStudent):
+            self.student.freeze_head(*head)
+
+    @property
+    def is_fitted_to_teacher(self) -> bool:
+        """Whether the loss, and a frozen head if there is to be one, have what they take from the teacher."""
+        has_head = isinstance(self.student, ProjectedStudent) and self.student.has_head
+        return self.loss.is_fitted and (has_head or not self.loss.needs_head)
 
     def describe(self) -> dict[str, Any]:
         """Return what is needed to build the student again, JSON-able; see `fedkd.load_student`."""
@@ -128,35 +206,55 @@ class DistillationModule(TaughtClassifier):
         return self.student.constants() if isinstance(self.student, ProjectedStudent) else {}
 
     def setup(self, stage: str) -> None:
-        """Build from the attached datamodule and prepare the teacher; `Federation` has done both before."""
+        """Build from the attached datamodule and prepare the teacher. A federation has done both before."""
         data = getattr(self.trainer, "datamodule", None)
         if data is not None and hasattr(data, "image_shape"):
             self.build(data.classes, data.image_shape)
-        if self.student is None or self.confusion is None:
+        if not self.is_built:
             raise FedKDError("Call module.build(classes, image_shape) first, or pass a FederatedDataModule.")
-        if stage != "fit" or self.teacher is None or (self.teacher.head is not None and self.is_calibrated):
+        if stage != "fit" or self.teacher is None or (self.teacher.head is not None and self.is_fitted_to_teacher):
             return
         if data is not None:
-            device, features = self.trainer.strategy.root_device, self.loss.needs_features
-            signal = teachers.prepare_teacher(
-                self.teacher,
-                data.train,
-                data.test,
-                data.shards,
-                public=data.public_indices,
-                features=features,
-                cache=None,
-                device=device,
-            )
-            self.calibrate_to(signal, data.shards)
-        elif not self.is_calibrated:
+            device = self.trainer.strategy.root_device
+            outputs = prepare_teacher(self.teacher, data, features=self.loss.needs_features, device=device)
+            self.fit_to_teacher(local_facts(self.loss, *outputs.of_clients(data.shards), self.teacher.frozen_head))
+        elif not self.is_fitted_to_teacher:
             raise FedKDError(
                 f"{type(self.loss).__name__} takes something from the teacher's outputs on all images: call "
-                "module.calibrate(logits, moments) first, or pass a FederatedDataModule."
+                "module.fit_to_teacher(facts) first, or pass a FederatedDataModule."
             )
 
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep beside the weights what is needed to build the student."""
+        checkpoint["fedkd"] = {**self.describe(), "constants": self.constants()}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Build the student that was trained, before its weights come."""
+        found = checkpoint["fedkd"]
+        classes, image_shape = tuple(found["classes"]), tuple(found["image_shape"])
+        if found["student"] is None and isinstance(self.student, UnbuiltStudent):
+            raise FedKDError(
+                "The checkpoint's student was not made by name: pass load_from_checkpoint(path, student=)."
+            )
+        student = self.student if found["student"] is None else students.create(**found["student"])
+        if found["projection"]:
+            student = ProjectedStudent.restore(student, found["projection"], dict(found["constants"]))
+        students.check(student, len(classes), image_shape)
+        self.student = student.to(memory_format=torch.channels_last)
+        self.student_spec, self.classes, self.image_shape = found["student"], classes, image_shape
+        if isinstance(student, ProjectedStudent):
+            self.feature_layer = student.layer
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Map images (B, C, H, W) in [0, 1] to the student's logits (B, K)."""
+        return self.student(images)
+
+    def configure_optimizers(self) -> Optimizer:
+        """Make a fresh optimizer over the student's trainable parameters."""
+        return self.optimizer(p for p in self.student.parameters() if p.requires_grad)
+
     def check_optimizer(self) -> None:
-        """Make an optimizer once, so that a wrong argument is said before any work.
+        """Make an optimizer once, so that a wrong argument raises before any work.
 
         Raises:
             FedKDError: If torch refuses the arguments.
@@ -166,19 +264,10 @@ class DistillationModule(TaughtClassifier):
         except (TypeError, ValueError) as error:
             raise FedKDError(f"The optimizer refuses its arguments: {error}") from error
 
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep beside the weights what is needed to build the student."""
-        checkpoint["fedkd"] = self.describe()
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Build the student before its weights come."""
-        spec = checkpoint["fedkd"]
-        self.build(spec["classes"], tuple(spec["image_shape"]))
-
     def on_train_epoch_start(self) -> None:
-        """Log the numbers that the loss found for itself, such as an automatic temperature."""
-        if self.teacher is not None:
-            self.log_dict({f"train/{name}": value for name, value in self.loss.resolved().items()})
+        """Log the numbers that the loss took from the teacher, such as an automatic temperature."""
+        if found := self.loss.resolved():
+            self.log_dict({f"train/{name}": value for name, value in found.items()})
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         """Compute the loss on ``(images, targets)`` or on a `fedkd.data.Batch`; every term is logged by name."""
@@ -199,42 +288,35 @@ class DistillationModule(TaughtClassifier):
         return [each for each in trainer.callbacks if isinstance(each, Objective)] if in_training else []
 
     def loss_terms(self, batch: Any) -> dict[str, Tensor]:
-        """Return what a client minimises on a batch, ``"loss"``, and its terms, those of the objectives included."""
+        """Return what a client minimizes on a batch, ``"loss"``, and its terms, those of the objectives included."""
         images, targets = batch[:2]
-        objectives = self.objectives
+        objectives, needs_features = self.objectives, self.loss.needs_features
         if any(objective.needs_features for objective in objectives):
             self._find_features()
         shared: Any = getattr(batch, "shared", None)
-        teacher = self.teacher_outputs(batch)
-        of_shared = None if shared is None else self.teacher_outputs(shared)  # None without a teacher, too
-        # one pass through the student for all, so that a BatchNorm sees the mixture
+        teacher = self.teacher_link.outputs(batch, needs_features)
+        of_shared = None if shared is None else self.teacher_link.outputs(shared, needs_features)
+        # One pass through the student for all images, so that a BatchNorm sees the mixture.
         outputs = self.student_outputs(images if of_shared is None else torch.cat([images, shared.images]))
         student = outputs.rows(slice(len(targets)))
         terms = self.loss(student, targets, teacher, **self._labels(batch))
         if of_shared is not None:
-            taught = self.loss.teaching(outputs.rows(slice(len(targets), None)), of_shared)
-            terms["loss"] = terms["loss"] + batch.shared_weight * taught["loss"]
-            terms |= {f"shared_{name}": term.detach() for name, term in taught.items()}
+            distilled = self.loss.distill(outputs.rows(slice(len(targets), None)), of_shared)
+            terms["loss"] = terms["loss"] + batch.shared_weight * distilled["loss"]
+            terms |= {f"shared_{name}": term.detach() for name, term in distilled.items()}
         for objective in objectives:
             term = objective.term(self, batch, student)
             terms |= {"loss": terms["loss"] + objective.weight * term, objective.name: term.detach()}
         return terms
 
-    def _labels(self, batch: Any) -> dict[str, Any]:
-        """Return what a loss is told of labels beyond the targets; nothing for the plain cross-entropy."""
-        if isinstance(self.label_loss, CrossEntropy):
-            return {}
-        return {"labels": partial(self.label_loss, counts=getattr(batch, "class_counts", None))}
-
     def student_outputs(self, images: Tensor, student: nn.Module | None = None) -> Outputs:
-        """Run the student on images (B, C, H, W) in [0, 1], once, for all that the loss needs of it.
+        """Run the student once for all that the loss needs of it.
 
         Args:
-            images: A batch.
-            student: Another one of its kind, such as an earlier copy; this module's own if not given.
+            images: (B, C, H, W) in [0, 1].
+            student: Another student of the same kind, such as an earlier copy; this module's own if not given.
         """
         student = self.student if student is None else student
-        assert student is not None
         if self.feature_layer is None:
             return Outputs(student(images))
         if isinstance(student, ProjectedStudent):
@@ -243,15 +325,55 @@ class DistillationModule(TaughtClassifier):
             features, logits = students.features_and_logits(student, images, self.feature_layer)
         return Outputs(logits, features)
 
-    def _find_features(self) -> str:
-        """Return the name of the student's layer whose inputs are its features; it is looked for once."""
+    def _labels(self, batch: Any) -> dict[str, Any]:
+        """Return what the loss gets for the labels' term; nothing for the plain cross-entropy."""
+        if isinstance(self.label_loss, CrossEntropy):
+            return {}
+        return {"labels": partial(self.label_loss, counts=getattr(batch, "class_counts", None))}
+
+    def _find_features(self) -> None:
+        """Find the layer whose inputs are the student's features, once."""
         if self.feature_layer is None:
-            assert self.student is not None
             base = self.student.student if isinstance(self.student, ProjectedStudent) else self.student
             self.feature_layer = students.feature_layer(base, len(self.classes), self.image_shape)
-        return self.feature_layer
 
-    def configure_optimizers(self) -> Optimizer:
-        """Make a fresh optimizer over the student's trainable parameters."""
-        assert self.student is not None
-        return self.optimizer(p for p in self.student.parameters() if p.requires_grad)
+    def on_validation_epoch_start(self) -> None:
+        """Begin to count (target, prediction) pairs."""
+        self._confusion = torch.zeros(len(self.classes), len(self.classes), dtype=torch.int64, device=self.device)
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        """Count predictions by class and log the cross-entropy."""
+        self._evaluation_step(batch, "val")
+
+    def on_validation_epoch_end(self) -> None:
+        """Log accuracy, balanced accuracy and accuracy per class."""
+        self._log_accuracies("val")
+
+    on_test_epoch_start = on_validation_epoch_start
+
+    def test_step(self, batch: Any, batch_idx: int) -> None:
+        """As `validation_step`."""
+        self._evaluation_step(batch, "test")
+
+    def on_test_epoch_end(self) -> None:
+        """As `on_validation_epoch_end`."""
+        self._log_accuracies("test")
+
+    def predict_step(self, batch: Any, batch_idx: int) -> Tensor:
+        """Return class probabilities (B, K)."""
+        return self(batch[0]).float().softmax(dim=-1)
+
+    def _evaluation_step(self, batch: Any, stage: str) -> None:
+        images, targets = batch[:2]
+        logits = self(images).float()
+        self._confusion += confusion_matrix(logits, targets, len(self.classes))
+        self.log(f"{stage}/loss", nn.functional.cross_entropy(logits, targets), batch_size=len(targets))
+
+    def _log_accuracies(self, stage: str) -> None:
+        counts = self.trainer.strategy.reduce(self._confusion, reduce_op="sum")
+        self.log_dict({f"{stage}/{name}": value for name, value in accuracies(counts, self.classes).items()})
+
+
+default_optimizer: OptimizerFactory = (DistillationModule.__init__.__defaults__ or ())[3]
+"""SGD of 0.01 with a momentum of 0.9. The command line reads it out of the signature; pickle needs its name."""
+default_optimizer.__qualname__ = "default_optimizer"

@@ -15,7 +15,7 @@ from fedkd.losses import Outputs
 class Objective(Callback, ABC):
     """Adds ``weight * term`` to the loss of a `fedkd.DistillationModule` while a Trainer that has it fits the module.
 
-    It stands beside whatever the loss makes of labels and teacher, so an algorithm that changes the client's objective
+    It is added to the loss on labels and teacher outputs, so an algorithm that changes the client's objective
     (MOON, FedNTD, FedGKD) composes with every loss. The term is logged unweighted as ``train/<name>``.
 
     Args:
@@ -37,7 +37,7 @@ class Objective(Callback, ABC):
         Args:
             module: The `fedkd.DistillationModule` that trains.
             batch: ``(images, targets, ...)``.
-            student: What its student says of the batch.
+            student: Its student's outputs for the batch.
         """
 
 

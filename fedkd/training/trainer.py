@@ -53,7 +53,7 @@ def fit(trainer: Trainer, module: LightningModule, loader: Iterable[Any]) -> Non
 
 @contextmanager
 def quiet_lightning() -> Iterator[None]:
-    """Hold back Lightning's notices (devices found, epochs reached): said once a client they would drown the rest."""
+    """Silence Lightning's notices (devices found, epochs reached), which would repeat for every client."""
     logger = logging.getLogger("lightning.pytorch")
     level = logger.level
     logger.setLevel(max(level, logging.WARNING))

@@ -14,7 +14,7 @@ from fedkd.training.trainer import make_trainer, quiet_lightning
 
 
 def as_loggers(logger: Any) -> list[Logger]:
-    """Normalise the Trainer's ``logger`` argument: None and False are none, True is a CSV logger."""
+    """Normalize the Trainer's ``logger`` argument: None and False are none, True is a CSV logger."""
     if isinstance(logger, Logger):
         return [logger]
     if logger is True:
@@ -25,7 +25,7 @@ def as_loggers(logger: Any) -> list[Logger]:
 
 
 def check_trainer(arguments: Mapping[str, Any]) -> torch.device:
-    """Make a Trainer once, before any work, so that a wrong argument is said at once.
+    """Make a Trainer once, before any work, so that a wrong argument is an error at once.
 
     A client is one device's work for a bounded time: more would hang instead of failing.
 

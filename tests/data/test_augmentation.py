@@ -59,7 +59,7 @@ def test_draws_are_uniform_and_independent(index: torch.Tensor, view: torch.Tens
     # 50 cells of (top, left, flip): mean 49 and standard deviation 10, so 100 is 5 sigma away.
     cells = (top * 5 + left) * 2 + flip
     assert chi_square(cells, 50) < 100
-    # Neighbours: pairs of tops, 25 cells, mean 24, standard deviation 7.
+    # Neighbors: pairs of tops, 25 cells, mean 24, standard deviation 7.
     assert chi_square(top[:-1] * 5 + top[1:], 25) < 60
     assert chi_square(flip[:-1].long() * 2 + flip[1:].long(), 4) < 25
 

@@ -15,7 +15,7 @@ from fedkd.core.errors import FedKDError
 from fedkd.data import CIFAR10, Augmentation, Batch, Digits, FederatedDataModule, ImageSet
 from fedkd.data.splits import hold_out
 from fedkd.partition import IID, ByAttribute, Dirichlet, Given
-from fedkd.runs.summary import partition_record
+from fedkd.runs.partition import partition_record
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +65,7 @@ def test_setup_twice_changes_nothing_and_loads_once(digits: tuple[ImageSet, Imag
 def test_a_client_sees_its_shard_and_the_teachers_rows(digits: tuple[ImageSet, ImageSet]) -> None:
     datamodule = make(digits, num_clients=4, partitioner=IID(), augmentation=Augmentation(1))
     logits = torch.randn(len(datamodule.train), 10)
-    loader = datamodule.client_loader(3, seed=5, teacher_logits=logits)
+    loader = datamodule.site(3, teacher_logits=logits).train_loader(5)
     batches = list(loader)
     index = torch.cat([batch.index for batch in batches])
     assert index.tolist() != sorted(index.tolist())
@@ -80,7 +80,7 @@ def test_a_client_without_data_has_an_empty_loader(digits: tuple[ImageSet, Image
     datamodule = make(digits, num_clients=30, partitioner=Dirichlet(1e-6))
     empty = [client for client, shard in enumerate(datamodule.shards) if not len(shard)]
     assert len(empty) >= 20  # each of 10 classes lands on one client
-    assert list(datamodule.client_loader(empty[0], seed=0)) == []
+    assert list(datamodule.site(empty[0]).train_loader(0)) == []
 
 
 def test_evaluation_is_the_plain_set_in_order(digits: tuple[ImageSet, ImageSet]) -> None:
@@ -136,13 +136,13 @@ def test_holding_out_by_hand() -> None:
 
 def test_a_clients_validation_images_come_in_order(digits: tuple[ImageSet, ImageSet]) -> None:
     datamodule = make(digits, val_fraction=0.2, augmentation=Augmentation(2), eval_batch_size=7)
-    batches = list(datamodule.client_val_loader(1))
+    batches = list(datamodule.site(1).val_loader())
     held = datamodule.val_shards[1]
     assert torch.cat([batch.index for batch in batches]).tolist() == held.tolist()
     assert torch.equal(torch.cat([batch.images for batch in batches]), digits[0].images[held].float() / 255)
-    assert list(make(digits).client_val_loader(1)) == []
+    assert list(make(digits).site(1).val_loader()) == []
     with pytest.raises(FedKDError, match="no client 10"):
-        datamodule.client_val_loader(10)
+        datamodule.site(10)
 
 
 def test_a_runs_partition_can_be_given_back(digits: tuple[ImageSet, ImageSet], tmp_path: Path) -> None:
@@ -186,7 +186,7 @@ def test_wrong_values_are_named(kwargs: dict, message: str) -> None:
 @pytest.mark.parametrize("client", [10, -1])
 def test_there_is_no_such_client(digits: tuple[ImageSet, ImageSet], client: int) -> None:
     with pytest.raises(FedKDError, match=rf"no client {client}: choose one of 0\.\.9"):
-        make(digits).client_loader(client, seed=0)
+        make(digits).site(client)
 
 
 def test_training_and_test_images_have_one_shape(digits: tuple[ImageSet, ImageSet]) -> None:

@@ -127,7 +127,7 @@ def test_a_failed_write_leaves_nothing_behind(root: Path, monkeypatch: pytest.Mo
     assert cache_files() == []
 
 
-def test_image_size_crops_the_centre_of_the_shorter_side(tmp_path: Path) -> None:
+def test_image_size_crops_the_center_of_the_shorter_side(tmp_path: Path) -> None:
     wide = np.zeros((8, 24, 3), np.uint8)
     wide[:, 4:20] = 200  # the square in the middle, 8:16, and as far as the filter sees
     save(tmp_path / "train/a/wide.png", wide)
@@ -150,14 +150,14 @@ def test_mixed_sizes_ask_for_image_size(root: Path) -> None:
         ImageFolder(root).load()
 
 
-def test_grey_folder_keeps_one_channel(tmp_path: Path) -> None:
+def test_gray_folder_keeps_one_channel(tmp_path: Path) -> None:
     for part in ("train", "test"):
         save(tmp_path / part / "a/0.png", noise(0, 4, 4))
     assert np.array_equal(ImageFolder(tmp_path).load()[0].images[0, 0].numpy(), noise(0, 4, 4))
 
 
 def test_what_is_missing_is_named_in_one_line(root: Path, tmp_path: Path) -> None:
-    for path, message in ((tmp_path / "nowhere", "nowhere is not there"), (root / "train", "has no folder train/")):
+    for path, message in ((tmp_path / "nowhere", "nowhere does not exist"), (root / "train", "has no folder train/")):
         with pytest.raises(MissingResourceError, match=message) as error:
             ImageFolder(path).load()
         assert "\n" not in str(error.value)

@@ -42,17 +42,17 @@ def test_every_kind_of_image_gives_the_same_pixels(image: object) -> None:
 
 
 @pytest.mark.parametrize("image", [rgb()[..., 0], Image.fromarray(rgb()[..., 0]), torch.from_numpy(rgb()[..., 0])])
-def test_grey_stays_one_channel(image: object) -> None:
+def test_gray_stays_one_channel(image: object) -> None:
     assert ImageSet.from_dataset([(image, 0)]).images.tolist() == [[rgb()[..., 0].tolist()]]
 
 
-@pytest.mark.parametrize("grey_first", [True, False])
-def test_grey_among_colour_becomes_colour(grey_first: bool) -> None:
-    grey, colour = rgb()[..., 0], rgb()
-    data = ImageSet.from_dataset([(grey, 0), (colour, 1)] if grey_first else [(colour, 1), (grey, 0)])
-    i = 0 if grey_first else 1
-    assert data.images[i].tolist() == [grey.tolist()] * 3
-    assert data.images[1 - i].tolist() == colour.transpose(2, 0, 1).tolist()
+@pytest.mark.parametrize("gray_first", [True, False])
+def test_gray_among_color_becomes_color(gray_first: bool) -> None:
+    gray, color = rgb()[..., 0], rgb()
+    data = ImageSet.from_dataset([(gray, 0), (color, 1)] if gray_first else [(color, 1), (gray, 0)])
+    i = 0 if gray_first else 1
+    assert data.images[i].tolist() == [gray.tolist()] * 3
+    assert data.images[1 - i].tolist() == color.transpose(2, 0, 1).tolist()
 
 
 class Named(TensorDataset):

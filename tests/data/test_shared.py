@@ -20,7 +20,8 @@ from fedkd.data import (
     FolderImages,
     ImageSet,
     PublicImages,
-    Unlabelled,
+    Rows,
+    Unlabeled,
     Views,
 )
 from fedkd.data.mixing import SharedStream
@@ -35,8 +36,8 @@ def datamodule(**arguments) -> FederatedDataModule:
 
 
 def loader(count: int = 20, batch_size: int = 8, seed: int = 0, **settings) -> BatchLoader:
-    stream = SharedStream(Unlabelled.of(IMAGES, DATA.classes, PUBLIC), PublicImages(**settings), seed=seed)
-    return BatchLoader(DATA, range(count), batch_size=batch_size, shuffle=True, shared=stream)
+    stream = SharedStream(Unlabeled.of(IMAGES, DATA.classes, PUBLIC).rows(), PublicImages(**settings), seed=seed)
+    return BatchLoader(Rows.of(DATA, range(count)), batch_size=batch_size, shuffle=True, shared=stream)
 
 
 def test_public_images_keep_their_place_and_lose_their_labels() -> None:
@@ -44,8 +45,8 @@ def test_public_images_keep_their_place_and_lose_their_labels() -> None:
     assert shared.data.images is DATA.images  # no copy
     assert shared.indices.tolist() == PUBLIC.tolist()
     assert shared.data.targets.tolist() == [0] * 40
-    relabelled = ImageSet(IMAGES, (DATA.targets + 1) % 4, DATA.classes)
-    assert PublicImages().load(relabelled, PUBLIC).fingerprint == shared.fingerprint
+    relabeled = ImageSet(IMAGES, (DATA.targets + 1) % 4, DATA.classes)
+    assert PublicImages().load(relabeled, PUBLIC).fingerprint == shared.fingerprint
     assert PublicImages().load(DATA, PUBLIC[:-1]).fingerprint != shared.fingerprint
     with pytest.raises(FedKDError, match=r"needs a public split: set data\.public_fraction"):
         datamodule(shared=PublicImages()).setup()
@@ -59,7 +60,7 @@ def test_how_many_join_a_batch(fraction: float, own: int, expected: int) -> None
 
 
 def test_every_batch_is_joined_and_the_clients_own_stay_as_they_were() -> None:
-    alone = list(BatchLoader(DATA, range(20), batch_size=8, shuffle=True))
+    alone = list(BatchLoader(Rows.of(DATA, range(20)), batch_size=8, shuffle=True))
     mixed = loader(fraction=0.5, weight=3.0)
     assert (mixed.num_examples, len(mixed)) == (20, 3)
     batches = list(mixed)
@@ -94,9 +95,9 @@ def test_all_are_shown_once_before_any_is_shown_again_over_batches_and_epochs() 
 
 def test_shared_images_are_augmented_anew_in_every_pass() -> None:
     augmentation = Augmentation(2, True)
-    images = Unlabelled.of(IMAGES, DATA.classes, PUBLIC)
-    stream = SharedStream(images, PublicImages(), seed=4, augmentation=augmentation)
-    mixed = BatchLoader(DATA, range(8), batch_size=8, shared=stream)
+    images = Unlabeled.of(IMAGES, DATA.classes, PUBLIC)
+    stream = SharedStream(images.rows(), PublicImages(), seed=4, augmentation=augmentation)
+    mixed = BatchLoader(Rows.of(DATA, range(8)), batch_size=8, shared=stream)
     for epoch in range(3):  # positions 8 e .. 8 e + 7 of the stream, passes of 10
         (batch,) = mixed
         number = torch.arange(8 * epoch, 8 * epoch + 8) // 10
@@ -108,14 +109,12 @@ def test_of_fixed_views_the_very_one_comes_with_its_logits_and_features() -> Non
     views = Views(3, Augmentation(2, True))
     logits, features = torch.randn(40, 3, 4), np.random.default_rng(0).random((40, 3, 6), dtype=np.float32)
     stream = SharedStream(
-        Unlabelled.of(IMAGES, DATA.classes, PUBLIC),
+        Unlabeled.of(IMAGES, DATA.classes, PUBLIC).rows(logits, features),
         PublicImages(fraction=0.75),
         augmentation=views,
-        teacher_logits=logits,
-        teacher_features=features,
     )
     seen = set()
-    for batch in BatchLoader(DATA, range(20), batch_size=8, shared=stream):
+    for batch in BatchLoader(Rows.of(DATA, range(20)), batch_size=8, shared=stream):
         index, view = batch.shared.index, batch.shared.view
         drawn = views.apply(IMAGES[index], views.draw(index, view))
         assert torch.equal(batch.shared.images, drawn.float() / 255)
@@ -130,13 +129,14 @@ def test_clients_and_rounds_have_orders_of_their_own() -> None:
     logits = torch.zeros(40, 4)
 
     def order(client: int, seed: int) -> list[int]:
-        return shown(data.client_loader(client, seed=seed, shared_logits=logits))
+        pools = data.pools(shared_logits=logits)
+        return shown(data.site(client, pools=pools).train_loader(seed))
 
     data.setup()
     client = int(np.argmax([len(shard) for shard in data.shards]))
     assert order(client, 1) == order(client, 1)
     assert order(client, 1) != order(client, 2)
-    assert all(batch.shared is None for batch in data.client_loader(client, seed=1))
+    assert all(batch.shared is None for batch in data.site(client, pools=data.pools()).train_loader(1))
 
 
 def test_a_plain_trainers_loader_has_them_too() -> None:
@@ -162,12 +162,12 @@ def test_dead_leaves_are_the_same_everywhere(shape: tuple[int, int, int], digest
 def test_dead_leaves_look_like_leaves() -> None:
     images = DeadLeaves(count=50).load(ImageSet(torch.zeros(1, 3, 32, 32).byte(), torch.tensor([0]), ("a",)), PUBLIC)
     pixels = images.data.images.float()
-    assert 60 < pixels.std() < 90  # uniform colours have 73.9
+    assert 60 < pixels.std() < 90  # uniform colors have 73.9
     assert 115 < pixels.mean() < 140
-    neighbours = (pixels[:, :, :, 1:] == pixels[:, :, :, :-1]).all(1).float().mean((1, 2))
-    assert 0.4 < neighbours.min() <= neighbours.max() < 0.98  # patches of one colour, with edges
-    colours = [len(image.flatten(1).unique(dim=1)[0]) for image in pixels]
-    assert 15 < min(colours) <= max(colours) <= 129
+    neighbors = (pixels[:, :, :, 1:] == pixels[:, :, :, :-1]).all(1).float().mean((1, 2))
+    assert 0.4 < neighbors.min() <= neighbors.max() < 0.98  # patches of one color, with edges
+    colors = [len(image.flatten(1).unique(dim=1)[0]) for image in pixels]
+    assert 15 < min(colors) <= max(colors) <= 129
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -177,22 +177,22 @@ def test_a_folder_of_images_of_any_kind_takes_the_datas_shape(
     monkeypatch.setenv("FEDKD_CACHE", str(tmp_path / "cache"))
     root = tmp_path / "pool"
     (root / "deep" / "er").mkdir(parents=True)
-    colour = np.random.default_rng(0).integers(0, 256, (6, 5, 3), dtype=np.uint8)
-    Image.fromarray(colour).save(root / "a.png")
-    Image.fromarray(colour[..., 0]).save(root / "deep" / "grey.png")
+    color = np.random.default_rng(0).integers(0, 256, (6, 5, 3), dtype=np.uint8)
+    Image.fromarray(color).save(root / "a.png")
+    Image.fromarray(color[..., 0]).save(root / "deep" / "gray.png")
     Image.new("RGB", (50, 12), (255, 0, 0)).save(root / "deep" / "er" / "wide.bmp")
     (root / "notes.txt").write_text("not an image")
     train = ImageSet(torch.zeros(1, channels, 6, 5).byte(), torch.tensor([0]), ("a",))
     shared = FolderImages(str(root)).load(train, PUBLIC)
     images = shared.data.images.numpy()
     assert images.shape == (3, channels, 6, 5)
-    first, wide, grey = images  # a.png, deep/er/wide.bmp, deep/grey.png
-    assert (grey == colour[..., 0]).all()
+    first, wide, gray = images  # a.png, deep/er/wide.bmp, deep/gray.png
+    assert (gray == color[..., 0]).all()
     if channels == 3:
-        assert (first == colour.transpose(2, 0, 1)).all()
+        assert (first == color.transpose(2, 0, 1)).all()
         assert wide.reshape(3, -1).T.tolist() == [[255, 0, 0]] * 30
     else:
-        assert (first[0] == np.asarray(Image.fromarray(colour).convert("L"))).all()
+        assert (first[0] == np.asarray(Image.fromarray(color).convert("L"))).all()
         assert (wide == 76).all()  # 0.299 * 255
 
     def refuse(*_: object) -> None:
@@ -203,9 +203,9 @@ def test_a_folder_of_images_of_any_kind_takes_the_datas_shape(
 
 
 def test_what_is_missing_or_out_of_range_is_said(tmp_path: Path) -> None:
-    with pytest.raises(MissingResourceError, match=r"folder of shared images .*/nowhere is not there"):
+    with pytest.raises(MissingResourceError, match=r"folder of shared images .*/nowhere does not exist"):
         FolderImages(tmp_path / "nowhere").load(DATA, PUBLIC)
-    with pytest.raises(MissingResourceError, match=r"has no image to share: put \.bmp"):
+    with pytest.raises(MissingResourceError, match=r"has no image to share. Put \.bmp"):
         FolderImages(tmp_path).load(DATA, PUBLIC)
     with pytest.raises(FedKDError, match=r"fraction must be >= 0 and < 1, got 1\.0"):
         PublicImages(fraction=1.0)

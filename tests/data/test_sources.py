@@ -75,7 +75,7 @@ def test_a_missing_set_is_one_line_that_helps(
         source(root=tmp_path / "data", download=download).load()
     message = str(error.value)
     assert "\n" not in message
-    assert message.startswith(f"{source.__name__} was looked for in {tmp_path / 'data'}")
+    assert message.startswith(f"{source.__name__} is not in {tmp_path / 'data'}, and ")
     assert ("could not be downloaded" in message) == download
     assert source.url in message
     assert "set root" in message

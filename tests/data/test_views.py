@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from fedkd.core.errors import FedKDError
-from fedkd.data import Augmentation, Batch, BatchLoader, FederatedDataModule, ImageSet, Views
+from fedkd.data import Augmentation, Batch, BatchLoader, FederatedDataModule, ImageSet, Rows, Views
 
 AUGMENTATION = Augmentation(2, True)
 IMAGES = torch.randint(0, 256, (50, 3, 6, 6), generator=torch.Generator().manual_seed(1)).to(torch.uint8)
@@ -20,7 +20,8 @@ V = 4
 
 def loader(indices: list[int] | range = range(50), epoch: int = 0, **arguments) -> BatchLoader:
     options = {"batch_size": 8, "shuffle": True, "seed": 5, "augmentation": Views(V, AUGMENTATION), **arguments}
-    made = BatchLoader(DATA, indices, **options)
+    outputs = {name: options.pop(name) for name in ("teacher_logits", "teacher_features") if name in options}
+    made = BatchLoader(Rows.of(DATA, indices, **outputs), **options)
     made.epoch = epoch
     return made
 
@@ -55,10 +56,10 @@ def test_any_order_and_any_number_of_workers_give_the_same() -> None:
 def test_epochs_and_seeds_choose_evenly_and_independently() -> None:
     index = torch.arange(20_000)
     views = Views(5, AUGMENTATION)
-    one = views.look(index, 0, 5)[0]
+    one = views.sample(index, 0, 5)[0]
     counts = torch.bincount(one, minlength=5).double()
     assert float(((counts - 4000) ** 2 / 4000).sum()) < 24  # chi-square, mean 4, standard deviation 2.8
-    for other in (views.look(index, 1, 5)[0], views.look(index, 0, 6)[0]):
+    for other in (views.sample(index, 1, 5)[0], views.sample(index, 0, 6)[0]):
         # 1 in 5 agrees by chance: 4000 of 20,000, standard deviation 57
         assert 3700 < int((one == other).sum()) < 4300
 
@@ -134,7 +135,7 @@ def test_the_datamodule_deals_views_out() -> None:
     data = FederatedDataModule.from_datasets(pairs, pairs, num_clients=2, augmentation=AUGMENTATION, views=3)
     data.setup()
     assert data.image_views == Views(3, AUGMENTATION)
-    shards = [data.client_loader(client, seed=1) for client in (0, 1)]
+    shards = [data.site(client).train_loader(1) for client in (0, 1)]
     shown = by_image(*(batch for shard in shards for batch in shard))
     central = by_image(*data.train_dataloader())
     assert set(shown) == set(central) == set(range(50))

@@ -8,6 +8,7 @@ from helpers import BrightRowTeacher, datamodule, module, same, weights
 
 import fedkd
 from fedkd.data import Augmentation
+from fedkd.server.setup import Connections
 
 pytestmark = [
     pytest.mark.gpu,
@@ -48,7 +49,19 @@ def test_a_teacher_runs_in_bfloat16_there_and_comes_home():
     teacher = fedkd.teachers.create("digits-tiny")
     data = fedkd.data.FederatedDataModule(public_fraction=0.3)
     data.setup()
-    signal = fedkd.teachers.prepare_teacher(teacher, data.train, data.test, data.shards, device="cuda")
+    connect = Connections(fedkd.InProcess())
+    outputs = fedkd.teachers.prepare_teacher(teacher, data, connect=connect, device="cuda")
     assert teacher.device.type == "cpu"
     assert next(teacher.to("cuda").parameters()).dtype == torch.bfloat16
-    assert signal.balanced_accuracy > 0.95
+    assert outputs.balanced_accuracy > 0.95
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_workers_that_share_the_gpu_give_the_same_bits(tmp_path, workers):
+    def run(name, backend):
+        trained, data = module("resnet8"), datamodule(num_clients=4)
+        trainer = {"accelerator": "gpu", "deterministic": True}
+        fedkd.Federation(rounds=2, run_dir=tmp_path / name, trainer=trainer, backend=backend).fit(trained, data)
+        return weights(trained)
+
+    assert same(run("here", fedkd.InProcess()), run("there", fedkd.ProcessPool(workers)))

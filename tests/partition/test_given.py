@@ -101,7 +101,7 @@ def test_given_wrong(clients: Any, message: str) -> None:
     ("name", "content", "column", "message"),
     [
         ("a.txt", "0", None, r"a\.txt: the file must end in one of \.csv, \.json, \.npy, \.npz\."),
-        ("a.json", {"one": OWNERS, "two": OWNERS}, None, r"2 columns: say which with column, one of: one, two\."),
+        ("a.json", {"one": OWNERS, "two": OWNERS}, None, r"2 columns: name one with column, one of: one, two\."),
         ("a.json", {"one": OWNERS}, "oen", r"Unknown column of .*a\.json 'oen'\. Did you mean 'one'\?"),
         ("a.csv", "a,b\n0,1\n2\n", "a", r"a\.csv could not be read \(row 2 has 1 values for 2 columns\)\."),
         ("a.csv", "a,b\n0,1\n2,3\n4,\n5,6\n7,8\n9,0\n", "b", r"has no value for the image at position 2\."),

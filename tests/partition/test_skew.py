@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from fedkd.partition.report.skew import effective_classes, js_distance, summarise, without_nan
+from fedkd.partition.report.skew import effective_classes, js_distance, summarize, without_nan
 
 COUNTS = np.array([[2, 2], [4, 0], [0, 0]])
 
@@ -40,6 +40,6 @@ def test_js_distance_is_scipys() -> None:
 
 
 def test_summaries() -> None:
-    assert summarise(np.array([1.0, np.nan, 2.0, 6.0])) == {"min": 1, "median": 2, "mean": 3, "max": 6}
-    assert summarise(np.array([np.nan])) == {"min": None, "median": None, "mean": None, "max": None}
+    assert summarize(np.array([1.0, np.nan, 2.0, 6.0])) == {"min": 1, "median": 2, "mean": 3, "max": 6}
+    assert summarize(np.array([np.nan])) == {"min": None, "median": None, "mean": None, "max": None}
     assert without_nan(np.array([0.5, np.nan])) == [0.5, None]

@@ -13,9 +13,7 @@ from lightning.pytorch import Callback
 from torch import nn
 
 import fedkd
-from fedkd.client.works import ClientContext, run_client
-from fedkd.core.messages import ClientTask, ClientUpdate
-from fedkd.core.tensors import split_state
+from fedkd.core.messages import ClientTask, ClientUpdate, LocalRule, Weights
 from fedkd.partition import IID, ClassSpecific, Dirichlet, Partitioner
 from fedkd.strategies import FedAvg
 
@@ -32,8 +30,8 @@ def test_one_client_gives_that_clients_weights(tmp_path):
     data, trained = datamodule(num_clients=1), module()
     data.setup()
     trained.build(data.classes, data.image_shape)
-    task = ClientTask(0, 0, *split_state(trained.student))
-    update = run_client(ClientContext(trained, data, {"accelerator": "cpu"}, FedAvg()), task)
+    site = data.site(0, modules=(trained,), trainer={"accelerator": "cpu"})
+    update = fedkd.train(site, ClientTask(0, 0, Weights.of(trained.student)))
     alone = weights(trained)
     federated = federate(tmp_path, datamodule(num_clients=1), rounds=1)
     for name, value in federated.items():
@@ -83,22 +81,24 @@ def test_the_order_of_clients_does_not_matter(tmp_path):
 def test_threads_are_set_for_the_clients_and_given_back(tmp_path):
     seen = []
 
-    class Watch(fedkd.InProcess):
-        def map(self, function, context, tasks):
-            def watched(context, task):
-                seen.append(torch.get_num_threads())
-                return function(context, task)
+    class Watch(FedAvg):
+        def local_rule(self, state, client):
+            return Watching()
 
-            return super().map(watched, context, tasks)
+    @dataclass(frozen=True)
+    class Watching(LocalRule):
+        def start(self, task):
+            seen.append(torch.get_num_threads())
+            return task.weights
 
     before = torch.get_num_threads()
     torch.set_num_threads(2)
-    federate(tmp_path, rounds=1, backend=Watch(num_threads=1))
+    federate(tmp_path, rounds=1, strategy=Watch(), backend=fedkd.InProcess(threads=1))
     assert seen == [1, 1, 1]
     assert torch.get_num_threads() == 2
     torch.set_num_threads(before)
-    with pytest.raises(fedkd.FedKDError, match="num_threads must be >= 1, got 0"):
-        fedkd.InProcess(num_threads=0)
+    with pytest.raises(fedkd.FedKDError, match="threads must be >= 1, got 0"):
+        fedkd.InProcess(threads=0)
 
 
 def test_the_seed_decides_and_nothing_else(tmp_path):
@@ -118,11 +118,11 @@ def test_weights_are_examples(tmp_path):
     trained = module()
     data.setup()
     trained.build(data.classes, data.image_shape)
-    start = split_state(trained.student)
-    context = ClientContext(trained, data, {"accelerator": "cpu"}, FedAvg())
-    updates = [run_client(context, ClientTask(0, client, *start)) for client in (0, 1)]
+    start = Weights.of(trained.student)
+    sites = data.sites(modules=(trained.for_clients(),), trainer={"accelerator": "cpu"})
+    updates = [fedkd.train(sites(client), ClientTask(0, client, start)) for client in (0, 1)]
     federated = federate(tmp_path, datamodule(num_clients=2, count=4, partitioner=Owners((0, 1, 1, 1))), rounds=1)
-    for name, value in start[0].items():
+    for name, value in start.parameters.items():
         expected = value + 0.25 * updates[0].delta[name] + 0.75 * updates[1].delta[name]
         torch.testing.assert_close(federated[name], expected, rtol=0, atol=1e-7)
 
@@ -168,7 +168,7 @@ def test_true_half_precision_stays_on_the_clients(tmp_path):
 def test_a_client_that_diverges_is_named(tmp_path):
     trained = module(optimizer=sgd(3e38))
     with pytest.raises(
-        fedkd.FedKDError, match=r"Round \d: the weights of client\(s\) \[.*\] became infinite or NaN.*learning rate"
+        fedkd.FedKDError, match=r"Round \d: what client\(s\) \[.*\] sent from 'train' is infinite or NaN.*learning rate"
     ):
         federate(tmp_path, module=trained, rounds=5)
 

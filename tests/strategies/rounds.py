@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from fedkd.core.messages import ClientUpdate, ServerState
+from fedkd.core.messages import ClientUpdate, ServerState, Weights
 from fedkd.strategies import Strategy
 
 
 def state(*values: float, round: int = 0, **buffers: Tensor) -> ServerState:
     """Return a state with one parameter ``w``."""
-    return ServerState(round, {"w": torch.tensor(values)}, buffers)
+    return ServerState(round, Weights({"w": torch.tensor(values)}, buffers))
 
 
 def update(client: int, *delta: float, num_examples: int = 10, num_steps: int = 1, extras=None, **buffers: Tensor):
@@ -32,13 +31,4 @@ def joined(strategy: Strategy, deltas: Sequence[float | Sequence[float]], **argu
     """Return what a strategy makes of clients' deltas, from zero."""
     updates = cohort(deltas, **arguments)
     before = state(*[0.0] * len(updates[0].delta["w"]))
-    strategy.start(before)
-    return strategy.aggregate(before, updates).parameters["w"].tolist()
-
-
-def reloaded(memory: dict) -> dict:
-    """Return a strategy's memory as a round checkpoint gives it back."""
-    file = io.BytesIO()
-    torch.save(memory, file)
-    file.seek(0)
-    return torch.load(file, weights_only=True)
+    return strategy.aggregate(before, updates).weights.parameters["w"].tolist()

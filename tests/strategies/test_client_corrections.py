@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
 from types import SimpleNamespace
 
 import pytest
 import torch
 from corrections import CURVATURE, GOAL, federate, gradient, network, optimum, parabolas, point, steps
-from helpers import datamodule, module, same, weights
+from helpers import datamodule, module, same, train_client, weights
 from lightning.pytorch.plugins import MixedPrecision
 
 import fedkd
-from fedkd.client.works import ClientContext, run_client
-from fedkd.core.messages import ClientTask, ClientUpdate, ServerState
-from fedkd.core.tensors import split_state
+from fedkd.core.messages import ClientTask, ClientUpdate, LocalRule, ServerState, Weights
 from fedkd.partition import Dirichlet
-from fedkd.strategies import SCAFFOLD, Combine, FedAvg, FedAvgM, FedDyn, FedProx, Strategy
+from fedkd.strategies import SCAFFOLD, Compose, FedAvg, FedAvgM, FedDyn, FedProx, Strategy
 from fedkd.strategies.client_side.scaffold import ControlVariate
 from fedkd.training.objective import Objective
 
@@ -43,7 +42,13 @@ class ProximalLoss(Objective):
 
 
 class FedProxInTheLoss(Strategy):
-    def client_callbacks(self, task):
+    def local_rule(self, state, client):
+        return InTheLoss()
+
+
+@dataclass(frozen=True)
+class InTheLoss(LocalRule):
+    def callbacks(self, task):
         return [ProximalLoss(0.7)]
 
 
@@ -151,10 +156,7 @@ def test_with_shards_of_any_size_the_end_is_the_optimum_of_all_images(tmp_path, 
 def test_scaffold_with_an_adaptive_optimizer_keeps_gradients(tmp_path):
     trained, data = point(), parabolas((20,))
     trained.optimizer = lambda parameters: torch.optim.Adam(parameters, lr=0.1)
-    data.setup()
-    trained.build(data.classes, data.image_shape)
-    context = ClientContext(trained, data, {"accelerator": "cpu"}, SCAFFOLD())
-    update = run_client(context, ClientTask(0, 0, *split_state(trained.student)))
+    _, update = train_client(trained, data, SCAFFOLD())
     first = START - 0.1 * gradient(0, START).sign()  # Adam's first step is its learning rate
     mean = (gradient(0, START) + gradient(0, first)) / 2
     torch.testing.assert_close(update.client_state["point"], mean, rtol=0, atol=1e-5)
@@ -180,10 +182,7 @@ def test_fedprox_0_stays_fedavg(tmp_path):
 
 def test_option_i_is_the_gradient_of_the_whole_shard(tmp_path):
     trained, data = module(), datamodule(num_clients=1, batch_size=7)  # 60 images: the last batch has four
-    data.setup()
-    trained.build(data.classes, data.image_shape)
-    context = ClientContext(trained, data, {"accelerator": "cpu"}, SCAFFOLD("I"))
-    update = run_client(context, ClientTask(0, 0, *split_state(trained.student)))
+    _, update = train_client(trained, data, SCAFFOLD("I"))
     student = module().student
     inputs, targets = data.train.images.float() / 255, data.train.targets
     torch.nn.functional.cross_entropy(student(inputs), targets).backward()
@@ -194,10 +193,7 @@ def test_option_i_is_the_gradient_of_the_whole_shard(tmp_path):
 
 def test_scaffold_notes_gradients_before_they_are_clipped(tmp_path):
     trained, data = point(), parabolas((10,))
-    data.setup()
-    trained.build(data.classes, data.image_shape)
-    context = ClientContext(trained, data, {"accelerator": "cpu", "gradient_clip_val": 1e-3}, SCAFFOLD())
-    update = run_client(context, ClientTask(0, 0, *split_state(trained.student)))
+    _, update = train_client(trained, data, SCAFFOLD(), {"gradient_clip_val": 1e-3})
     torch.testing.assert_close(update.client_state["point"], gradient(0, START), rtol=0, atol=1e-6)
     assert float(update.delta["point"].norm()) == pytest.approx(1e-4, rel=1e-3)
 
@@ -225,10 +221,7 @@ def test_scaffold_passes_over_a_step_that_float16_leaves_out(option):
     def control(trainer, fused):
         optimizer = lambda parameters: torch.optim.SGD(parameters, lr=0.0, fused=fused)  # noqa: E731
         trained, data = module(optimizer=optimizer), datamodule(num_clients=1, batch_size=20)
-        data.setup()
-        trained.build(data.classes, data.image_shape)
-        task = ClientTask(0, 0, *split_state(trained.student))
-        return run_client(ClientContext(trained, data, trainer, SCAFFOLD(option)), task).client_state
+        return train_client(trained, data, SCAFFOLD(option), trainer)[1].client_state
 
     exact = control({"accelerator": "cpu"}, fused=False)  # nothing moves: the gradient of all images
     found = control({**half(2.0**19), "max_epochs": 4}, fused=False)  # the first epoch's steps overflow
@@ -269,45 +262,46 @@ def test_feddyn_in_one_number(tmp_path):
 
 def test_feddyn_sends_nothing_more():
     update = ClientUpdate(0, 10, 1, {"w": torch.ones(2)}, {}, {})
-    task = ClientTask(0, 0, {"w": torch.zeros(2)}, {}, client_state={"w": torch.tensor([1.0, 2.0])})
-    final = FedDyn(0.5).finalize_update(update, task, None)
+    start = Weights({"w": torch.zeros(2)})
+    task = ClientTask(0, 0, start, client_state={"w": torch.tensor([1.0, 2.0])})
+    final = FedDyn(0.5).local_rule(ServerState(0, start), 0).finish(update, task, None)
     assert final.num_bytes == update.num_bytes
     assert final.client_state["w"].tolist() == [0.5, 1.5]
 
 
 def test_a_cohort_moves_the_variate_by_its_part():
-    strategy, state = SCAFFOLD(), ServerState(0, {}, {}, num_examples=100)
+    strategy, state = SCAFFOLD(), ServerState(0, Weights(), num_examples=100)
+    assert strategy.broadcast(state) == {}
     updates = [
         ClientUpdate(0, 10, 1, {}, {}, {}, extras={"w": torch.tensor([1.0])}),
         ClientUpdate(1, 30, 0, {}, {}, {}),
     ]
-    strategy.absorb(state, updates)
-    strategy.absorb(state, updates[:1])
+    state = replace(state, memory=strategy.remember(state, updates))
+    state = replace(state, memory=strategy.remember(state, updates[:1]))
     assert strategy.broadcast(state)["w"].tolist() == pytest.approx([0.2])
-    strategy.start(state)
-    assert strategy.broadcast(state) == {}
-    assert ServerState(0, {}, {}).shares(updates) == [0.25, 0.75]  # not known: the cohort is all there is
+    assert ServerState(0, Weights()).shares(updates) == [0.25, 0.75]  # not known: the cohort is all there is
 
 
 def test_scaffold_under_a_server_optimizer(tmp_path):
     def run(strategy, rounds=2):
         return ends_at(tmp_path / f"{strategy} {rounds}", strategy, rounds=rounds)
 
-    assert torch.equal(run(Combine([SCAFFOLD(), FedAvgM(0.0)]), 3), run(SCAFFOLD(), 3))
+    assert torch.equal(run(Compose([SCAFFOLD(), FedAvgM(0.0)]), 3), run(SCAFFOLD(), 3))
     # after two rounds the momentum has added half of the first delta
-    both, first, alone = run(Combine([FedAvgM(0.5), SCAFFOLD()])), run(SCAFFOLD(), 1), run(SCAFFOLD("II"))
+    both, first, alone = run(Compose([FedAvgM(0.5), SCAFFOLD()])), run(SCAFFOLD(), 1), run(SCAFFOLD("II"))
     torch.testing.assert_close(both, alone + 0.5 * (first - START), rtol=0, atol=1e-6)
 
 
 def test_a_client_that_took_no_step_keeps_its_variate():
     own = {"0/point": torch.ones(3), "1/other": torch.ones(1)}
-    task = ClientTask(1, 0, {}, {}, {}, own)
-    strategy = Combine([SCAFFOLD(), Strategy()])
+    task = ClientTask(1, 0, client_state=own)
+    rule = Compose([SCAFFOLD(), Strategy()]).local_rule(ServerState(1, Weights()), 0)
     variate = ControlVariate({}, {}, full_pass=False)
     variate.count = 0
     trainer = SimpleNamespace(callbacks=[variate])
-    update = strategy.finalize_update(ClientUpdate(0, 10, 0, {}, {}, {}), task, trainer)
+    update = rule.finish(ClientUpdate(0, 10, 0), task, trainer)
     assert torch.equal(update.client_state["0/point"], torch.ones(3))
+    assert torch.equal(update.client_state["1/other"], torch.ones(1))
     assert not update.extras
 
 

@@ -4,25 +4,25 @@ from __future__ import annotations
 
 import copy
 import math
+from dataclasses import dataclass
+from typing import ClassVar
 
 import pytest
 import torch
 from corrections import federate, network
-from helpers import BrightRowTeacher, LinearStudent, datamodule, module, same
+from helpers import BrightRowTeacher, LinearStudent, datamodule, module, same, train_client
 from lightning.pytorch import Callback
 from torch import nn
 
 import fedkd
-from fedkd.client.works import ClientContext, run_client
-from fedkd.core.messages import ClientTask, ClientUpdate, ServerState
-from fedkd.core.tensors import split_state
+from fedkd.core.messages import ClientUpdate, ServerState, Weights
 from fedkd.losses import kd_divergence, not_true_divergence
 from fedkd.partition import ClassSpecific, Dirichlet, Given
 from fedkd.runs.checkpoint import load_checkpoint
 from fedkd.strategies import (
     MOON,
     SCAFFOLD,
-    Combine,
+    Compose,
     FedAvg,
     FedAvgM,
     FedBN,
@@ -32,6 +32,7 @@ from fedkd.strategies import (
     FedProx,
     PooledBatchNorm,
 )
+from fedkd.strategies.client_side.fedbn import OwnNormalization
 from fedkd.strategies.client_side.moon import model_contrast
 
 CORRECTIONS = [
@@ -44,7 +45,7 @@ CORRECTIONS = [
     FedGKD(num_models=2),
     FedBN(),
     PooledBatchNorm(),
-    Combine([SCAFFOLD(), FedNTD(), FedBN(), PooledBatchNorm(), FedAvgM(0.5)]),
+    Compose([SCAFFOLD(), FedNTD(), FedBN(), PooledBatchNorm(), FedAvgM(0.5)]),
 ]
 
 
@@ -64,11 +65,7 @@ def one_client(student, strategy, trainer=None, extras=None, client_state=None, 
     """Train one client by full-batch SGD on all 60 images; return data, task and update."""
     torch.manual_seed(0)
     data, trained = datamodule(num_clients=1, batch_size=60), module(student(), **arguments)
-    data.setup()
-    trained.build(data.classes, data.image_shape)
-    task = ClientTask(0, 0, *split_state(trained.student), extras or {}, client_state or {})
-    context = ClientContext(trained, data, {"accelerator": "cpu", **(trainer or {})}, strategy)
-    return data, task, run_client(context, task)
+    return data, *train_client(trained, data, strategy, trainer, extras=extras, client_state=client_state)
 
 
 def images_of(data):
@@ -97,39 +94,37 @@ def test_the_term_is_the_divergence_from_the_global_student(strategy, name, dive
     data, task, update = one_client(LinearStudent, strategy, {"max_epochs": 2})
     start, student = LinearStudent(), LinearStudent()
     for each in (start, student):
-        each.load_state_dict(dict(task.parameters))
+        each.load_state_dict(dict(task.weights.parameters))
     images, targets = images_of(data)
     sgd_step(student, nn.functional.cross_entropy(student(images), targets))
     term = 2.0**2 * divergence(student(images), start(images), targets)
     assert update.metrics[f"train/{name}"] == pytest.approx(term.item(), rel=1e-4)
     sgd_step(student, nn.functional.cross_entropy(student(images), targets) + 0.5 * term)
     for name, value in student.named_parameters():
-        torch.testing.assert_close(task.parameters[name] + update.delta[name], value.detach(), rtol=0, atol=1e-6)
+        torch.testing.assert_close(
+            task.weights.parameters[name] + update.delta[name], value.detach(), rtol=0, atol=1e-6
+        )
 
 
 def test_fedgkd_averages_the_last_global_students():
     strategy = FedGKD(num_models=3)
-    states = [ServerState(i, {"w": torch.tensor([float(2**i)])}, {"n": torch.tensor(i)}) for i in range(4)]
-    sent = []
-    for state in states:
+    models = [Weights({"w": torch.tensor([float(2**i)])}, {"n": torch.tensor(i)}) for i in range(4)]
+    sent, memory = [], {}
+    for i, weights in enumerate(models):
+        state = ServerState(i, weights, memory)
         sent.append(strategy.broadcast(state))
-        strategy.absorb(state, [])
+        memory = strategy.remember(state, [])
     assert sent[0] == {}
     assert [float(each["w"]) for each in sent[1:]] == pytest.approx([1.5, 7 / 3, 14 / 3])
     assert int(sent[3]["n"]) == 3
-    again = FedGKD(num_models=3)
-    again.load_state_dict(strategy.state_dict())
-    assert float(again.broadcast(states[0])["w"]) == pytest.approx((4 + 8 + 1) / 3)
-    strategy.start(states[0])
-    assert strategy.broadcast(states[0]) == {}
+    assert float(strategy.broadcast(ServerState(4, models[0], memory))["w"]) == pytest.approx((4 + 8 + 1) / 3)
 
 
 def test_fedgkd_of_one_model_remembers_and_sends_nothing():
-    strategy, state = FedGKD(num_models=1), ServerState(0, {"w": torch.ones(1)}, {})
-    strategy.absorb(state, [])
+    strategy, state = FedGKD(num_models=1), ServerState(0, Weights({"w": torch.ones(1)}))
+    assert strategy.remember(state, []) == {}
     assert strategy.broadcast(state) == {}
-    assert strategy.state_dict() == {"past": []}
-    assert not strategy.reads_updates()
+    assert not strategy.reads_updates
 
 
 def test_fedgkd_teaches_with_what_was_sent():
@@ -137,7 +132,7 @@ def test_fedgkd_teaches_with_what_was_sent():
     past = LinearStudent()
     data, task, update = one_client(LinearStudent, FedGKD(1.0), extras=dict(past.state_dict()))
     start = LinearStudent()
-    start.load_state_dict(dict(task.parameters))
+    start.load_state_dict(dict(task.weights.parameters))
     images, _ = images_of(data)
     expected = kd_divergence(start(images), past(images)).item()
     assert update.metrics["train/global_kd"] == pytest.approx(expected, rel=1e-4)
@@ -157,13 +152,13 @@ def test_moon_contrasts_with_the_clients_previous_student():
     previous = Hidden()
     data, task, update = one_client(Hidden, MOON(), client_state=dict(previous.state_dict()))
     start = Hidden()
-    start.load_state_dict(dict(task.parameters))
+    start.load_state_dict(dict(task.weights.parameters))
     images, _ = images_of(data)
     z = start.hidden(images)
     expected = model_contrast(z, z, previous.hidden(images), 0.5)
     assert update.metrics["train/contrast"] == pytest.approx(expected.item(), rel=1e-4)
     for name, value in update.client_state.items():
-        torch.testing.assert_close(value, task.parameters[name] + update.delta[name], rtol=0, atol=1e-7)
+        torch.testing.assert_close(value, task.weights.parameters[name] + update.delta[name], rtol=0, atol=1e-7)
     plain = one_client(Hidden, FedAvg())[2]
     assert not torch.equal(plain.delta["hidden.1.weight"], update.delta["hidden.1.weight"])
 
@@ -172,7 +167,7 @@ def test_moon_contrasts_with_the_clients_previous_student():
 def test_moon_without_a_previous_student_is_fedavg(previous):
     # none, or one that is the global student: log 2 in either case, and no pull from it
     start = one_client(Hidden, FedAvg())[1]
-    _, _, update = one_client(Hidden, MOON(), client_state=dict(start.parameters) if previous else None)
+    _, _, update = one_client(Hidden, MOON(), client_state=dict(start.weights.parameters) if previous else None)
     assert update.metrics["train/contrast"] == pytest.approx(math.log(2), rel=1e-5)
     plain = one_client(Hidden, FedAvg())[2]
     for name, value in plain.delta.items():
@@ -191,21 +186,27 @@ def test_a_weight_of_0_is_fedavg_bit_for_bit(tmp_path, strategy):
 class WatchedFedBN(FedBN):
     """Notes what clients start from and keep."""
 
-    def __init__(self):
-        self.__dict__["starts"], self.__dict__["kept"] = {}, {}
+    starts: ClassVar[dict] = {}
+    kept: ClassVar[dict] = {}
 
-    def client_start(self, task):
-        start = super().client_start(task)
-        self.starts[task.round, task.client] = (task, start)
+    def local_rule(self, state, client):
+        return WatchedRule()
+
+
+@dataclass(frozen=True)
+class WatchedRule(OwnNormalization):
+    def start(self, task):
+        start = super().start(task)
+        WatchedFedBN.starts[task.round, task.client] = (task, start)
         return start
 
-    def finalize_update(self, update, task, trainer):
-        update = super().finalize_update(update, task, trainer)
-        self.kept[task.round, task.client] = update
+    def finish(self, update, task, trainer):
+        update = super().finish(update, task, trainer)
+        WatchedFedBN.kept[task.round, task.client] = update
         return update
 
 
-def test_fedbn_keeps_each_clients_normalisation(tmp_path):
+def test_fedbn_keeps_each_clients_normalization(tmp_path):
     strategy, data = WatchedFedBN(), datamodule(num_clients=2, partitioner=ClassSpecific(2), count=40)
     federate(tmp_path / "run", network(), data, strategy, rounds=2)
     local = {f"body.1.{name}" for name in ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")}
@@ -213,16 +214,18 @@ def test_fedbn_keeps_each_clients_normalisation(tmp_path):
         task, start = strategy.starts[1, client]
         own = strategy.kept[0, client].client_state
         assert set(own) == local
-        given, found = {**task.parameters, **task.buffers}, {**start.parameters, **start.buffers}
+        given, found = task.weights.tensors, start.tensors
         assert all(torch.equal(found[name], own.get(name, given[name])) for name in given)
         assert not torch.equal(found["body.1.running_mean"], given["body.1.running_mean"])
         first = strategy.starts[0, client]
-        assert first[0].parameters == first[1].parameters  # nothing kept yet
+        assert first[0].weights.parameters == first[1].parameters  # nothing kept yet
     kept = [strategy.kept[0, client].client_state["body.1.running_mean"] for client in (0, 1)]
     assert not torch.allclose(kept[0], kept[1])
     sizes = [len(shard) for shard in data.shards]
     mean = (kept[0] * sizes[0] + kept[1] * sizes[1]) / sum(sizes)
-    torch.testing.assert_close(strategy.starts[1, 0][0].buffers["body.1.running_mean"], mean)  # the global student's
+    torch.testing.assert_close(
+        strategy.starts[1, 0][0].weights.buffers["body.1.running_mean"], mean
+    )  # the global student's
 
 
 def test_fedbn_counts_deltas_from_the_global_student(tmp_path):
@@ -231,11 +234,11 @@ def test_fedbn_counts_deltas_from_the_global_student(tmp_path):
     for client in (0, 1):
         task, update = strategy.starts[1, client][0], strategy.kept[1, client]
         for name in ("body.1.weight", "body.1.bias"):
-            found = task.parameters[name] + update.delta[name]
+            found = task.weights.parameters[name] + update.delta[name]
             torch.testing.assert_close(found, update.client_state[name], rtol=0, atol=1e-6)
 
 
-def test_fedbn_knows_every_kind_of_normalisation(tmp_path):
+def test_fedbn_knows_every_kind_of_normalization(tmp_path):
     def student():
         norms = nn.LayerNorm(144), nn.BatchNorm1d(144)
         return nn.Sequential(nn.Conv2d(1, 4, 3), nn.GroupNorm(2, 4), nn.Flatten(), *norms, nn.Linear(144, 3))
@@ -246,7 +249,7 @@ def test_fedbn_knows_every_kind_of_normalisation(tmp_path):
 
 
 def test_fedbn_is_itself_beside_others(tmp_path):
-    strategies = {"alone": FedBN(), "beside": Combine([FedAvgM(0.0), FedBN()]), "without": FedAvg()}
+    strategies = {"alone": FedBN(), "beside": Compose([FedAvgM(0.0), FedBN()]), "without": FedAvg()}
     split = {"num_clients": 2, "partitioner": ClassSpecific(2), "count": 40}
     found = {name: federate(tmp_path / name, network(), datamodule(**split), s) for name, s in strategies.items()}
     assert same(found["alone"], found["beside"])
@@ -262,16 +265,15 @@ class Raising(Callback):
 
 def test_a_term_goes_with_the_fit_that_it_came_with_also_after_an_error(tmp_path):
     trained = network()
-    with pytest.raises(RuntimeError, match="stop"):
+    with pytest.raises(fedkd.ClientError, match="Client 0, round 0: RuntimeError: stop"):
         federate(tmp_path / "stopped", trained, datamodule(), FedNTD(5.0), trainer={"callbacks": [Raising()]})
     assert not trained.objectives
-    trained.student.load_state_dict(network().student.state_dict())
-    after = federate(tmp_path / "after", trained, datamodule(), FedAvg())
+    after = federate(tmp_path / "after", network(), datamodule(), FedAvg())
     assert same(after, federate(tmp_path / "fresh", network(), datamodule(), FedAvg()))
     assert "global_not_true" not in (tmp_path / "after" / "metrics.csv").read_text()
 
 
-def test_without_normalisation_fedbn_is_fedavg(tmp_path):
+def test_without_normalization_fedbn_is_fedavg(tmp_path):
     run = [federate(tmp_path / repr(s), module(), datamodule(), s, rounds=2) for s in (FedBN(), FedAvg())]
     assert same(*run)
 
@@ -283,13 +285,13 @@ def test_pooled_batch_norm_is_the_statistics_of_all_activations():
         ClientUpdate(i, len(part), 1, {}, buffers(part.mean(0), part.var(0, correction=0), count=i), {})
         for i, part in enumerate(parts)
     ]
-    state = ServerState(0, {}, buffers(torch.zeros(4), torch.ones(4), count=0))
-    found = PooledBatchNorm().combine_buffers(state, updates, PooledBatchNorm().weights(updates))
+    state = ServerState(0, Weights({}, buffers(torch.zeros(4), torch.ones(4), count=0)))
+    found = PooledBatchNorm().combine_buffers(state, updates, PooledBatchNorm().client_weights(updates))
     pooled = torch.cat(parts)
     torch.testing.assert_close(found["bn.running_mean"], pooled.mean(0))
     torch.testing.assert_close(found["bn.running_var"], pooled.var(0, correction=0))
     assert int(found["bn.num_batches_tracked"]) == 2
-    averaged = FedAvg().combine_buffers(state, updates, FedAvg().weights(updates))
+    averaged = FedAvg().combine_buffers(state, updates, FedAvg().client_weights(updates))
     assert bool((averaged["bn.running_var"] < 0.5 * found["bn.running_var"]).all())
     assert torch.equal(averaged["other_running_var"], found["other_running_var"])  # has no mean beside it
 
@@ -311,8 +313,8 @@ def test_a_resumed_run_ends_with_the_same_bits(tmp_path, strategy):
     run("parts", 2)
     assert same(whole, run("parts", 4))
     if not isinstance(strategy, FedProx | FedNTD | PooledBatchNorm):
-        state, memory, _ = load_checkpoint(next((tmp_path / "whole").rglob("*.ckpt")), {})
-        assert state.client_states or memory
+        state, _ = load_checkpoint(next((tmp_path / "whole").rglob("*.ckpt")), {})
+        assert state.client_states or state.memory
         assert state.num_examples == 24
 
 

@@ -35,6 +35,20 @@ def test_the_default_is_what_suits_the_run(
     assert same(trained, fit("averaged", strategy=FedAvg())[1]) != bool(others_differ)
 
 
+def test_the_strategy_is_known_before_fit_and_printed(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    data = FederatedDataModule.from_datasets(images(30), images(30, seed=1), public_fraction=0.2)
+    trained = module(teacher=BrightRowTeacher())
+    federation = fedkd.Federation(rounds=1, run_dir=tmp_path)
+    assert federation.strategy == "auto"
+    assert isinstance(federation.resolve_strategy(trained, data), ServerDistillation)
+    with caplog.at_level("INFO"):
+        summary = federation.fit(trained, data)
+    assert federation.strategy == "auto"  # the configuration never shows one that was not configured
+    assert f"strategy auto: {summary['strategy']}" in caplog.text
+    named = fedkd.Federation(strategy=FedAvg())
+    assert isinstance(named.resolve_strategy(trained, data), FedAvg)
+
+
 def test_one_federation_suits_each_run(tmp_path: Path) -> None:
     federation = fedkd.Federation(rounds=1)
     said = []

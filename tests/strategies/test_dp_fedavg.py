@@ -13,14 +13,14 @@ from helpers import datamodule, module
 from rounds import cohort, state, update
 
 import fedkd
-from fedkd.strategies import SCAFFOLD, Combine, DPFedAvg, FedAdam, FedDF, FedProx, ServerDistillation
+from fedkd.strategies import SCAFFOLD, Compose, DPFedAvg, FedAdam, FedDF, FedProx, ServerDistillation
 
 pytest.importorskip("dp_accounting")
 
 
 def mean_of(strategy, updates, start=None) -> torch.Tensor:
     start = start or state(*[0.0] * len(updates[0].delta["w"]))
-    return strategy.aggregate(start, updates).parameters["w"]
+    return strategy.aggregate(start, updates).weights.parameters["w"]
 
 
 def exact_epsilon(mu: float, delta: float) -> float:
@@ -75,7 +75,7 @@ def test_epsilon_grows_with_rounds_and_cohort_and_falls_with_noise():
 
 
 def test_epsilon_is_in_every_rounds_row(tmp_path):
-    strategy = Combine([DPFedAvg(1.0, 4.0), FedAdam()])  # what is done to the noisy mean costs no privacy
+    strategy = Compose([DPFedAvg(1.0, 4.0), FedAdam()])  # what is done to the noisy mean costs no privacy
     federation = fedkd.Federation(
         rounds=2, clients_per_round=2, strategy=strategy, run_dir=tmp_path / "run", trainer={"accelerator": "cpu"}
     )
@@ -96,10 +96,10 @@ def test_a_student_with_buffers_is_refused(tmp_path):
 
 def test_nothing_beside_it_reads_the_clients_updates():
     for other in (SCAFFOLD(), FedDF()):
-        for pair in ([DPFedAvg(), other], [other, DPFedAvg()], [Combine([DPFedAvg()]), other]):
-            with pytest.raises(fedkd.FedKDError, match=r"cannot be combined with .*it protects the clients' updates"):
-                Combine(pair)
-    Combine([DPFedAvg(), FedProx(0.1), ServerDistillation()])  # the foundation model teaches: no update is read
+        for pair in ([DPFedAvg(), other], [other, DPFedAvg()], [Compose([DPFedAvg()]), other]):
+            with pytest.raises(fedkd.FedKDError, match=r"cannot be composed with .*it protects the clients' updates"):
+                Compose(pair)
+    Compose([DPFedAvg(), FedProx(0.1), ServerDistillation()])  # the foundation model teaches: no update is read
 
 
 def test_a_missing_accountant_is_one_line(monkeypatch):

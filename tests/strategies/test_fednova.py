@@ -27,7 +27,7 @@ def with_sums(deltas, sums, num_examples=(10, 10)):
 
 
 def nova(*arguments) -> float:
-    return FedNova().aggregate(state(0.0), with_sums(*arguments)).parameters["w"].item()
+    return FedNova().aggregate(state(0.0), with_sums(*arguments)).weights.parameters["w"].item()
 
 
 def test_by_hand():

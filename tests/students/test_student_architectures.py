@@ -130,7 +130,7 @@ def test_dropout_is_off_unless_asked_for() -> None:
         assert {m.p for m in create(name, 10).modules() if isinstance(m, nn.Dropout)} == {0.0}
 
 
-def test_every_student_standardises_its_images() -> None:
+def test_every_student_standardizes_its_images() -> None:
     for name in students:
         student = create(name, 2).eval()
         seen: list[torch.Tensor] = []

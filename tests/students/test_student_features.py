@@ -50,7 +50,7 @@ def test_the_layer_that_is_called_last_is_taken():
 
 def test_a_student_without_such_a_layer_is_named():
     student = nn.Sequential(nn.Conv2d(1, 3, 8), nn.Flatten())
-    with pytest.raises(FedKDError, match=r"Sequential has no features to distil.*to 3 classes.*such as KD"):
+    with pytest.raises(FedKDError, match=r"Sequential has no features to distill.*to 3 classes.*such as KD"):
         feature_layer(student, 3, (1, 8, 8))
 
 

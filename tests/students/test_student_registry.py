@@ -83,8 +83,8 @@ def test_a_third_party_student_may_take_any_option(third_party: None) -> None:
         seen.update(everything)
         return nn.Identity()
 
-    create("greedy", 3, norm="group", colour="red")
-    assert seen == {"num_classes": 3, "in_channels": 3, "image_size": 32, "norm": "group", "colour": "red"}
+    create("greedy", 3, norm="group", color="red")
+    assert seen == {"num_classes": 3, "in_channels": 3, "image_size": 32, "norm": "group", "color": "red"}
 
 
 @pytest.mark.parametrize("name", students)

@@ -1,1 +1,1 @@
-"""All that knows pixels: decoding, augmentation, views and generated images."""
+"""Everything that handles pixels: decoding, augmentation, views and generated images."""

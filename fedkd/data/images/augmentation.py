@@ -1,8 +1,8 @@
-"""Random crop and flip on the training device, different for every image and known before it happens.
+"""Random crop and flip on the training device, drawn for each image from a counter.
 
-What happens to an image depends on (seed, index, view) alone, through a counter-based hash: SplitMix64, from Steele,
-Lea and Flood, "Fast Splittable Pseudorandom Number Generators" (OOPSLA 2014). So it is the same on every device, in any
-order and for any split into batches, and a teacher's output for a view can be kept and found again.
+The augmentation of an image depends on (seed, index, view) alone, through a counter-based hash: SplitMix64, from
+Steele, Lea and Flood, "Fast Splittable Pseudorandom Number Generators" (OOPSLA 2014). It is therefore the same on every
+device, in any order and for any split into batches, and teacher outputs for a view can be cached.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from fedkd.core.errors import check_range
 
 
 def _signed(value: int) -> int:
-    """Return the 64 bits of ``value`` as the int64 that torch can hold."""
+    """Return the unsigned 64-bit ``value`` as an int64 with the same bits, since torch computes in int64."""
     return (value + 2**63) % 2**64 - 2**63
 
 
@@ -27,7 +27,7 @@ _MULTIPLIERS = _signed(0xBF58476D1CE4E5B9), _signed(0x94D049BB133111EB)
 
 
 class Draw(NamedTuple):
-    """What was drawn for each of B images."""
+    """The crop and flip of each of B images."""
 
     top: Tensor  # int64 (B,), the crop's first row in the padded image
     left: Tensor  # int64 (B,), its first column
@@ -36,11 +36,11 @@ class Draw(NamedTuple):
 
 @dataclass(frozen=True)
 class Augmentation:
-    """Random crop out of zero padding, then a random horizontal flip.
+    """Zero-pad, crop at random to the original size, then flip horizontally at random.
 
     Args:
-        crop_padding: Pixels of zeros put around the image before a crop of its own size is drawn; 0 for no crop.
-        flip: Whether to mirror left and right with probability 1/2.
+        crop_padding: Pixels of zeros added on each side before the crop; 0 means no crop.
+        flip: Whether to flip with probability 1/2.
     """
 
     crop_padding: int = 0
@@ -50,12 +50,12 @@ class Augmentation:
         check_range("crop_padding", self.crop_padding, low=0, whole=True)
 
     def draw(self, index: Tensor, view: Tensor, seed: int) -> Draw:
-        """Draw for each image, from (seed, index, view) alone.
+        """Draw the crop and flip of each image, from (seed, index, view) alone.
 
         Args:
             index: int64 (B,), the image's position in its ImageSet.
-            view: int64, (B,) or a scalar, counts the looks at an image.
-            seed: The run's and client's seed.
+            view: int64, (B,) or a scalar, the number of the view.
+            seed: The seed of the run and client.
         """
         state = counter_state(index, view, seed)
         offsets = 2 * self.crop_padding + 1
@@ -65,22 +65,22 @@ class Augmentation:
             flip=below(splitmix64(state + _signed(3 * _GAMMA)), 2).bool() & self.flip,
         )
 
-    def look(self, index: Tensor, epoch: int | Tensor, seed: int) -> tuple[Tensor, Draw]:
-        """Look at each image afresh: in every epoch the view is another, its number the epoch's.
+    def sample(self, index: Tensor, epoch: int | Tensor, seed: int) -> tuple[Tensor, Draw]:
+        """Draw a new view of each image in every epoch. The number of the view is that of the epoch.
 
         Args:
             index: int64 (B,), the image's position in its ImageSet.
-            epoch: The number of the pass, of all images or of each, int64 (B,).
-            seed: The run's and client's seed.
+            epoch: The epoch, one for all images or int64 (B,).
+            seed: The seed of the run and client.
 
         Returns:
-            The views, int64 (B,), and what was drawn.
+            The views, int64 (B,), and their crops and flips.
         """
         view = torch.zeros_like(index) + epoch
         return view, self.draw(index, view, seed)
 
     def apply(self, images: Tensor, draw: Draw) -> Tensor:
-        """Crop and flip as drawn: (B, C, H, W) -> (B, C, H, W), in the memory format channels_last."""
+        """Crop and flip: (B, C, H, W) -> (B, C, H, W), in the memory format channels_last."""
         if not self.crop_padding and not self.flip:
             return images
         (batch, channels, height, width), padding = images.shape, self.crop_padding
@@ -90,7 +90,7 @@ class Augmentation:
         columns = torch.arange(width, device=device).expand(batch, width)
         columns = draw.left[:, None] + torch.where(draw.flip[:, None], width - 1 - columns, columns)  # (B, W)
         rows = rows + torch.arange(batch, device=device)[:, None] * padded.shape[1]
-        # Selecting whole pixels from a flat list is 3x faster here than indexing by row and column.
+        # Selecting whole pixels from a flat list is 3x faster than indexing by row and column.
         pixel = rows[:, :, None] * padded.shape[2] + columns[:, None, :]  # (B, H, W)
         cropped = padded.reshape(-1, channels).index_select(0, pixel.reshape(-1))
         return cropped.view(batch, height, width, channels).permute(0, 3, 1, 2)
@@ -101,8 +101,8 @@ class Augmentation:
         Args:
             images: uint8 (B, C, H, W).
             index: int64 (B,), the image's position in its ImageSet.
-            view: int64, (B,) or a scalar, counts the looks at an image.
-            seed: The run's and client's seed.
+            view: int64, (B,) or a scalar, the number of the view.
+            seed: The seed of the run and client.
 
         Returns:
             uint8 (B, C, H, W) on the device of ``images``.
@@ -111,13 +111,13 @@ class Augmentation:
 
 
 def counter_state(index: Tensor, view: Tensor, seed: int) -> Tensor:
-    """Hash (seed, index, view) to 64 bits: index int64 (B,), view int64 (B,) or a scalar -> int64 (B,)."""
+    """Hash (seed, index, view) to 64 bits: ``index`` int64 (B,), ``view`` int64 (B,) or a scalar -> int64 (B,)."""
     state = splitmix64(torch.full_like(index, _signed(seed)))
     return splitmix64(splitmix64(state + index * _GAMMA) + view * _GAMMA)
 
 
 def splitmix64(state: Tensor) -> Tensor:
-    """Return SplitMix64's output for each int64 counter: a bijection of 64 bits that scatters neighbours."""
+    """Return SplitMix64's output for each int64 counter: a bijection of 64 bits that scatters neighboring counters."""
     z = state + _GAMMA
     z = (z ^ _shift_right(z, 30)) * _MULTIPLIERS[0]
     z = (z ^ _shift_right(z, 27)) * _MULTIPLIERS[1]
@@ -125,10 +125,10 @@ def splitmix64(state: Tensor) -> Tensor:
 
 
 def _shift_right(z: Tensor, bits: int) -> Tensor:
-    """Shift as unsigned: torch's own shift copies the sign."""
+    """Shift as unsigned integers; torch's own shift copies the sign bit."""
     return (z >> bits) & ((1 << (64 - bits)) - 1)
 
 
 def below(bits: Tensor, bound: int) -> Tensor:
-    """Turn random bits into [0, bound), even to one part in 2**63 / bound."""
+    """Map random bits to [0, bound), uniform up to a relative bias of ``bound / 2**63``."""
     return (bits & (2**63 - 1)) % bound

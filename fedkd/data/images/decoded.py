@@ -1,16 +1,15 @@
-"""Decoded images on disk: written whole or not at all, mapped into memory, checked when read."""
+"""Files of decoded images: written atomically, memory-mapped, verified when read."""
 
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from pathlib import Path
 
 import safetensors.torch
 from safetensors import SafetensorError, safe_open
 
 from fedkd.core.errors import FedKDError
+from fedkd.core.storage import replacing
 from fedkd.data.images.image_set import ImageSet
 
 Sets = tuple[ImageSet, ...]
@@ -19,14 +18,14 @@ _PARTS = ("train", "test")
 
 
 def read_decoded(path: Path, source: str) -> Sets | None:
-    """Return the sets kept in ``path``.
+    """Read the image sets in ``path``.
 
     Args:
-        path: A file of `write_decoded`.
-        source: The fingerprint of the files they must have been decoded from.
+        path: A file that `write_decoded` wrote.
+        source: The fingerprint of the image files that the sets must come from.
 
     Returns:
-        The sets; None if the file is not there, is damaged, or was made from other files.
+        The sets, or None if the file is missing, damaged, or made from other image files.
     """
     try:
         with safe_open(path, framework="pt") as file:
@@ -39,7 +38,7 @@ def read_decoded(path: Path, source: str) -> Sets | None:
                 ImageSet(file.get_tensor(f"{part}.images"), file.get_tensor(f"{part}.targets"), classes)
                 for part in parts
             )
-        # The fingerprint is kept by the ImageSet, so this check costs nothing that a teacher's cache would not.
+        # The ImageSet keeps its fingerprint. The teacher cache needs it anyway, so this check adds no cost.
         intact = all(found.fingerprint == metadata[part] for part, found in zip(parts, sets, strict=True))
     except (OSError, SafetensorError, FedKDError, KeyError, ValueError):
         return None
@@ -47,12 +46,12 @@ def read_decoded(path: Path, source: str) -> Sets | None:
 
 
 def write_decoded(path: Path, source: str, sets: Sets) -> None:
-    """Keep a training and a test set, or a training set alone, in ``path``, replacing what was there in one step.
+    """Write a training set, and a test set if there is one, to ``path``, which is replaced atomically.
 
     Args:
         path: The file.
-        source: The fingerprint of the files they were decoded from.
-        sets: The one or two, of the same classes.
+        source: The fingerprint of the image files that the sets come from.
+        sets: One or two sets with the same classes.
     """
     parts = dict(zip(_PARTS, sets, strict=False))
     tensors = {f"{part}.{name}": getattr(data, name) for part, data in parts.items() for name in ("images", "targets")}
@@ -61,11 +60,5 @@ def write_decoded(path: Path, source: str, sets: Sets) -> None:
         "classes": json.dumps(sets[0].classes),
         **{part: data.fingerprint for part, data in parts.items()},
     }
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".part")
-    os.close(descriptor)
-    try:
+    with replacing(path) as temporary:
         safetensors.torch.save_file(tensors, temporary, metadata=metadata)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise

@@ -1,4 +1,4 @@
-"""Torchvision's data sets, downloaded when they are not there."""
+"""Torchvision's data sets, downloaded if they are missing."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ from fedkd.data.sources import ImageSource
 
 @dataclass(frozen=True)
 class _TorchvisionSource(ImageSource):
-    """Read a data set of torchvision by its name, straight from its array of pixels.
+    """A data set of torchvision with the class's name. Its pixel array is read directly.
 
     Args:
-        root: The folder that torchvision keeps it in; by default ``datasets`` in fedkd's cache.
-        download: Whether to download it when it is not there.
+        root: The folder of the data set; by default ``datasets`` in fedkd's cache.
+        download: Whether to download the data set if it is missing.
     """
 
     root: str | Path | None = None
     download: bool = True
 
-    files: ClassVar[str]  # what has to lie below the root
-    url: ClassVar[str]  # where people find it
+    files: ClassVar[str]  # what the root must contain
+    url: ClassVar[str]  # where it can be downloaded by hand
 
     def load(self) -> tuple[ImageSet, ImageSet]:
         """Return the training and the test set."""
@@ -48,21 +48,21 @@ class _TorchvisionSource(ImageSource):
             with _quiet():
                 dataset = getattr(torchvision.datasets, name)(root, train=train, download=self.download)
         except (OSError, RuntimeError, http.client.HTTPException) as error:  # URLError is an OSError
-            tried = f" and could not be downloaded ({_one_line(error)})" if self.download else " and download is off"
+            reason = f"could not be downloaded ({_one_line(error)})" if self.download else "download is off"
             raise MissingResourceError(
-                f"{name} was looked for in {root}{tried}. To supply it, put {self.files} (from {self.url}) there, "
-                "or set root to the folder that has it."
+                f"{name} is not in {root}, and {reason}. Put {self.files} (from {self.url}) there, or set root to the "
+                "folder that has it."
             ) from error
         return ImageSet(_pixels(dataset.data), torch.as_tensor(dataset.targets).long(), tuple(dataset.classes))
 
 
 @dataclass(frozen=True)
 class CIFAR10(_TorchvisionSource):
-    """CIFAR-10: 50,000 + 10,000 colour images of 32x32 in 10 classes (Krizhevsky 2009).
+    """CIFAR-10: 50,000 + 10,000 color images of 32x32 in 10 classes (Krizhevsky 2009).
 
     Args:
         root: The folder with ``cifar-10-batches-py``; by default ``datasets`` in fedkd's cache.
-        download: Whether to download it when it is not there (163 MiB).
+        download: Whether to download it if it is missing (163 MiB).
     """
 
     files: ClassVar[str] = "the folder cifar-10-batches-py"
@@ -71,11 +71,11 @@ class CIFAR10(_TorchvisionSource):
 
 @dataclass(frozen=True)
 class CIFAR100(_TorchvisionSource):
-    """CIFAR-100: 50,000 + 10,000 colour images of 32x32 in 100 classes (Krizhevsky 2009).
+    """CIFAR-100: 50,000 + 10,000 color images of 32x32 in 100 classes (Krizhevsky 2009).
 
     Args:
         root: The folder with ``cifar-100-python``; by default ``datasets`` in fedkd's cache.
-        download: Whether to download it when it is not there (161 MiB).
+        download: Whether to download it if it is missing (161 MiB).
     """
 
     files: ClassVar[str] = "the folder cifar-100-python"
@@ -84,11 +84,11 @@ class CIFAR100(_TorchvisionSource):
 
 @dataclass(frozen=True)
 class FashionMNIST(_TorchvisionSource):
-    """Fashion-MNIST: 60,000 + 10,000 grey images of 28x28 in 10 classes (arXiv 1708.07747).
+    """Fashion-MNIST: 60,000 + 10,000 grayscale images of 28x28 in 10 classes (arXiv 1708.07747).
 
     Args:
         root: The folder with ``FashionMNIST/raw``; by default ``datasets`` in fedkd's cache.
-        download: Whether to download it when it is not there (30 MiB).
+        download: Whether to download it if it is missing (30 MiB).
     """
 
     files: ClassVar[str] = "the four unpacked idx files in FashionMNIST/raw"
@@ -96,7 +96,7 @@ class FashionMNIST(_TorchvisionSource):
 
 
 def _pixels(data: Any) -> torch.Tensor:
-    """Return torchvision's array, (N, H, W, C) or (N, H, W), as (N, C, H, W)."""
+    """Convert torchvision's array to a tensor: (N, H, W, C) or (N, H, W) -> (N, C, H, W)."""
     images = torch.from_numpy(np.asarray(data))
     return images.unsqueeze(1) if images.ndim == 3 else images.permute(0, 3, 1, 2).contiguous()
 
@@ -107,7 +107,7 @@ def _one_line(error: BaseException) -> str:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Hold back torchvision's prints, and its progress bar where there is no terminal to draw it on."""
+    """Suppress torchvision's prints, and its progress bar where there is no terminal."""
     with open(os.devnull, "w") as nowhere, contextlib.ExitStack() as stack:
         stack.enter_context(contextlib.redirect_stdout(nowhere))
         if not sys.stderr.isatty():

@@ -1,4 +1,4 @@
-"""A folder of image files, decoded once and kept on disk."""
+"""A folder of image files, decoded once and cached on disk."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from fedkd.data.images.pixels import pil_pixels, stack_pixels
 from fedkd.data.sources import ImageSource
 
 EXTENSIONS = (".bmp", ".jpeg", ".jpg", ".png", ".webp")
-FORMAT = 1  # of what is cached: raise it when the same files would decode to other pixels
-_CHUNK = 64  # files a task: one at a time, handing tasks over costs more than decoding a small image
+FORMAT = 1  # of the cached file: increase it when the same image files decode to other pixels
+_CHUNK = 64  # files per task: for single small images the overhead of a task exceeds the decoding
 
 
 class ImageFile(NamedTuple):
-    """A file, and what tells whether it was changed."""
+    """An image file, with the size and time that show whether it changed."""
 
     path: str  # relative to a root, with "/"
     size: int
@@ -36,7 +36,7 @@ class ImageFile(NamedTuple):
 
     @property
     def class_name(self) -> str:
-        """Return the folder below ``train`` or ``test``."""
+        """Return the name of the folder below ``train`` or ``test``."""
         return self.path.split("/")[1]
 
 
@@ -44,12 +44,13 @@ class ImageFile(NamedTuple):
 class ImageFolder(ImageSource):
     """Image files in ``root/train/<class>/`` and ``root/test/<class>/``.
 
-    Decoded once and kept in ``images`` in fedkd's cache; decoded anew when a file is added, removed or changed.
-    The classes are the folders of ``train``, sorted; a class may have no test image.
+    The images are decoded once and cached in ``images`` in fedkd's cache. They are decoded again when a file is added,
+    removed or changed. The classes are the folders of ``train``, sorted. A class may have no test image.
 
     Args:
-        root: The folder that has ``train/`` and ``test/``.
-        image_size: Resize the shorter side to this and crop the centre; not needed if all files have one size.
+        root: The folder that contains ``train/`` and ``test/``.
+        image_size: Resize the shorter side to this many pixels and crop the center. None requires that all files have
+            the same size.
     """
 
     root: str | Path
@@ -60,11 +61,11 @@ class ImageFolder(ImageSource):
             check_range("image_size", self.image_size, low=1, whole=True)
 
     def load(self) -> tuple[ImageSet, ImageSet]:
-        """Return the training and the test set, from the cache if the files are those it was made of."""
+        """Return the training and the test set, from the cache if the files have not changed."""
         root = Path(self.root).expanduser().resolve()
         if not root.is_dir():
             raise MissingResourceError(
-                f"The image folder {root} is not there: set root to a folder with train/ and test/."
+                f"The image folder {root} does not exist. Set root to a folder with train/ and test/."
             )
         (classes, train), (test_classes, test) = _scan(root, "train"), _scan(root, "test")
         for name in test_classes:
@@ -90,22 +91,22 @@ class ImageFolder(ImageSource):
 
 
 def _scan(root: Path, part: str) -> tuple[list[str], list[ImageFile]]:
-    """Return the class folders of ``root/part`` and the image files below them, both sorted."""
+    """Return the class folders of ``root/part``, and the image files below them, both sorted."""
     if not (root / part).is_dir():
         raise MissingResourceError(
-            f"{root} has no folder {part}/: an image folder has train/ and test/, a folder a class."
+            f"{root} has no folder {part}/. An image folder needs train/ and test/, each with one folder per class."
         )
     classes = sorted(entry.name for entry in os.scandir(root / part) if entry.is_dir() and entry.name[0] != ".")
     files = [file for name in classes for file in walk(root / part / name, f"{part}/{name}")]
     if not files:
         raise MissingResourceError(
-            f"{root / part} has no image: put {', '.join(EXTENSIONS)} files into a folder a class."
+            f"{root / part} has no image. Put {', '.join(EXTENSIONS)} files there, in one folder per class."
         )
     return classes, sorted(files)
 
 
 def walk(folder: Path, relative: str) -> Iterator[ImageFile]:
-    """Yield the image files below ``folder`` at any depth, in no order; ``relative`` is what to call it."""
+    """Yield the image files below ``folder`` at any depth, in no order; their paths start with ``relative``."""
     for entry in os.scandir(folder):
         if entry.is_dir():
             yield from walk(folder / entry.name, f"{relative}/{entry.name}")
@@ -115,7 +116,7 @@ def walk(folder: Path, relative: str) -> Iterator[ImageFile]:
 
 
 def decode_files(root: Path, names: list[str], size: tuple[int, int] | None) -> Generator[np.ndarray, None, None]:
-    """Yield pixels in the order of ``names``, decoded by threads (`decode_file`), with a progress bar on a terminal."""
+    """Decode files with `decode_file` in threads, and yield their pixels in order. A terminal shows a progress bar."""
     from rich.console import Console
     from rich.progress import track
 
@@ -124,10 +125,10 @@ def decode_files(root: Path, names: list[str], size: tuple[int, int] | None) -> 
     pool = ThreadPoolExecutor(min(16, os.cpu_count() or 1))
     try:
         decoded = pool.map(lambda chunk: [decode_file(root, name, size) for name in chunk], chunks)
-        what = f"Decoding {len(names):,} images"
-        for images in track(decoded, what, len(chunks), console=console, disable=not console.is_terminal):
+        description = f"Decoding {len(names):,} images"
+        for images in track(decoded, description, len(chunks), console=console, disable=not console.is_terminal):
             yield from images
-    finally:  # also when the reader stops early: what is left is not decoded
+    finally:  # if the reader stops early, the remaining files are not decoded
         pool.shutdown(cancel_futures=True)
 
 
@@ -137,11 +138,11 @@ def decode_file(root: Path, name: str, size: tuple[int, int] | None) -> np.ndarr
     Args:
         root: The folder that ``name`` is relative to.
         name: The file.
-        size: Width and height: resized (bicubic, antialiased) to cover them, then cropped to the centre; None leaves
-            the image as it is.
+        size: (width, height): resize the image (bicubic, antialiased) to cover it, then crop the center. None keeps the
+            image's own size.
 
     Raises:
-        FedKDError: If the file is not an image.
+        FedKDError: If the file cannot be read as an image.
     """
     from PIL import Image, ImageOps
 
@@ -149,8 +150,8 @@ def decode_file(root: Path, name: str, size: tuple[int, int] | None) -> np.ndarr
         with Image.open(f"{root}{os.sep}{name}") as image:
             if size is None or image.size == size:
                 return pil_pixels(image)
-            grey = image.mode in ("L", "1")  # palettes and the like cannot be resized as they are
-            return pil_pixels(ImageOps.fit(image.convert("L" if grey else "RGB"), size, Image.Resampling.BICUBIC))
+            gray = image.mode in ("L", "1")  # other modes, such as palettes, cannot be resized: convert them to RGB
+            return pil_pixels(ImageOps.fit(image.convert("L" if gray else "RGB"), size, Image.Resampling.BICUBIC))
     except FedKDError as error:
         raise FedKDError(f"{root / name}: {error}") from error
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:

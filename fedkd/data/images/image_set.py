@@ -1,4 +1,4 @@
-"""Images kept once, as one uint8 tensor: clients, teachers and loaders hold indices into it."""
+"""All images in one uint8 tensor. Clients, teachers and loaders hold indices into it."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from fedkd.data.images.pixels import stack_pixels, to_pixels
 
 @dataclass(frozen=True, eq=False)
 class ImageSet:
-    """Labelled images, decoded and kept once.
+    """Labeled images, decoded, in memory once.
 
     Args:
-        images: uint8 (N, C, H, W) on the CPU, C being 1 or 3.
+        images: uint8 (N, C, H, W) on the CPU, C is 1 or 3.
         targets: int64 (N,), each in ``[0, K)``.
         classes: The K class names, in the order of the labels.
 
     Raises:
-        FedKDError: If the three do not fit together.
+        FedKDError: If a dtype or shape is wrong, a label is outside ``[0, K)``, or a class name occurs twice.
     """
 
     images: Tensor
@@ -42,11 +42,13 @@ class ImageSet:
             )
         if targets.dtype != torch.int64 or targets.shape != images.shape[:1]:
             raise FedKDError(
-                f"targets must be int64 ({len(images)},), one an image, got {targets.dtype} {tuple(targets.shape)}."
+                f"targets must be int64 ({len(images)},), one per image, got {targets.dtype} {tuple(targets.shape)}."
             )
         if len(set(self.classes)) < len(self.classes):
             twice = next(name for name in self.classes if self.classes.count(name) > 1)
-            raise FedKDError(f"The class name {twice!r} stands twice: results are reported by name.")
+            raise FedKDError(
+                f"The class name {twice!r} occurs twice. Names must differ, since results are reported by name."
+            )
         outside = targets[(targets < 0) | (targets >= len(self.classes))]
         if len(outside):
             raise FedKDError(
@@ -60,7 +62,7 @@ class ImageSet:
 
     @property
     def num_classes(self) -> int:
-        """Return the number of classes, K, whether or not each has an image."""
+        """Return the number of classes, K, including classes without images."""
         return len(self.classes)
 
     @property
@@ -71,33 +73,34 @@ class ImageSet:
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256, in hex, of pixels, labels and class names: equal exactly when the sets are."""
-        digest = hashlib.sha256(json.dumps([list(self.images.shape), list(self.classes)]).encode())
-        digest.update(self.images.contiguous().numpy().data)
-        digest.update(self.targets.contiguous().numpy().data)
-        return digest.hexdigest()
+        """SHA-256, in hex, of pixels, labels and class names. Equal exactly when the sets are equal."""
+        sha256 = hashlib.sha256(json.dumps([list(self.images.shape), list(self.classes)]).encode())
+        sha256.update(self.images.contiguous().numpy().data)
+        sha256.update(self.targets.contiguous().numpy().data)
+        return sha256.hexdigest()
 
     def subset(self, indices: Sequence[int] | np.ndarray | Tensor) -> ImageSet:
-        """Return a copy of the images at ``indices``, in that order; the classes stay."""
+        """Return a copy of the images at ``indices``, in that order, with the same K classes."""
         chosen = torch.as_tensor(indices, dtype=torch.int64)
         return ImageSet(self.images[chosen], self.targets[chosen], self.classes)
 
     @classmethod
     def from_dataset(cls, dataset: Any, classes: Sequence[str] | None = None) -> ImageSet:
-        """Read any map-style dataset of (image, label) once.
+        """Read a map-style dataset of (image, label). Each item is read once.
 
         Args:
-            dataset: Has ``__len__`` and ``__getitem__``. An image is a PIL image ("L" stays one channel, every other
-                mode becomes RGB), a tensor (C, H, W) or an array (H, W[, C]); tensors and arrays are uint8, or float
-                in [0, 1]. All are of one size; where grey and colour mix, grey becomes colour.
-            classes: The class names; by default ``dataset.classes``, also of the dataset behind a ``Subset``, and
-                otherwise the numbers from 0 to the greatest label.
+            dataset: Any object with ``__len__`` and ``__getitem__``. An image is a PIL image (modes "L" and "1" give
+                one channel, all others RGB), a tensor (C, H, W) or (H, W), or an array (H, W, C) or (H, W). Tensors and
+                arrays are uint8, or float in [0, 1]. All images have the same size. If some are grayscale and some
+                RGB, all become RGB.
+            classes: The class names. The default is ``dataset.classes``, or that of the dataset inside a ``Subset``,
+                or else the numbers from 0 to the largest label.
 
         Raises:
-            FedKDError: If an image or label is of another kind, sizes differ, or a label is outside the classes.
+            FedKDError: If an image or label has another type, sizes differ, or a label is outside the classes.
         """
         if not len(dataset):
-            raise FedKDError("The dataset is empty: it has no image to learn from.")
+            raise FedKDError("The dataset is empty. It needs at least one image.")
         labels: list[int] = []
 
         def read() -> Iterator[np.ndarray]:
@@ -114,7 +117,7 @@ class ImageSet:
 
 
 def class_names(dataset: Any) -> tuple[str, ...] | None:
-    """Return ``dataset.classes``, looking through ``Subset``s, or None where there are no names."""
+    """Return ``dataset.classes``, also from inside ``Subset``s, or None if there are no names."""
     while not hasattr(dataset, "classes") and hasattr(dataset, "dataset"):
         dataset = dataset.dataset
     names = getattr(dataset, "classes", None)
@@ -122,7 +125,7 @@ def class_names(dataset: Any) -> tuple[str, ...] | None:
 
 
 def _label(label: Any, position: int) -> int:
-    """Return a label as an int; a fraction, a vector or a bool is a mistake, not a label."""
+    """Return a label as an int. A fraction, a vector or a bool is an error."""
     if isinstance(label, np.ndarray | np.generic | Tensor) and label.ndim == 0:
         label = label.item()
     if isinstance(label, bool) or not isinstance(label, int):

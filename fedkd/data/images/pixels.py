@@ -1,4 +1,4 @@
-"""From whatever a dataset calls an image to uint8 pixels (C, H, W)."""
+"""Conversion of PIL images, tensors and arrays to uint8 pixels (C, H, W)."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from fedkd.core.errors import FedKDError
 
 
 def to_pixels(image: Any) -> np.ndarray:
-    """Convert one image to pixels.
+    """Convert one image to uint8 pixels.
 
     Args:
         image: A PIL image, a tensor (C, H, W) or (H, W), or an array (H, W, C) or (H, W).
 
     Returns:
-        uint8 (C, H, W), C being 1 or 3.
+        uint8 (C, H, W), C is 1 or 3.
 
     Raises:
-        FedKDError: If it is none of these, or its values are neither uint8 nor float in [0, 1].
+        FedKDError: If the image is none of these, or its values are neither uint8 nor float in [0, 1].
     """
     from PIL.Image import Image
 
@@ -48,28 +48,30 @@ def to_pixels(image: Any) -> np.ndarray:
         raise FedKDError(f"An image must be uint8, or float in [0, 1], got {array.dtype}.")
     if not (array.min() >= 0 and array.max() <= 1):  # also false for NaN
         raise FedKDError(
-            f"A float image must lie in [0, 1], got [{array.min():.3g}, {array.max():.3g}]: leave normalisation to the "
-            "models, which do it themselves."
+            f"The values of a float image must be in [0, 1], got [{array.min():.3g}, {array.max():.3g}]. Do not "
+            "normalize images: the models do."
         )
     return np.rint(array * 255).astype(np.uint8)
 
 
 def pil_pixels(image: Any) -> np.ndarray:
-    """Return a PIL image as uint8 (C, H, W): one channel for modes "L" and "1", else RGB."""
+    """Convert a PIL image to uint8 (C, H, W): one channel for modes "L" and "1", RGB for all others."""
     if image.mode.startswith(("I", "F")):
-        raise FedKDError(f"Images of mode {image.mode!r} do not fit into 8 bits a channel: convert them first.")
+        raise FedKDError(
+            f"Images of mode {image.mode!r} have more than 8 bits per channel. Convert them to 'L' or 'RGB' first."
+        )
     mode = "L" if image.mode in ("L", "1") else "RGB"
     array = np.asarray(image if image.mode == mode else image.convert(mode))
     return array[None] if mode == "L" else np.moveaxis(array, -1, 0)
 
 
 def stack_pixels(pixels: Iterable[np.ndarray], count: int, names: Sequence[str] | None = None) -> Tensor:
-    """Stack images of one size as they come, making grey ones RGB if any is RGB.
+    """Stack images of the same size. If any is RGB, all become RGB.
 
     Args:
-        pixels: uint8 (C, H, W) each.
-        count: How many there are, at least 1.
-        names: What to call each in an error, instead of its number.
+        pixels: The images, uint8 (C, H, W) each; read one at a time.
+        count: The number of images, at least 1.
+        names: The images' names for error messages, instead of their positions.
 
     Returns:
         uint8 (N, C, H, W).
@@ -85,10 +87,10 @@ def stack_pixels(pixels: Iterable[np.ndarray], count: int, names: Sequence[str] 
         if (height, width) != stack.shape[2:]:
             called = names[i] if names else f"image {i}"
             raise FedKDError(
-                f"All images must have one size, but {called} is {height}x{width} (height x width) and those before it "
-                f"are {stack.shape[2]}x{stack.shape[3]}: resize them (ImageFolder does with image_size)."
+                f"All images must have the same size, but {called} is {height}x{width} (height x width) and those "
+                f"before it are {stack.shape[2]}x{stack.shape[3]}: resize them, as ImageFolder does with image_size."
             )
         if channels > stack.shape[1]:
             stack = np.repeat(stack, channels, axis=1)
-        stack[i] = image  # a grey image is repeated over the channels
+        stack[i] = image  # a grayscale image is broadcast over the channels
     return torch.from_numpy(stack)

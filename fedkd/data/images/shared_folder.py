@@ -1,4 +1,4 @@
-"""A folder of images without labels, to share among clients."""
+"""A folder of unlabeled images that all clients share."""
 
 from __future__ import annotations
 
@@ -18,57 +18,59 @@ from fedkd.data.images.decoded import read_decoded, write_decoded
 from fedkd.data.images.folder import EXTENSIONS, FORMAT, ImageFile, decode_files, walk
 from fedkd.data.images.image_set import ImageSet
 from fedkd.data.images.pixels import stack_pixels
-from fedkd.data.shared import SharedImages, Unlabelled
+from fedkd.data.shared import SharedImages, Unlabeled
 
 
 @dataclass(frozen=True)
 class FolderImages(SharedImages):
-    """All image files below a folder, at any depth; what files and folders are called says nothing.
+    """All image files below a folder, at any depth. The names of files and folders have no meaning.
 
-    An image is resized to cover the data's height and width and cropped to the centre; grey becomes colour, or colour
-    grey, as the data are. Decoded once and kept in fedkd's cache, as by `ImageFolder`.
+    Each image is resized to cover the height and width of the data's images, then the center is cropped. It becomes
+    grayscale or RGB as the data's images are. The images are decoded once and cached, as in `ImageFolder`.
 
     Args:
         root: The folder.
-        weight: As for `SharedImages`.
-        fraction: As for `SharedImages`.
+        weight: See `SharedImages`.
+        fraction: See `SharedImages`.
     """
 
     root: str | Path
 
-    def load(self, train: ImageSet, public: np.ndarray) -> Unlabelled:
+    def load(self, train: ImageSet, public: np.ndarray) -> Unlabeled:
         """Return the folder's images, sorted by path."""
         root = Path(self.root).expanduser().resolve()
         if not root.is_dir():
-            raise MissingResourceError(f"The folder of shared images {root} is not there: set shared.root to one.")
+            raise MissingResourceError(
+                f"The folder of shared images {root} does not exist. Set shared.root to another."
+            )
         files = sorted(walk(root, root.name))
         if not files:
-            raise MissingResourceError(f"{root} has no image to share: put {', '.join(EXTENSIONS)} files there.")
+            raise MissingResourceError(f"{root} has no image to share. Put {', '.join(EXTENSIONS)} files there.")
         recipe = json.dumps([FORMAT, "shared", str(root), train.image_shape])
         source = hashlib.sha256(json.dumps([recipe, train.classes, files]).encode()).hexdigest()
         cache = cache_dir("images") / f"{root.name}-{hashlib.sha256(recipe.encode()).hexdigest()[:16]}.safetensors"
         sets = read_decoded(cache, source)
         if sets is None:
             shared = _decode(root.parent, files, train.image_shape)
-            sets = (Unlabelled.of(shared, train.classes).data,)
+            sets = (Unlabeled.of(shared, train.classes).data,)
             write_decoded(cache, source, sets)
-        return Unlabelled(sets[0], np.arange(len(sets[0])))
+        return Unlabeled(sets[0], np.arange(len(sets[0])))
 
 
 def _decode(root: Path, files: list[ImageFile], shape: tuple[int, int, int]) -> Tensor:
-    """Decode files to uint8 (N, C, H, W), the shape being (C, H, W)."""
+    """Decode files to uint8 (N, C, H, W), each to ``shape``, (C, H, W)."""
     channels, height, width = shape
 
     def images() -> Iterator[np.ndarray]:
         with closing(decode_files(root, [file.path for file in files], (width, height))) as decoded:
             for pixels in decoded:
-                yield np.broadcast_to(pixels, shape) if channels == 3 else to_grey(pixels)
+                yield np.broadcast_to(pixels, shape) if channels == 3 else to_gray(pixels)
 
     return stack_pixels(images(), len(files))
 
 
-def to_grey(pixels: np.ndarray) -> np.ndarray:
-    """Weigh red, green and blue by their luminance (ITU-R BT.601, as Pillow does): uint8 (C, H, W) -> (1, H, W)."""
+def to_gray(pixels: np.ndarray) -> np.ndarray:
+    """Convert to luminance (ITU-R BT.601, with Pillow's rounding): uint8 (C, H, W) -> uint8 (1, H, W)."""
     if len(pixels) == 1:
         return pixels
     red, green, blue = pixels.astype(np.uint32)

@@ -1,4 +1,4 @@
-"""A fixed number of looks at each image, so that what a teacher says of them can be kept."""
+"""A fixed number of augmented views per image, so that teacher outputs for them can be cached."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from fedkd.data.images.augmentation import Augmentation, Draw, below, counter_st
 
 @dataclass(frozen=True)
 class Views:
-    """V augmented versions of every image, of which each epoch shows one.
+    """V augmented views of every image. Each epoch trains on one of them.
 
-    Version v of image i is drawn from (``seed``, i, v) alone, so it is the same in every run, on every client and in
-    whatever order images are looked at: like the public split, the versions belong to the data set. Which of them an
-    epoch shows is a hash of (the client's seed, epoch, image).
+    View v of image i depends on (``seed``, i, v) alone. It is the same in every run, on every client and in any order:
+    the views belong to the data set, as the public split does. A hash of (the client's seed, epoch, image) chooses the
+    view of each epoch.
 
     Args:
-        count: V.
-        augmentation: What a version is drawn from.
-        seed: Draws the versions; other seeds are other images to a teacher, and cached apart.
+        count: V, the number of views.
+        augmentation: Draws the views.
+        seed: The seed of the views. Teacher outputs are cached separately for each seed.
     """
 
     count: int
@@ -32,24 +32,24 @@ class Views:
     def __post_init__(self) -> None:
         check_range("views", self.count, low=1, whole=True)
 
-    def look(self, index: Tensor, epoch: int | Tensor, seed: int) -> tuple[Tensor, Draw]:
-        """Choose a version of each image and say what was drawn for it.
+    def sample(self, index: Tensor, epoch: int | Tensor, seed: int) -> tuple[Tensor, Draw]:
+        """Choose a view of each image.
 
         Args:
             index: int64 (B,), the image's position in its ImageSet.
-            epoch: The number of the pass, of all images or of each, int64 (B,).
-            seed: The run's and client's seed; it chooses among the versions and changes none of them.
+            epoch: The epoch, one for all images or int64 (B,).
+            seed: The seed of the run and client. It chooses among the views and does not change them.
 
         Returns:
-            The versions, int64 (B,) in [0, V), and what was drawn.
+            The views, int64 (B,) in [0, V), and their crops and flips.
         """
         view = below(counter_state(index, torch.zeros_like(index) + epoch, seed), self.count)
         return view, self.draw(index, view)
 
     def draw(self, index: Tensor, view: Tensor) -> Draw:
-        """Return what was drawn for version ``view``, int64 (B,), of image ``index``, int64 (B,)."""
+        """Return the crops and flips of the views ``view``, int64 (B,), of the images ``index``, int64 (B,)."""
         return self.augmentation.draw(index, view, self.seed)
 
     def apply(self, images: Tensor, draw: Draw) -> Tensor:
-        """Crop and flip as drawn: (B, C, H, W) -> (B, C, H, W)."""
+        """Crop and flip: (B, C, H, W) -> (B, C, H, W)."""
         return self.augmentation.apply(images, draw)

@@ -1,25 +1,19 @@
-"""What a partition looks like: counts of client x class, and how skewed they are, as values, tables and a picture."""
+"""The counts of a partition, client by class, and how skewed they are."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Self
 
 import numpy as np
 
-from fedkd.core.errors import FedKDError, unknown_name
-from fedkd.partition.report.skew import effective_classes, js_distance, summarise, without_nan
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-    from rich.table import Table
+from fedkd.core.errors import FedKDError
+from fedkd.partition.report.skew import effective_classes, js_distance, summarize, without_nan
 
 
 @dataclass(frozen=True, eq=False)
-class PartitionReport:
+class PartitionCounts:
     """How many images of each class each client holds.
 
     Args:
@@ -52,7 +46,7 @@ class PartitionReport:
         classes: Sequence[str],
         public: int = 0,
         validation: int = 0,
-    ) -> PartitionReport:
+    ) -> Self:
         """Count the images of each client and class.
 
         Args:
@@ -63,7 +57,7 @@ class PartitionReport:
             validation: Images that clients hold out of training, which are in no shard.
 
         Raises:
-            FedKDError: If an image of a client has a target that no class name stands for.
+            FedKDError: If a client's image has a target without a class name.
         """
         targets, num_classes = np.asarray(targets), len(classes)
         owned = [targets[np.asarray(shard, dtype=np.int64)] for shard in shards]
@@ -108,13 +102,13 @@ class PartitionReport:
         Clients without images have a size; they are left out of the other two.
         """
         return {
-            "sizes": summarise(self.sizes.astype(float)),
-            "effective_classes": summarise(self.effective_classes),
-            "js_distance": summarise(self.js_distance),
+            "sizes": summarize(self.sizes.astype(float)),
+            "effective_classes": summarize(self.effective_classes),
+            "js_distance": summarize(self.js_distance),
         }
 
     def to_dict(self) -> dict[str, Any]:
-        """Return everything as plain lists and numbers, ready for JSON; None stands for what an empty client lacks."""
+        """Return everything as plain lists and numbers, ready for JSON; None where an empty client has no value."""
         return {
             "num_clients": self.num_clients,
             "classes": list(self.classes),
@@ -141,55 +135,3 @@ class PartitionReport:
         plural = {name: name + ("es" if name == "class" else "s") for name in counts}
         parts = [f"{n:,} {name if n == 1 else plural[name]}" for name, n in counts.items() if n]
         return ", ".join(parts)
-
-    def table(self) -> Table:
-        """Return a Rich table of images by client and class: see `fedkd.partition.report.tables.counts_table`."""
-        from fedkd.partition.report.tables import counts_table
-
-        return counts_table(self)
-
-    def skew_table(self) -> Table:
-        """Return a Rich table of each client's skew: see `fedkd.partition.report.tables.skew_table`."""
-        from fedkd.partition.report.tables import skew_table
-
-        return skew_table(self)
-
-    def figure(self, kind: Literal["heat", "bubble"] = "heat") -> Figure:
-        """Return a matplotlib figure: images by class and client, under a bar a client for its size.
-
-        Args:
-            kind: Whether a count is a cell's colour, or a bubble's area.
-
-        Raises:
-            FedKDError: If there is no such kind.
-        """
-        from fedkd.partition.report.figure import draw
-
-        return draw(self, kind)
-
-    def plot(self, path: str | Path, kind: Literal["heat", "bubble"] = "heat") -> Path:
-        """Write `figure` to a file and return its path; folders that are not there are made.
-
-        Args:
-            path: Where to; the suffix names the format, PNG if there is none.
-            kind: As for `figure`.
-
-        Raises:
-            FedKDError: If matplotlib does not write that format, or there is no such kind.
-        """
-        path = Path(path)
-        path = path if path.suffix else path.with_suffix(".png")
-        figure = self.figure(kind)
-        formats = figure.canvas.get_supported_filetypes()
-        if path.suffix[1:].lower() not in formats:
-            raise unknown_name("plot format", path.suffix[1:], formats)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path, dpi=160)
-        return path
-
-    def write_json(self, path: str | Path) -> Path:
-        """Write `to_dict` to a file and return its path; folders that are not there are made."""
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(self.to_dict()) + "\n", encoding="utf-8")
-        return path

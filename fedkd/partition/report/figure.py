@@ -7,26 +7,25 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from fedkd.core.errors import unknown_name
+from fedkd.partition.report.counts import PartitionCounts
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
     from matplotlib.image import AxesImage
 
-    from fedkd.partition.report.counts import PartitionReport
-
 INK, PALE, ALERT, BLUE = "#22313f", "#f3f4f6", "#d1495b", "#2c7fb8"
 KINDS = ("heat", "bubble")
 
 
-def draw(report: PartitionReport, kind: str = "heat") -> Figure:
+def draw(report: PartitionCounts, kind: str = "heat") -> Figure:
     """Draw images by class and client, under one bar a client for the size of its shard.
 
     Numbers stand in the cells of a heat map up to 20 x 20. A cross marks every client without images.
 
     Args:
         report: What to draw.
-        kind: ``heat``, a colour for each count, or ``bubble``, an area in proportion to it.
+        kind: ``heat``, a color for each count, or ``bubble``, an area in proportion to it.
 
     Returns:
         A figure that belongs to no pyplot window: nothing has to be closed.
@@ -60,7 +59,7 @@ def draw(report: PartitionReport, kind: str = "heat") -> Figure:
     return figure
 
 
-def _draw_sizes(ax: Axes, report: PartitionReport) -> None:
+def _draw_sizes(ax: Axes, report: PartitionCounts) -> None:
     """Draw a bar a client; the bars stand over the columns of the heat map."""
     from matplotlib.ticker import MaxNLocator
 
@@ -84,26 +83,26 @@ def _draw_sizes(ax: Axes, report: PartitionReport) -> None:
     ax.spines[:].set_visible(False)
 
 
-def _draw_cells(ax: Axes, report: PartitionReport) -> AxesImage:
-    """Draw the heat map; a pale cell is exactly 0, and every count above it has a colour that shows."""
+def _draw_cells(ax: Axes, report: PartitionCounts) -> AxesImage:
+    """Draw the heat map; a pale cell is exactly 0, and every count above it has a color that shows."""
     import matplotlib
     from matplotlib.colors import ListedColormap, PowerNorm
 
     num_clients, num_classes = report.counts.shape
     counts = np.ma.masked_equal(report.counts.T, 0)  # (num_classes, num_clients)
-    colours = ListedColormap(matplotlib.colormaps["YlGnBu"](np.linspace(0.12, 1, 256))).with_extremes(bad=PALE)
+    colors = ListedColormap(matplotlib.colormaps["YlGnBu"](np.linspace(0.12, 1, 256))).with_extremes(bad=PALE)
     # The square root: shards of very different sizes share one scale.
     norm = PowerNorm(0.5, vmin=0, vmax=max(int(report.counts.max(initial=0)), 1))
-    image = ax.imshow(counts, cmap=colours, norm=norm, aspect="auto")
+    image = ax.imshow(counts, cmap=colors, norm=norm, aspect="auto")
     if num_clients <= 20 and num_classes <= 20:
         for (k, client), count in np.ndenumerate(report.counts.T):
             if count:
-                colour = "white" if norm(count) > 0.55 else INK
-                ax.text(client, k, f"{count:,}", ha="center", va="center", fontsize=8, color=colour)
+                color = "white" if norm(count) > 0.55 else INK
+                ax.text(client, k, f"{count:,}", ha="center", va="center", fontsize=8, color=color)
     return image
 
 
-def _draw_bubbles(ax: Axes, report: PartitionReport, cell: float) -> None:
+def _draw_bubbles(ax: Axes, report: PartitionCounts, cell: float) -> None:
     """Draw a disc for each count above 0; the largest one's diameter is ``cell``, in points."""
     clients, classes = np.nonzero(report.counts)
     counts = report.counts[clients, classes]
@@ -114,7 +113,7 @@ def _draw_bubbles(ax: Axes, report: PartitionReport, cell: float) -> None:
     ax.set_facecolor(PALE)
 
 
-def _label_counts(ax: Axes, report: PartitionReport) -> None:
+def _label_counts(ax: Axes, report: PartitionCounts) -> None:
     """Name clients and classes, and draw lines between them where they are not too many."""
     num_clients, num_classes = report.counts.shape
     ax.set_xticks(_some(num_clients, 25), [f"{i:,}" for i in _some(num_clients, 25)])

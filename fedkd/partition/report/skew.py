@@ -42,7 +42,7 @@ def js_distance(counts: np.ndarray) -> np.ndarray:
     return np.sqrt(np.clip(divergence / np.log(2), 0, 1))
 
 
-def summarise(values: np.ndarray) -> dict[str, float | None]:
+def summarize(values: np.ndarray) -> dict[str, float | None]:
     """Return least, median, mean and largest of the values that are numbers; None if there are none."""
     values = values[~np.isnan(values)]
     if not len(values):

@@ -6,17 +6,17 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from fedkd.partition.report.counts import PartitionCounts
+
 if TYPE_CHECKING:
     from rich.table import Table
-
-    from fedkd.partition.report.counts import PartitionReport
 
 MAX_ROWS = 100  # a table of more clients shows the first HEAD_ROWS and sums up the rest
 HEAD_ROWS = 50
 MAX_COLUMNS = 10  # a table of more classes names each client's largest ones: it fits 80 characters
 
 
-def counts_table(report: PartitionReport) -> Table:
+def counts_table(report: PartitionCounts) -> Table:
     """Return a row a client and totals.
 
     Up to 10 classes have a column each; with more, every row names its three largest classes. Beyond 100 clients the
@@ -49,7 +49,7 @@ def counts_table(report: PartitionReport) -> Table:
     return table
 
 
-def skew_table(report: PartitionReport) -> Table:
+def skew_table(report: PartitionCounts) -> Table:
     """Return each client's size, classes, effective classes and distance, and their median and mean over clients.
 
     Beyond 100 clients the first 50 are shown; median and mean are of all.
@@ -86,7 +86,7 @@ def _table(title: str, caption: str) -> Table:
     return table
 
 
-def _shown(report: PartitionReport) -> int:
+def _shown(report: PartitionCounts) -> int:
     return report.num_clients if report.num_clients <= MAX_ROWS else HEAD_ROWS
 
 

@@ -1,6 +1,7 @@
-"""Where clients run: in this process, for now."""
+"""Where clients run: in this process, or in a pool of processes."""
 
-from fedkd.server.backends.base import Backend
+from fedkd.server.backends.base import Backend, ClientError, SiteFactory, Workers
 from fedkd.server.backends.in_process import InProcess
+from fedkd.server.backends.process_pool import ProcessPool
 
-__all__ = ["Backend", "InProcess"]
+__all__ = ["Backend", "ClientError", "InProcess", "ProcessPool", "SiteFactory", "Workers"]

@@ -3,35 +3,89 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
-from typing import Protocol
+from collections.abc import Callable, Iterator, Sequence
+from types import TracebackType
 
-from fedkd.client.works import ClientContext
-from fedkd.core.messages import ClientTask, ClientUpdate
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+
+from fedkd.core.config import Configured
+from fedkd.core.errors import FedKDError
+from fedkd.core.messages import ClientTask, ClientUpdate, Work
+from fedkd.data.site import ClientSite
+
+SiteFactory = Callable[[int], ClientSite]
+"""From a client's index to its site."""
 
 
-class ClientFunction(Protocol):
-    """The type of `fedkd.client.works.run_client`."""
-
-    def __call__(self, context: ClientContext, task: ClientTask) -> ClientUpdate:
-        """Run one task."""
-        ...
+class ClientError(FedKDError):
+    """A work failed at a client. The message names the client and the round; the cause is the work's own exception."""
 
 
-class Backend(ABC):
-    """Runs a round's tasks. A result depends on its task alone, so any order and any place will do."""
+class Workers(ABC):
+    """What runs works on the clients of one site factory, until it is closed. It is a context manager."""
 
     @abstractmethod
-    def map(
-        self, function: ClientFunction, context: ClientContext, tasks: Iterable[ClientTask]
-    ) -> Iterator[ClientUpdate]:
-        """Apply ``function(context, task)`` to every task.
+    def map(self, work: Work, tasks: Sequence[ClientTask]) -> Iterator[ClientUpdate]:
+        """Run ``work(site, task)`` for every task, at the site of the task's client.
+
+        A result depends on its task alone, so any order and any place will do.
 
         Args:
-            function: `fedkd.client.works.run_client`.
-            context: What the tasks share.
-            tasks: The round's tasks.
+            work: A module-level function.
+            tasks: One for each client, at most.
 
         Yields:
             The updates, as they come, in any order.
+
+        Raises:
+            ClientError: If a work raises.
         """
+
+    def close(self) -> None:  # noqa: B027
+        """Let go of the sites; nothing by default."""
+
+    def __enter__(self) -> Workers:
+        """Return the workers."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """Close."""
+        self.close()
+
+
+class Backend(Configured, ABC):
+    """Where clients run: `open` gives workers. Only `fedkd.server.exchange.Exchange` calls them."""
+
+    @abstractmethod
+    def open(self, sites: SiteFactory) -> Workers:
+        """Return workers for the clients of a site factory.
+
+        A run opens a backend several times, once for each stage of it, with other sites. What is costly to start, such
+        as processes, may stay until `shutdown`.
+
+        Args:
+            sites: From a client's index to its site. It pickles.
+        """
+
+    def shutdown(self) -> None:
+        """Release what outlives single `open` calls, when a run ends; nothing by default."""
+
+
+def run_work(work: Work, sites: SiteFactory, task: ClientTask) -> ClientUpdate:
+    """Run a work at its client's site.
+
+    Raises:
+        ClientError: If it raises an ordinary exception; Ctrl-C and exits pass.
+    """
+    try:
+        return work(sites(task.client), task)
+    except Exception as error:
+        raise ClientError(f"Client {task.client}, round {task.round}: {said_by(error)}") from error
+
+
+def said_by(error: BaseException) -> str:
+    """Return an error's message, with its type unless the error is one for the caller."""
+    plain = isinstance(error, FedKDError | MisconfigurationException)
+    return str(error) if plain else f"{type(error).__name__}: {error}"

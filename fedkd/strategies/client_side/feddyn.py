@@ -1,23 +1,22 @@
 """FedDyn: Acar et al., "Federated Learning Based on Dynamic Regularization".
 
-arXiv 2111.04263, algorithm 1. Client k minimises L_k(w) - <h_k, w> + (a / 2) ||w - w_t||^2 from the global student w_t,
+arXiv 2111.04263, algorithm 1. Client k minimizes L_k(w) - <h_k, w> + (a / 2) ||w - w_t||^2 from the global student w_t,
 and then sets h_k <- h_k - a (w_k - w_t), so that h_k becomes its gradient where it stopped. The server sets
-h <- h - a sum_k p_k (w_k - w_t) and w_{t+1} = mean_k w_k - h / a. Where nothing moves any more h = 0, and the clients'
-gradients cancel: the optimum is that of all data, whatever each client's own is.
+h <- h - a sum_k p_k (w_k - w_t) and w_{t+1} = mean_k w_k - h / a. At a fixed point h = 0 and the clients' gradients
+cancel, so the fixed point is the optimum on all data.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
-from typing import Any
+from dataclasses import dataclass, replace
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from fedkd.core.errors import check_range
-from fedkd.core.messages import ClientTask, ClientUpdate, ServerState
+from fedkd.core.messages import ClientTask, ClientUpdate, LocalRule, ServerState
 from fedkd.core.tensors import Tensors, add_scaled, weighted_mean
 from fedkd.strategies.base import Strategy
 from fedkd.strategies.client_side.fedprox import ProximalTerm
@@ -25,73 +24,77 @@ from fedkd.strategies.client_side.gradients import pick
 
 
 class FedDyn(Strategy):
-    """Align every client's optimum with the global one by a linear term that it learns; nothing more travels.
+    """Align every client's optimum with the global one by a linear term that is updated each round.
 
-    The paper counts clients alike; here p_k is the client's part of all images (`ServerState.shares`), and the mean is
-    weighted alike, so that the optimum is that of training on all images. The paper's clients minimise fully; a few
-    local steps do it in part. A client keeps one copy of the parameters between rounds, h_k, and the server one, h.
+    The paper weights all clients equally. Here p_k is the client's share of all images (`ServerState.shares`), and the
+    mean has the same weights, so the optimum is that of training on all images. The paper's clients minimize fully; a
+    few local steps do so in part. Between rounds a client keeps h_k and the server h, each of the parameters' size.
 
     Args:
         regularization: The paper's alpha > 0, a above (``alpha`` is the Dirichlet concentration in fedkd). Small
-            values trust the clients more: the server's step grows with 1/a.
+            values follow the clients more: the server's step grows with 1/a.
 
     Raises:
         FedKDError: If it is not positive.
     """
 
+    decides = frozenset({"step"})
+    reads_updates = True
+
     def __init__(self, regularization: float = 0.01) -> None:
         check_range("regularization", regularization, low=0, low_open=True)
         self.regularization = regularization
-        self._h: Tensors = {}
 
-    def start(self, state: ServerState) -> None:
-        """Begin with h = 0."""
-        self._h = {}
+    def local_rule(self, state: ServerState, client: int) -> LocalRule:
+        """Return the rule that adds the two terms."""
+        return DynamicRule(self.regularization)
 
-    def client_callbacks(self, task: ClientTask) -> list[Callback]:
-        """Return the two terms."""
-        return [DynamicTerm(self.regularization, task.parameters, task.client_state)]
-
-    def finalize_update(self, update: ClientUpdate, task: ClientTask, trainer: Trainer) -> ClientUpdate:
-        """Keep the client's next h_k."""
-        return replace(update, client_state=moved(task.client_state, update.delta, -self.regularization))
-
-    def absorb(self, state: ServerState, updates: Sequence[ClientUpdate]) -> None:
-        """Move h by the cohort's part of the clients."""
+    def remember(self, state: ServerState, updates: Sequence[ClientUpdate]) -> Mapping[str, Tensor]:
+        """Update h, which starts at 0, by the cohort's share of all images."""
         shares = state.shares(updates)
         mean = weighted_mean([update.delta for update in updates], shares)
-        self._h = moved(self._h, mean, -self.regularization * sum(shares))
+        return moved(state.memory, mean, -self.regularization * sum(shares))
 
-    def step(self, state: ServerState, delta: Mapping[str, Tensor]) -> Tensors:
+    def step(self, state: ServerState, delta: Mapping[str, Tensor]) -> tuple[Tensors, Mapping[str, Tensor]]:
         """Return the old parameters plus the delta minus h / a."""
-        if not self._h:
-            return super().step(state, delta)
-        return add_scaled(state.parameters, add_scaled(delta, self._h, -1 / self.regularization))
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return h."""
-        return {"h": self._h}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore h."""
-        self._h = dict(state["h"])
+        corrected = add_scaled(delta, state.memory, -1 / self.regularization)
+        return add_scaled(state.weights.parameters, corrected), state.memory
 
 
-class DynamicTerm(ProximalTerm):
-    """Adds ``a * (w - centre) - h`` to the gradients.
+@dataclass(frozen=True)
+class DynamicRule(LocalRule):
+    """Adds the linear and the proximal term, and updates the client's h_k.
 
     Args:
         regularization: a.
-        centre: The global parameters, by name.
+    """
+
+    regularization: float
+
+    def callbacks(self, task: ClientTask) -> list[Callback]:
+        """Return the two terms."""
+        return [DynamicTerm(self.regularization, task.weights.parameters, task.client_state)]
+
+    def finish(self, update: ClientUpdate, task: ClientTask, trainer: Trainer) -> ClientUpdate:
+        """Keep the client's next h_k."""
+        return replace(update, client_state=moved(task.client_state, update.delta, -self.regularization))
+
+
+class DynamicTerm(ProximalTerm):
+    """Adds ``a * (w - center) - h`` to the gradients.
+
+    Args:
+        regularization: a.
+        center: The global parameters, by name.
         h: The client's, likewise; empty is zero.
     """
 
-    def __init__(self, regularization: float, centre: Mapping[str, Tensor], h: Mapping[str, Tensor]) -> None:
-        super().__init__(regularization, centre)
+    def __init__(self, regularization: float, center: Mapping[str, Tensor], h: Mapping[str, Tensor]) -> None:
+        super().__init__(regularization, center)
         self.h = h
 
     def prepare(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Bring centre and h to the parameters' device."""
+        """Move center and h to the parameters' device."""
         super().prepare(trainer, pl_module)
         self.linear = self.like_parameters(self.h) if self.h else None
 

@@ -7,13 +7,14 @@ the last M global students, in parameters.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from fedkd.core.errors import check_range
-from fedkd.core.messages import ClientTask, ClientUpdate, ServerState
+from fedkd.core.messages import ClientTask, ClientUpdate, LocalRule, ServerState, with_prefix, without_prefix
 from fedkd.core.tensors import Tensors, merge_buffers
 from fedkd.losses import Outputs, kd_divergence
 from fedkd.strategies.base import Strategy
@@ -21,17 +22,17 @@ from fedkd.strategies.client_side.global_teacher import GlobalTeacher
 
 
 class FedGKD(Strategy):
-    """Distil past global students into the clients'.
+    """Distill the average of past global students into the clients'.
 
-    It stands beside whatever the loss makes of labels and foundation model. The divergence is multiplied by T^2, as in
-    fedkd's losses; at the paper's temperature of 1 that is nothing.
+    The term is added to the loss on labels and teacher outputs. The divergence is multiplied by T^2, as in
+    fedkd's losses; at the paper's temperature of 1 this changes nothing.
 
     Args:
         kd_weight: The paper's gamma / 2, >= 0.
         temperature: T > 0.
         num_models: The paper's M >= 1: how many global students are averaged, the current one included. 1 is the
-            current one, which clients have anyway; with more their average travels down beside the student, and the
-            server remembers them.
+            current one, which clients have anyway. With more, their average is sent with the student, and the server
+            remembers them.
 
     Raises:
         FedKDError: If a value is out of its range.
@@ -42,40 +43,49 @@ class FedGKD(Strategy):
         check_range("temperature", temperature, low=0, low_open=True)
         check_range("num_models", num_models, low=1, whole=True)
         self.kd_weight, self.temperature, self.num_models = kd_weight, temperature, num_models
-        self._past: list[Tensors] = []
-
-    def start(self, state: ServerState) -> None:
-        """Forget earlier students."""
-        self._past = []
 
     def broadcast(self, state: ServerState) -> dict[str, Tensor]:
         """Send the average, unless the current student is all there is."""
-        if not self._past:
+        past = self._past(state)
+        if not past:
             return {}
-        current = {**state.parameters, **state.buffers}
-        models = [*self._past, current]
+        current = state.weights.tensors
+        models = [*past, current]
         return merge_buffers(current, models, [1.0] * len(models))
 
-    def client_callbacks(self, task: ClientTask) -> list[Callback]:
+    def local_rule(self, state: ServerState, client: int) -> LocalRule:
+        """Return the rule that adds the term."""
+        return GlobalKDRule(self.kd_weight, self.temperature)
+
+    def remember(self, state: ServerState, updates: Sequence[ClientUpdate]) -> Mapping[str, Tensor]:
+        """Remember the student that the round started from, among the last M - 1: oldest first, by number."""
+        past: list[Mapping[str, Tensor]] = [*self._past(state), state.weights.tensors]
+        memory: Tensors = {}
+        for i, tensors in enumerate(past[max(len(past) - self.num_models + 1, 0) :]):
+            memory |= with_prefix(tensors, str(i))
+        return memory
+
+    def _past(self, state: ServerState) -> list[Tensors]:
+        """Return the past students, oldest first."""
+        count = len({name.split("/")[0] for name in state.memory})
+        return [without_prefix(state.memory, str(i)) for i in range(count)]
+
+
+@dataclass(frozen=True)
+class GlobalKDRule(LocalRule):
+    """Adds the divergence from the average of past global students.
+
+    Args:
+        kd_weight: Its weight.
+        temperature: T.
+    """
+
+    kd_weight: float
+    temperature: float
+
+    def callbacks(self, task: ClientTask) -> list[Callback]:
         """Return the term."""
         return [KDOfGlobal(self.kd_weight, self.temperature, task.extras)]
-
-    def absorb(self, state: ServerState, updates: Sequence[ClientUpdate]) -> None:
-        """Remember the student that the round started from, among the last M - 1."""
-        past = [*self._past, {**state.parameters, **state.buffers}]
-        self._past = past[max(len(past) - self.num_models + 1, 0) :]
-
-    def reads_updates(self) -> bool:
-        """Return False: what is remembered is the global student."""
-        return False
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return the past students, oldest first."""
-        return {"past": self._past}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore the past students."""
-        self._past = list(state["past"])
 
 
 class KDOfGlobal(GlobalTeacher):

@@ -1,27 +1,28 @@
 """FedProx: Li et al., "Federated Optimization in Heterogeneous Networks".
 
-arXiv 1812.06127, equation 2: client k minimises F_k(w) + (mu / 2) ||w - w_t||^2, where w_t is the global student.
+arXiv 1812.06127, equation 2: client k minimizes F_k(w) + (mu / 2) ||w - w_t||^2, where w_t is the global student.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from fedkd.core.errors import check_range
-from fedkd.core.messages import ClientTask
+from fedkd.core.messages import ClientTask, LocalRule, ServerState
 from fedkd.strategies.base import Strategy
 from fedkd.strategies.client_side.gradients import GradientCorrection, pick
 
 
 class FedProx(Strategy):
-    """Hold every client near the global student by a proximal term; with ``proximal_mu`` 0 it is FedAvg, bit for bit.
+    """Keep every client near the global student by a proximal term; with ``proximal_mu`` 0 it is FedAvg, bit for bit.
 
-    The term's gradient, mu (w - w_t), is added before each optimizer step, which equals the term in the loss. It holds
-    all trainable parameters. (The paper also lets clients do unequal amounts of work; that is the partition's matter.)
+    The term's gradient, mu (w - w_t), is added before each optimizer step, which equals the term in the loss. It acts
+    on all trainable parameters. (The paper also varies the amount of work per client, which is not part of this class.)
 
     Args:
         proximal_mu: The paper's mu >= 0.
@@ -34,28 +35,43 @@ class FedProx(Strategy):
         check_range("proximal_mu", proximal_mu, low=0)
         self.proximal_mu = proximal_mu
 
-    def client_callbacks(self, task: ClientTask) -> list[Callback]:
+    def local_rule(self, state: ServerState, client: int) -> LocalRule:
+        """Return the rule that adds the term."""
+        return ProximalRule(self.proximal_mu)
+
+
+@dataclass(frozen=True)
+class ProximalRule(LocalRule):
+    """Adds the proximal term.
+
+    Args:
+        mu: Its weight.
+    """
+
+    mu: float
+
+    def callbacks(self, task: ClientTask) -> list[Callback]:
         """Return the term, if it has any weight."""
-        return [ProximalTerm(self.proximal_mu, task.parameters)] if self.proximal_mu else []
+        return [ProximalTerm(self.mu, task.weights.parameters)] if self.mu else []
 
 
 class ProximalTerm(GradientCorrection):
-    """Adds ``mu * (w - centre)`` to the gradients.
+    """Adds ``mu * (w - center)`` to the gradients.
 
     Args:
         mu: Twice the weight of the squared distance.
-        centre: The parameters to stay near, by name.
+        center: The parameters to stay near, by name.
     """
 
-    def __init__(self, mu: float, centre: Mapping[str, Tensor]) -> None:
+    def __init__(self, mu: float, center: Mapping[str, Tensor]) -> None:
         self.mu = mu
-        self.centre = centre
+        self.center = center
 
     def prepare(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Bring the centre to the parameters' device."""
-        self.centres = self.like_parameters(self.centre)
+        """Bring the center to the parameters' device."""
+        self.centers = self.like_parameters(self.center)
 
     def correct(self, gradients: list[Tensor], present: Sequence[bool], scale: float) -> None:
         """Add the term's gradient."""
-        away = torch._foreach_sub(pick(self.parameters.values(), present), pick(self.centres, present))
+        away = torch._foreach_sub(pick(self.parameters.values(), present), pick(self.centers, present))
         torch._foreach_add_(gradients, away, alpha=self.mu * scale)

@@ -1,4 +1,4 @@
-"""`GlobalTeacher`: an objective that looks at the batch through a frozen copy of the student, as the fit began."""
+"""`GlobalTeacher`: an objective that runs a frozen copy of the student, as it was when the fit began."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from fedkd.training.objective import Objective, frozen_copy
 
 
 class GlobalTeacher(Objective):
-    """Base of objectives that compare the student that trains with the global one it started from.
+    """Base of objectives that compare the student in training with the global student that it started from.
 
     The copy is made once a fit, on the training device, in evaluation mode: its BatchNorm uses the global statistics.
     It costs one more forward pass a batch.
@@ -25,6 +25,6 @@ class GlobalTeacher(Objective):
         self.global_student: nn.Module = frozen_copy(module.student)
 
     def outputs(self, module: Any, batch: Any, student: nn.Module | None = None) -> Outputs:
-        """Return what the global student, or another frozen one, says of a batch."""
+        """Return the outputs of the global student, or of another frozen one, for a batch."""
         with torch.no_grad():
             return module.student_outputs(batch[0], self.global_student if student is None else student)

@@ -1,4 +1,4 @@
-"""`GradientCorrection`: what a client-side correction adds to the gradients, as a Lightning callback."""
+"""`GradientCorrection`: what a correction on the client adds to the gradients, as a Lightning callback."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from torch.optim import Optimizer
 class GradientCorrection(Callback, ABC):
     """Changes the gradients of a client's student once before each optimizer step.
 
-    By then gradients are accumulated over batches, and no longer scaled for half precision; they are clipped after it.
-    What is added here therefore does what a term of the loss would do, under every precision, accumulation and
-    clipping. Only the student's trainable parameters are seen, and of them only those that have a gradient.
+    At that point gradients are accumulated over batches and unscaled; clipping comes later. So an addition here has the
+    effect of a term in the loss, in every precision, with accumulation and clipping. It covers the student's trainable
+    parameters that have a gradient.
     """
 
     parameters: dict[str, nn.Parameter]
@@ -43,7 +43,7 @@ class GradientCorrection(Callback, ABC):
                 self.correct(gradients, present, scale * window_share(trainer))
 
     def prepare(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Bring what is needed of every step to the parameters' device, once; nothing by default."""
+        """Move what every step needs to the parameters' device, once; nothing by default."""
 
     @abstractmethod
     def correct(self, gradients: list[Tensor], present: Sequence[bool], scale: float) -> None:
@@ -56,15 +56,15 @@ class GradientCorrection(Callback, ABC):
         """
 
     def like_parameters(self, tensors: Mapping[str, Tensor]) -> list[Tensor]:
-        """Copy named tensors to where and how the parameters of these names are, in the parameters' order."""
+        """Copy named tensors to the device and dtype of the parameters of these names, in the parameters' order."""
         return [torch.empty_like(value).copy_(tensors[name]) for name, value in self.parameters.items()]
 
 
 def window_share(trainer: Trainer) -> float:
-    """Return how full the step's window of accumulated batches is, in (0, 1].
+    """Return which share of a full accumulation window the step has, in (0, 1].
 
     Lightning divides each batch's loss by the size of a full window; so the gradients of an epoch's last step, where
-    fewer batches are left, are smaller by this, and so must be what stands beside them.
+    fewer batches are left, are smaller by this factor, and a correction must be too.
     """
     full = trainer.accumulate_grad_batches
     return (trainer.fit_loop.epoch_loop.batch_idx % full + 1) / full

@@ -1,15 +1,15 @@
 """MOON: Li, He and Song, "Model-Contrastive Federated Learning", arXiv 2103.16257, equation 3 and algorithm 1.
 
 A client's loss gets mu times -log(exp(sim(z, z_glob) / tau) / (exp(sim(z, z_glob) / tau) + exp(sim(z, z_prev) / tau))):
-the representation z of an image, by cosine similarity, is drawn to the global student's and pushed from that of the
-client's own student after its last round.
+it pulls the representation z of an image toward the global student's and pushes it away from that of the client's own
+student after its last round, by cosine similarity.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -18,7 +18,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from fedkd.core.errors import FedKDError, check_range
-from fedkd.core.messages import ClientTask, ClientUpdate
+from fedkd.core.messages import ClientTask, ClientUpdate, LocalRule, ServerState
 from fedkd.core.tensors import split_state
 from fedkd.losses import Outputs
 from fedkd.strategies.base import Strategy
@@ -49,13 +49,12 @@ def model_contrast(features: Tensor, global_features: Tensor, previous_features:
 
 
 class MOON(Strategy):
-    """Contrast what the student makes of an image with the global student and the client's previous one.
+    """Contrast the student's features of an image with those of the global student and the client's previous one.
 
-    The representation is what goes into the student's last linear layer (with a loss on features, its projection to
-    the teacher's); the paper's projection head is left out, for it would change the student. Both other students look
-    at the batch in evaluation mode: two more forward passes. The client keeps its student between rounds; nothing more
-    travels. A client that takes part for the first time has no previous student: the global one stands for it, where
-    the term is the constant log 2.
+    The representation is the input of the student's last linear layer (with a loss on features, its projection to the
+    teacher's size). The paper's projection head is left out, because it would change the student. Both other students
+    run in evaluation mode: two more forward passes a batch. The client keeps its student between rounds; nothing more
+    is sent. In a client's first round the global student is also the previous one, and the term is the constant log 2.
 
     Args:
         contrast_weight: The paper's mu >= 0; it reports 5 for CIFAR-10 and 1 for larger tasks.
@@ -70,11 +69,28 @@ class MOON(Strategy):
         check_range("temperature", temperature, low=0, low_open=True)
         self.contrast_weight, self.temperature = contrast_weight, temperature
 
-    def client_callbacks(self, task: ClientTask) -> list[Callback]:
+    def local_rule(self, state: ServerState, client: int) -> LocalRule:
+        """Return the rule that adds the term."""
+        return ContrastRule(self.contrast_weight, self.temperature)
+
+
+@dataclass(frozen=True)
+class ContrastRule(LocalRule):
+    """Adds the contrast, and keeps the client's student for the next round.
+
+    Args:
+        contrast_weight: Its weight.
+        temperature: tau.
+    """
+
+    contrast_weight: float
+    temperature: float
+
+    def callbacks(self, task: ClientTask) -> list[Callback]:
         """Return the term."""
         return [ModelContrast(self.contrast_weight, self.temperature, task.client_state)]
 
-    def finalize_update(self, update: ClientUpdate, task: ClientTask, trainer: Trainer) -> ClientUpdate:
+    def finish(self, update: ClientUpdate, task: ClientTask, trainer: Trainer) -> ClientUpdate:
         """Keep the client's student."""
         module: Any = trainer.lightning_module
         parameters, buffers = split_state(module.student)
@@ -112,5 +128,5 @@ class ModelContrast(GlobalTeacher):
         near = self.outputs(module, batch).features
         far = self.outputs(module, batch, self.previous_student).features
         if student.features is None or near is None or far is None:
-            raise FedKDError("MOON contrasts features, and the student gives none.")
+            raise FedKDError("MOON contrasts features, but the student returns none.")
         return model_contrast(student.features, near, far, self.temperature)

@@ -1,19 +1,19 @@
 """SCAFFOLD: Karimireddy et al., "SCAFFOLD: Stochastic Controlled Averaging for Federated Learning".
 
 arXiv 1910.06378, algorithm 1. Client i steps along g_i(y) - c_i + c, where c_i estimates its own gradient and c that of
-all clients. It then renews
+all clients. It then sets
 
     option I:   c_i+ = g_i(x), the gradient of all its images at the global student x
     option II:  c_i+ = c_i - c + (x - y_i) / (K lr), which is the mean of the gradients g_i(y) of its K steps
 
-and sends c_i+ - c_i beside its delta; the server adds them up, c <- c + sum_i p_i (c_i+ - c_i).
+and sends c_i+ - c_i with its delta; the server sets c <- c + sum_i p_i (c_i+ - c_i).
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -22,7 +22,7 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 
 from fedkd.core.errors import unknown_name
-from fedkd.core.messages import ClientTask, ClientUpdate, ServerState
+from fedkd.core.messages import ClientTask, ClientUpdate, LocalRule, ServerState
 from fedkd.core.tensors import Tensors, add_scaled, subtract
 from fedkd.strategies.base import Strategy
 from fedkd.strategies.client_side.gradients import GradientCorrection, pick
@@ -31,18 +31,18 @@ OPTIONS = ("I", "II")
 
 
 class SCAFFOLD(Strategy):
-    """Take the drift out of local steps by control variates.
+    """Correct the drift of local steps by control variates.
 
-    Option II is written with (x - y_i) / (K lr), which is the mean gradient under plain SGD only: momentum moves up to
-    1/(1 - momentum) times as far, and adaptive optimizers and schedules have no one rate. So the mean of the gradients
-    is taken as such, step by step, before the correction and before clipping; for plain SGD it is the paper's number,
-    and it holds for every optimizer. Weight decay is no part of it: all clients have the same.
+    The paper's option II uses (x - y_i) / (K lr), which is the mean gradient for plain SGD only: momentum moves up to
+    1/(1 - momentum) times as far, and adaptive optimizers and schedules have no single rate. So fedkd averages the
+    gradients themselves, step by step, before the correction and before clipping. For plain SGD that is the paper's
+    number, and it is right for every optimizer. Weight decay is excluded: it is the same for all clients.
 
-    The paper counts clients alike; here p_i is the client's part of all images (`ServerState.shares`), as the deltas
-    are weighted, so that both belong to training on all images; for shards of one size it is the paper's 1/N. The
-    first round, where all is zero, is FedAvg bit for bit.
+    The paper weights all clients equally. Here p_i is the client's share of all images (`ServerState.shares`), as for
+    the deltas, so both refer to training on all images; for shards of equal size it is the paper's 1/N. The first
+    round, where all variates are zero, is FedAvg bit for bit.
 
-    Each round sends the parameters' size twice in both directions, and a client keeps it once between rounds.
+    Each round sends twice the parameters' size in both directions, and a client keeps it once between rounds.
 
     Args:
         option: "I" takes one more pass over the client's images, forward and backward, before it trains (its time is
@@ -53,47 +53,53 @@ class SCAFFOLD(Strategy):
         FedKDError: If there is no such option.
     """
 
+    reads_updates = True
+
     def __init__(self, option: Literal["I", "II"] = "II") -> None:
         if option not in OPTIONS:
             raise unknown_name("option", option, OPTIONS)
         self.option = option
-        self._control: Tensors = {}
 
-    def start(self, state: ServerState) -> None:
-        """Begin with c = 0."""
-        self._control = {}
+    def broadcast(self, state: ServerState) -> Mapping[str, Tensor]:
+        """Send c, which is the memory. Before the first update it is zero, and nothing is sent."""
+        return state.memory
 
-    def broadcast(self, state: ServerState) -> dict[str, Tensor]:
-        """Send c; before the first update it is zero, and is left out."""
-        return self._control
+    def local_rule(self, state: ServerState, client: int) -> LocalRule:
+        """Return the rule that corrects by c - c_i."""
+        return ControlRule(full_pass=self.option == "I")
 
-    def client_callbacks(self, task: ClientTask) -> list[Callback]:
-        """Return the correction by c - c_i."""
-        return [ControlVariate(task.extras, task.client_state, full_pass=self.option == "I")]
+    def remember(self, state: ServerState, updates: Sequence[ClientUpdate]) -> Mapping[str, Tensor]:
+        """Add the weighted changes of the clients' variates to c."""
+        control = dict(state.memory)
+        for update, share in zip(updates, state.shares(updates), strict=True):
+            before = control or {name: torch.zeros_like(value) for name, value in update.extras.items()}
+            if update.extras:
+                control = add_scaled(before, update.extras, share)
+        return control
 
-    def finalize_update(self, update: ClientUpdate, task: ClientTask, trainer: Trainer) -> ClientUpdate:
-        """Send c_i+ - c_i and keep c_i+; a client that took no step has nothing to say, and keeps c_i."""
+
+@dataclass(frozen=True)
+class ControlRule(LocalRule):
+    """Corrects the gradients by c - c_i, sends c_i+ - c_i and keeps c_i+.
+
+    Args:
+        full_pass: Whether option I takes one more pass over the images.
+    """
+
+    full_pass: bool
+
+    def callbacks(self, task: ClientTask) -> list[Callback]:
+        """Return the correction."""
+        return [ControlVariate(task.extras, task.client_state, full_pass=self.full_pass)]
+
+    def finish(self, update: ClientUpdate, task: ClientTask, trainer: Trainer) -> ClientUpdate:
+        """Send c_i+ - c_i and keep c_i+. A client that took no step sends nothing and keeps c_i."""
         variate = next(each for each in trainer.callbacks if isinstance(each, ControlVariate))  # type: ignore[attr-defined]
         renewed = variate.renewed()
         if not renewed:
-            return replace(update, client_state=task.client_state)
+            return update
         change = subtract(renewed, task.client_state) if task.client_state else renewed
         return replace(update, extras=change, client_state=renewed)
-
-    def absorb(self, state: ServerState, updates: Sequence[ClientUpdate]) -> None:
-        """Add up what the clients' variates changed by."""
-        for update, share in zip(updates, state.shares(updates), strict=True):
-            before = self._control or {name: torch.zeros_like(value) for name, value in update.extras.items()}
-            if update.extras:
-                self._control = add_scaled(before, update.extras, share)
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return c."""
-        return {"control_variate": self._control}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore c."""
-        self._control = dict(state["control_variate"])
 
 
 class ControlVariate(GradientCorrection):

@@ -1,19 +1,19 @@
 """FedDF: Lin, Kong, Stich and Jaggi, "Ensemble Distillation for Robust Model Fusion in Federated Learning".
 
-arXiv 2006.07242, algorithm 1: after averaging, the server's student is taught by the mean of the clients' logits on
-unlabelled images.
+arXiv 2006.07242, algorithm 1: after averaging, the server distills the mean of the clients' logits into the student on
+unlabeled images.
 """
 
 from __future__ import annotations
 
-from fedkd.strategies.refinement.images import Which
+from fedkd.strategies.context import Which
 from fedkd.strategies.refinement.server_distillation import ServerDistillation
 
 
 class FedDF(ServerDistillation):
     """Distils the ensemble of the round's clients into their average, with or without the foundation model.
 
-    Where the paper takes up to 10,000 steps and stops early on labelled validation images, the number of passes is
+    Where the paper takes up to 10,000 steps and stops early on labeled validation images, the number of passes is
     fixed here: no label is used. Its Adam with a cosine from 1e-3 and its temperature of 1 are the defaults.
 
     Args:

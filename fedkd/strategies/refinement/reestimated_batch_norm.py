@@ -8,19 +8,16 @@ to Wider Optima and Better Generalization" (arXiv 1803.05407), section 3.2.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from fedkd.core.errors import FedKDError
 from fedkd.core.messages import ClientUpdate, ServerState
+from fedkd.data import FederatedDataModule
 from fedkd.strategies.base import Strategy
-from fedkd.strategies.refinement.images import Which, choose_images
-
-if TYPE_CHECKING:
-    from fedkd.data import FederatedDataModule
-    from fedkd.server.context import ServerContext
-    from fedkd.training.module import DistillationModule
+from fedkd.strategies.context import RoundContext, Which
+from fedkd.strategies.refinement.pools import check_pool
+from fedkd.training.module import DistillationModule
 
 
 class ReestimatedBatchNorm(Strategy):
@@ -38,15 +35,10 @@ class ReestimatedBatchNorm(Strategy):
 
     def check(self, module: DistillationModule, datamodule: FederatedDataModule, cohort_size: int) -> None:
         """Ask for public images, and for a student that keeps statistics."""
-        assert module.student is not None
         if not any(isinstance(m, _BatchNorm) and m.track_running_stats for m in module.student.modules()):
             raise FedKDError("ReestimatedBatchNorm: the student has no BatchNorm whose statistics could be measured.")
-        choose_images(self.images, datamodule)
+        check_pool(self.images, datamodule)
 
-    def refine(self, state: ServerState, updates: Sequence[ClientUpdate], context: ServerContext) -> ServerState:
+    def refine(self, state: ServerState, updates: Sequence[ClientUpdate], context: RoundContext) -> ServerState:
         """Measure."""
-        return context.reestimate_batch_norm(state, context.common_images(self.images))
-
-    def reads_updates(self) -> bool:
-        """Return False: what is measured is the global student."""
-        return False
+        return context.reestimate_batch_norm(state, context.pool(self.images))

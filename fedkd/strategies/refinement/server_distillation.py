@@ -1,6 +1,6 @@
 """Distillation on the server, from the foundation model and from the clients' models, after aggregation.
 
-A foundation model that judges unlabelled images teaches the global student itself, beside teaching it on the clients;
+The server distills the foundation model into the global student on unlabeled images, in addition to the clients;
 the ensemble of the clients' models is FedDF's teacher (Lin et al., arXiv 2006.07242; `fedkd.strategies.FedDF`).
 """
 
@@ -8,24 +8,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from fedkd.core.errors import FedKDError, check_range
 from fedkd.core.messages import ClientUpdate, ServerState
+from fedkd.data import FederatedDataModule
 from fedkd.strategies.base import Strategy
-from fedkd.strategies.refinement.images import Which, choose_images
-
-if TYPE_CHECKING:
-    from fedkd.data import FederatedDataModule
-    from fedkd.server.context import ServerContext
-    from fedkd.training.module import DistillationModule
+from fedkd.strategies.context import RoundContext, Which
+from fedkd.strategies.refinement.pools import check_pool
+from fedkd.training.module import DistillationModule
 
 
 class ServerDistillation(Strategy):
-    r"""After aggregation the server distils into the global student, on images that belong to no client.
+    r"""After aggregation the server distills into the global student, on images that belong to no client.
 
     .. math:: T^2 (w_t \, KL(\sigma(t / T) \| \sigma(s / T)) + w_e \, KL(\sigma(\bar z / T) \| \sigma(s / T)))
 
@@ -68,24 +65,24 @@ class ServerDistillation(Strategy):
 
     def check(self, module: DistillationModule, datamodule: FederatedDataModule, cohort_size: int) -> None:
         """Ask for public images, and for a foundation model where it has a weight."""
-        choose_images(self.images, datamodule)
+        check_pool(self.images, datamodule)
         if self.teacher_weight and module.teacher is None:
             name = type(self).__name__
             raise FedKDError(f"{name}: teacher_weight {self.teacher_weight:g} needs a teacher: set model.teacher.")
 
-    def refine(self, state: ServerState, updates: Sequence[ClientUpdate], context: ServerContext) -> ServerState:
-        """Distil."""
+    def refine(self, state: ServerState, updates: Sequence[ClientUpdate], context: RoundContext) -> ServerState:
+        """Distill."""
         if not self.epochs:
             return state
-        images, sources = context.common_images(self.images), []
+        pool, sources = context.pool(self.images), []
         if self.teacher_weight:
-            assert images.teacher_logits is not None
-            sources.append((self.teacher_weight, images.teacher_logits))
+            assert pool.teacher_logits is not None
+            sources.append((self.teacher_weight, pool.teacher_logits))
         if self.ensemble_weight:
-            sources.append((self.ensemble_weight, context.ensemble_logits(updates, images)))
+            sources.append((self.ensemble_weight, context.ensemble_logits(updates, pool)))
         return context.distill(
             state,
-            images,
+            pool,
             mixed_logits(sources, self.temperature),
             epochs=self.epochs,
             lr=self.lr,
@@ -93,6 +90,7 @@ class ServerDistillation(Strategy):
             weight=self.teacher_weight + self.ensemble_weight,
         )
 
+    @property
     def reads_updates(self) -> bool:
         """Whether the clients' models teach."""
         return bool(self.ensemble_weight)

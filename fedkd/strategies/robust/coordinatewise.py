@@ -8,7 +8,6 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -16,33 +15,33 @@ from torch import Tensor
 from fedkd.core.errors import FedKDError, check_range
 from fedkd.core.messages import ClientUpdate, ServerState
 from fedkd.core.tensors import Tensors
+from fedkd.data import FederatedDataModule
 from fedkd.strategies.base import Strategy
-
-if TYPE_CHECKING:
-    from fedkd.data import FederatedDataModule
-    from fedkd.training.module import DistillationModule
+from fedkd.training.module import DistillationModule
 
 
 class CoordinateWise(Strategy, ABC):
-    """Joins each coordinate by itself. All clients count the same: a number of examples is a claim that may be false.
+    """Aggregates each coordinate by itself. All clients have the same weight: their numbers of examples may be false.
 
-    Float buffers (BatchNorm statistics) are joined by the same rule; counters take the maximum.
+    Float buffers (BatchNorm statistics) are aggregated by the same rule; counters take the maximum.
     """
+
+    decides = frozenset({"client_weights", "combine", "combine_buffers"})
 
     @abstractmethod
     def join(self, values: Tensor) -> Tensor:
-        """Join the clients' values, float32 (n, ...) -> (...)."""
+        """Aggregate the clients' values, float32 (n, ...) -> (...)."""
 
-    def weights(self, updates: Sequence[ClientUpdate]) -> list[float]:
+    def client_weights(self, updates: Sequence[ClientUpdate]) -> list[float]:
         """Return 1 for each."""
         return [1.0] * len(updates)
 
     def combine(self, state: ServerState, updates: Sequence[ClientUpdate], weights: Sequence[float]) -> Tensors:
-        """Join the deltas."""
+        """Aggregate the deltas."""
         return self._join_all([update.delta for update in updates])
 
     def combine_buffers(self, state: ServerState, updates: Sequence[ClientUpdate], weights: Sequence[float]) -> Tensors:
-        """Join the float buffers."""
+        """Aggregate the float buffers."""
         merged = super().combine_buffers(state, updates, weights)
         floats = {name: value.dtype for name, value in merged.items() if value.is_floating_point()}
         joined = self._join_all([{name: update.buffers[name] for name in floats} for update in updates])
@@ -55,8 +54,8 @@ class CoordinateWise(Strategy, ABC):
 class CoordinateMedian(CoordinateWise):
     """The median of each coordinate; of an even number of clients, the mean of the middle two.
 
-    It withstands attackers that are fewer than half of the cohort, but on skewed shards it is no estimate of the mean:
-    what only a few clients know is cut off.
+    It tolerates attackers up to less than half of the cohort. On skewed shards it does not estimate the mean: it
+    removes what only a few clients know.
     """
 
     def join(self, values: Tensor) -> Tensor:
@@ -80,7 +79,7 @@ class TrimmedMean(CoordinateWise):
         self.trim = trim
 
     def check(self, module: DistillationModule, datamodule: FederatedDataModule, cohort_size: int) -> None:
-        """Refuse a cohort of which nothing would be left."""
+        """Refuse a cohort of which trimming would leave nothing."""
         self.cut(cohort_size)
 
     def cut(self, n: int) -> int:

@@ -1,6 +1,6 @@
 """RFA: Pillutla et al., "Robust Aggregation for Federated Learning", arXiv 1912.13445, algorithms 1 and 2.
 
-The geometric median minimises sum_k alpha_k ||v - delta_k|| with alpha_k = n_k / n. The smoothed Weiszfeld algorithm
+The geometric median minimizes sum_k alpha_k ||v - delta_k|| with alpha_k = n_k / n. The smoothed Weiszfeld algorithm
 alternates beta_k = alpha_k / max(nu, ||v - delta_k||) and v = sum_k beta_k delta_k / sum_k beta_k.
 """
 
@@ -15,10 +15,10 @@ from fedkd.strategies.base import Strategy
 
 
 class GeometricMedian(Strategy):
-    """An average of the deltas that gives less to those far away; it bears outliers up to half of all examples.
+    """An average that gives distant deltas less weight; it tolerates outliers with less than half of all examples.
 
-    Clients weigh by their examples as in FedAvg, so that one which claims very many is believed. Buffers are averaged
-    with the weights that the deltas came to have.
+    Clients start with weights by examples as in FedAvg, so a false number of examples is not detected. Buffers are
+    averaged with the deltas' final weights.
 
     Args:
         smoothing: nu, > 0: distances below it count as nu.
@@ -26,20 +26,22 @@ class GeometricMedian(Strategy):
         max_iterations: >= 1; the paper finds three to be enough.
     """
 
+    decides = frozenset({"client_weights", "combine"})
+
     def __init__(self, smoothing: float = 1e-6, tolerance: float = 1e-6, max_iterations: int = 100) -> None:
         check_range("smoothing", smoothing, low=0, low_open=True)
         check_range("tolerance", tolerance, low=0, low_open=True)
         check_range("max_iterations", max_iterations, low=1, whole=True)
         self.smoothing, self.tolerance, self.max_iterations = smoothing, tolerance, max_iterations
 
-    def weights(self, updates: Sequence[ClientUpdate]) -> list[float]:
-        """Return the betas, which sum to 1: the geometric median is the mean that they weigh."""
+    def client_weights(self, updates: Sequence[ClientUpdate]) -> list[float]:
+        """Return the betas, which sum to 1: the geometric median is the mean with these weights."""
         deltas = [update.delta for update in updates]
         alphas = [update.num_examples / sum(u.num_examples for u in updates) for update in updates]
         betas, before = alphas, float("inf")
         for _ in range(self.max_iterations):
-            centre = weighted_mean(deltas, betas)
-            distances = [norm(subtract(delta, centre)) for delta in deltas]
+            center = weighted_mean(deltas, betas)
+            distances = [norm(subtract(delta, center)) for delta in deltas]
             now = sum(a * d for a, d in zip(alphas, distances, strict=True))
             if before - now <= self.tolerance * now:
                 break
@@ -48,5 +50,5 @@ class GeometricMedian(Strategy):
         return betas
 
     def combine(self, state: ServerState, updates: Sequence[ClientUpdate], weights: Sequence[float]) -> Tensors:
-        """Return the mean: the rule stands in `weights`, and no other rule fits on top of it."""
+        """Return the mean: the rule is in `client_weights`, and cannot be combined with another one."""
         return super().combine(state, updates, weights)

@@ -7,7 +7,6 @@ others; Krum takes the delta with the lowest score, Multi-Krum the mean of the m
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -15,17 +14,15 @@ from torch import Tensor
 from fedkd.core.errors import FedKDError, check_range
 from fedkd.core.messages import ClientUpdate, ServerState
 from fedkd.core.tensors import Tensors
+from fedkd.data import FederatedDataModule
 from fedkd.strategies.base import Strategy
-
-if TYPE_CHECKING:
-    from fedkd.data import FederatedDataModule
-    from fedkd.training.module import DistillationModule
+from fedkd.training.module import DistillationModule
 
 
 class MultiKrum(Strategy):
-    """The plain mean of the clients that lie closest together; the rest of the cohort is left out of the round.
+    """The plain mean of the clients whose deltas lie closest together; the others are left out of the round.
 
-    Those selected count the same, whatever number of examples they claim; their buffers are averaged likewise.
+    Selected clients have the same weight, whatever their numbers of examples; their buffers are averaged too.
 
     Args:
         num_byzantine: f, how many of a cohort may be attackers, >= 0. Cohorts need more than 2 f + 2 clients.
@@ -34,6 +31,8 @@ class MultiKrum(Strategy):
     Raises:
         FedKDError: For a cohort that is too small for f or m.
     """
+
+    decides = frozenset({"client_weights", "combine"})
 
     def __init__(self, num_byzantine: int = 1, num_selected: int | None = None) -> None:
         check_range("num_byzantine", num_byzantine, low=0, whole=True)
@@ -53,8 +52,8 @@ class MultiKrum(Strategy):
         if self.num_selected is not None and self.num_selected > cohort_size:
             raise FedKDError(f"num_selected must be <= {cohort_size}, the cohort's size, got {self.num_selected}.")
 
-    def weights(self, updates: Sequence[ClientUpdate]) -> list[float]:
-        """Return 1 for those selected and 0 for the others; of equal scores the first client's is the lower."""
+    def client_weights(self, updates: Sequence[ClientUpdate]) -> list[float]:
+        """Return 1 for those selected and 0 for the others; on equal scores the first client wins."""
         n, f = len(updates), self.num_byzantine
         self.check_cohort(n)
         m = n - f if self.num_selected is None else self.num_selected
@@ -63,7 +62,7 @@ class MultiKrum(Strategy):
         return [float(i in selected) for i in range(n)]
 
     def combine(self, state: ServerState, updates: Sequence[ClientUpdate], weights: Sequence[float]) -> Tensors:
-        """Return the mean of those selected: the rule stands in `weights`, and no other rule fits on top of it."""
+        """Return the mean of those selected: the rule is in `client_weights`, and allows no other."""
         return super().combine(state, updates, weights)
 
 

@@ -16,14 +16,16 @@ from fedkd.strategies.base import Strategy
 
 
 class NormClipping(Strategy):
-    """FedAvg of deltas that are cut to a norm first, so that no client pulls harder than that.
+    """FedAvg of deltas that are clipped to a norm first, which bounds each client's influence.
 
-    Clients still weigh by their examples. Buffers are averaged as in FedAvg, without a bound: against attackers take
-    a student without BatchNorm (``student_options: {norm: group}``).
+    Weights are by examples. Buffers are averaged as in FedAvg, without a bound: against attackers use a student
+    without BatchNorm (``student_options: {norm: group}``).
 
     Args:
         max_norm: M, the largest norm of a client's delta, all parameters together, > 0.
     """
+
+    decides = frozenset({"combine"})
 
     def __init__(self, max_norm: float = 1.0) -> None:
         check_range("max_norm", max_norm, low=0, low_open=True)

@@ -25,13 +25,13 @@ from fedkd.strategies.server_side.server_optimizer import ServerOptimizer
 
 
 class Adaptive(ServerOptimizer):
-    """What the three share: all but the update of v.
+    """Everything but the update of v, which differs between the three.
 
     Args:
         server_lr: The server's learning rate, > 0. A coordinate moves by about server_lr a round once its deltas are
             large beside tau, whatever the clients' learning rate; the paper searches it by task, 0.001 to 1.
         beta1: Decay of the first moment, in [0, 1).
-        tau: How adaptive the step is, > 0: the smaller the more; deltas far below tau are hardly scaled up.
+        tau: Degree of adaptivity, > 0: smaller is more adaptive; deltas far below tau are hardly scaled up.
     """
 
     def __init__(self, server_lr: float, beta1: float, tau: float) -> None:
@@ -44,17 +44,18 @@ class Adaptive(ServerOptimizer):
     def second_moment(self, v: Tensor, squared: Tensor) -> Tensor:
         """Return v_t from v_{t-1} and the squared delta."""
 
-    def first_memory(self, parameters: Mapping[str, Tensor]) -> dict[str, Tensors]:
+    def first_moments(self, parameters: Mapping[str, Tensor]) -> dict[str, Tensors]:
         """Return m = 0 and v = tau^2."""
         m = {name: torch.zeros_like(value, dtype=torch.float32) for name, value in parameters.items()}
         return {"m": m, "v": {name: torch.full_like(value, self.tau**2) for name, value in m.items()}}
 
-    def direction(self, delta: Mapping[str, Tensor]) -> Tensors:
+    def direction(
+        self, delta: Mapping[str, Tensor], moments: Mapping[str, Tensors]
+    ) -> tuple[Tensors, dict[str, Tensors]]:
         """Return m_t / (sqrt(v_t) + tau)."""
-        m = {name: self.beta1 * old + (1 - self.beta1) * delta[name] for name, old in self.memory["m"].items()}
-        v = {name: self.second_moment(old, delta[name].square()) for name, old in self.memory["v"].items()}
-        self.memory = {"m": m, "v": v}
-        return {name: m[name] / (v[name].sqrt() + self.tau) for name in m}
+        m = {name: self.beta1 * old + (1 - self.beta1) * delta[name] for name, old in moments["m"].items()}
+        v = {name: self.second_moment(old, delta[name].square()) for name, old in moments["v"].items()}
+        return {name: m[name] / (v[name].sqrt() + self.tau) for name in m}, {"m": m, "v": v}
 
 
 class FedAdagrad(Adaptive):

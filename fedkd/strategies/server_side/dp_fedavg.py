@@ -1,7 +1,8 @@
 """DP-FedAvg: McMahan et al., "Learning Differentially Private Recurrent Language Models", arXiv 1710.06963.
 
 Algorithm 1 with flat clipping, for cohorts of a fixed size m: w_{t+1} = w_t + (1 / m) (sum_k clip(delta_k, C) + N(0,
-(z C)^2 I)). It protects whole clients: the sequence of global models would hardly differ with another client's data.
+(z C)^2 I)). It protects whole clients: replacing one client's data changes the distribution of the global models by at
+most (epsilon, delta).
 """
 
 from __future__ import annotations
@@ -9,43 +10,43 @@ from __future__ import annotations
 import importlib
 import secrets
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from dataclasses import replace
+from typing import Any
 
 import torch
 
 from fedkd.core.errors import FedKDError, MissingResourceError, check_range
-from fedkd.core.messages import ClientUpdate, ServerState
+from fedkd.core.messages import ClientUpdate, Metrics, ServerState
 from fedkd.core.seeding import derive_seed
 from fedkd.core.tensors import Tensors, weighted_mean
+from fedkd.data import FederatedDataModule
 from fedkd.strategies.base import Strategy
+from fedkd.strategies.context import RoundContext
 from fedkd.strategies.robust.norm_clipping import clip
-
-if TYPE_CHECKING:
-    from fedkd.data import FederatedDataModule
-    from fedkd.server.context import ServerContext
-    from fedkd.training.module import DistillationModule
+from fedkd.training.module import DistillationModule
 
 
 class DPFedAvg(Strategy):
     """Clip every client's delta, average with equal weights, add Gaussian noise; epsilon is in every round's row.
 
-    The server is trusted: it sees deltas and adds the noise. All clients count the same, for a weight by examples would
-    tell of a client and scale its pull. What epsilon covers, and what not, is in docs/strategies.md.
+    The server is trusted: it sees deltas and adds the noise. All clients have the same weight, because a weight by
+    examples would reveal their number and scale a client's influence. docs/strategies.md says what epsilon covers.
 
     Args:
         clip_norm: C, the largest norm of a client's delta, all parameters together, > 0.
         noise_multiplier: z, the noise's standard deviation in the sum of deltas over C, >= 0; 0 is no privacy.
         delta: At which epsilon is stated, in (0, 1); it should be well below 1 / the number of clients.
-        seed: Decides the noise, with the round: runs can be repeated, but whoever knows the seed can take the noise off
-            again. Repetitions with other run seeds need other ones here. None draws the noise's seed from the operating
-            system, for models that are given away; such a run cannot be repeated.
+        seed: Decides the noise, with the round: runs can be repeated, but whoever knows the seed can subtract
+            the noise. Repetitions with other run seeds need other noise seeds. None draws the seed from the operating
+            system, for models that are published; such a run cannot be repeated.
 
     Raises:
         FedKDError: For values out of range; for a student with buffers (`check`).
         MissingResourceError: If the accountant is not installed.
     """
 
-    private: ClassVar[bool] = True
+    decides = frozenset({"client_weights", "combine"})
+    protects_updates = True
 
     def __init__(
         self, clip_norm: float = 1.0, noise_multiplier: float = 1.0, delta: float = 1e-5, seed: int | None = 0
@@ -55,12 +56,9 @@ class DPFedAvg(Strategy):
         check_range("delta", delta, low=0, high=1, low_open=True, high_open=True)
         import_accountant()
         self.clip_norm, self.noise_multiplier, self.delta, self.seed = clip_norm, noise_multiplier, delta, seed
-        self._frozen: set[str] = set()
 
     def check(self, module: DistillationModule, datamodule: FederatedDataModule, cohort_size: int) -> None:
-        """Refuse buffers: they are what a client saw, neither clipped nor noised. Note what is trained."""
-        assert module.student is not None
-        self._frozen = {name for name, value in module.student.named_parameters() if not value.requires_grad}
+        """Refuse buffers: they are statistics of a client's images, and get neither clipping nor noise."""
         names = set(module.student.state_dict()) - {name for name, _ in module.student.named_parameters()}
         if names:
             raise FedKDError(
@@ -68,7 +66,12 @@ class DPFedAvg(Strategy):
                 "clients' images: take one without BatchNorm, model.student_options: {norm: group}."
             )
 
-    def weights(self, updates: Sequence[ClientUpdate]) -> list[float]:
+    def start(self, state: ServerState, context: RoundContext) -> ServerState:
+        """Note the frozen parameters: no client trains them, so they get no noise."""
+        frozen = {name for name, value in context.module().student.named_parameters() if not value.requires_grad}
+        return replace(state, memory={f"frozen/{name}": torch.zeros(0) for name in frozen})
+
+    def client_weights(self, updates: Sequence[ClientUpdate]) -> list[float]:
         """Return 1 for each: with cohorts of a fixed size m, 1 / m is the paper's 1 / (q N)."""
         return [1.0] * len(updates)
 
@@ -78,17 +81,16 @@ class DPFedAvg(Strategy):
         seed = secrets.randbits(63) if self.seed is None else derive_seed(self.seed, "noise", state.round)
         generator = torch.Generator().manual_seed(seed)
         scale = self.noise_multiplier * self.clip_norm / len(updates)
-        trained = [name for name in mean if name not in self._frozen]
+        trained = [name for name in mean if f"frozen/{name}" not in state.memory]
         noisy = {name: mean[name] + scale * torch.randn(mean[name].shape, generator=generator) for name in trained}
         return {**mean, **noisy}
 
-    def metrics(self, state: ServerState, updates: Sequence[ClientUpdate], context: ServerContext) -> dict[str, float]:
+    def metrics(self, state: ServerState, updates: Sequence[ClientUpdate], context: RoundContext) -> Metrics:
         """Return epsilon after the rounds so far."""
-        num_clients = sum(len(shard) > 0 for shard in context.datamodule.shards)
-        return {"epsilon": self.epsilon(state.round, len(updates), num_clients)}
+        return {"epsilon": self.epsilon(state.round, len(updates), len(context.clients))}
 
     def epsilon(self, rounds: int, clients_per_round: int, num_clients: int) -> float:
-        """Return epsilon, at this strategy's delta, for neighbours that differ in one client being replaced.
+        """Return epsilon, at this strategy's delta, for neighbors that differ in one client being replaced.
 
         Cohorts are drawn at a fixed size and without replacement, and accounted for as such: Renyi differential privacy
         of Wang, Balle and Kasiviswanathan, arXiv 1808.00087, theorem 27. A replaced client moves the sum of deltas by
@@ -117,7 +119,7 @@ class DPFedAvg(Strategy):
 
 
 def import_accountant() -> Any:
-    """Return the library dp_accounting, or say how to get it."""
+    """Return the library dp_accounting; raise with how to install it if it is missing."""
     try:
         importlib.import_module("dp_accounting.rdp")
         return importlib.import_module("dp_accounting")

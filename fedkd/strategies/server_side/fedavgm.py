@@ -28,13 +28,14 @@ class FedAvgM(ServerOptimizer):
         check_range("momentum", momentum, low=0, high=1, high_open=True)
         self.momentum = momentum
 
-    def first_memory(self, parameters: Mapping[str, Tensor]) -> dict[str, Tensors]:
+    def first_moments(self, parameters: Mapping[str, Tensor]) -> dict[str, Tensors]:
         """Return a velocity of zero."""
         zeros = {name: torch.zeros_like(value, dtype=torch.float32) for name, value in parameters.items()}
         return {"velocity": zeros}
 
-    def direction(self, delta: Mapping[str, Tensor]) -> Tensors:
+    def direction(
+        self, delta: Mapping[str, Tensor], moments: Mapping[str, Tensors]
+    ) -> tuple[Tensors, dict[str, Tensors]]:
         """Return the velocity."""
-        velocity = add_scaled(delta, self.memory["velocity"], self.momentum)
-        self.memory = {"velocity": velocity}
-        return velocity
+        velocity = add_scaled(delta, moments["velocity"], self.momentum)
+        return velocity, {"velocity": velocity}

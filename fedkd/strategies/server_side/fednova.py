@@ -1,21 +1,21 @@
 """FedNova: Wang et al., "Tackling the Objective Inconsistency Problem in Heterogeneous Federated Optimization".
 
-arXiv 2007.07481, section 4. Client i's delta is -lr G_i a_i: its gradients G_i, and a_i, what SGD made of each of them.
-FedAvg leans to clients with many steps; FedNova averages d_i = delta_i / ||a_i||_1 instead and goes as far as FedAvg
-would: w_{t+1} = w_t + (sum_i p_i ||a_i||_1) sum_i p_i delta_i / ||a_i||_1, with p_i = n_i / n.
+arXiv 2007.07481, section 4. Client i's delta is -lr G_i a_i: with its gradients G_i and the weights a_i that SGD gives
+them. FedAvg favors clients with many steps; FedNova averages d_i = delta_i / ||a_i||_1 instead and goes as far as
+FedAvg would: w_{t+1} = w_t + (sum_i p_i ||a_i||_1) sum_i p_i delta_i / ||a_i||_1, with p_i = n_i / n.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from lightning.pytorch import Trainer
 
 from fedkd.core.errors import FedKDError
-from fedkd.core.messages import ClientTask, ClientUpdate, ServerState
+from fedkd.core.messages import ClientTask, ClientUpdate, LocalRule, ServerState
 from fedkd.core.tensors import Tensors, weighted_mean
 from fedkd.strategies.base import Strategy
 
@@ -23,20 +23,21 @@ SUM = "accumulation"
 
 
 class FedNova(Strategy):
-    """Average the clients' deltas a step, so that who takes more steps weighs no more; FedAvg where steps are equal.
+    """Average the clients' deltas per step, so that more local steps give no more weight; FedAvg if steps are equal.
 
-    Momentum of the clients' SGD is counted in, dampened or Nesterov's too, and each client sends one number more,
-    ||a_i||_1. Under any other optimizer, such as Adam, whose delta is no fixed sum of gradients, every step counts 1.
-    Weight decay and a proximal term are taken for parts of the objective, not for parts of a_i.
+    a_i includes the momentum of the clients' SGD, with dampening or Nesterov too. Each client sends one more number,
+    ||a_i||_1. With any other optimizer, such as Adam, whose delta is no fixed sum of gradients, every step counts 1.
+    Weight decay and a proximal term count as parts of the objective, not of a_i.
     """
 
-    def finalize_update(self, update: ClientUpdate, task: ClientTask, trainer: Trainer) -> ClientUpdate:
-        """Add ||a_i||_1."""
-        total = torch.tensor(accumulation(trainer.optimizers[0], update.num_steps), dtype=torch.float64)
-        return replace(update, extras={**update.extras, SUM: total})
+    decides = frozenset({"combine"})
+
+    def local_rule(self, state: ServerState, client: int) -> LocalRule:
+        """Return the rule that sends ||a_i||_1."""
+        return StepCount()
 
     def combine(self, state: ServerState, updates: Sequence[ClientUpdate], weights: Sequence[float]) -> Tensors:
-        """Return the normalised average; a client that took no step adds nothing."""
+        """Return the normalized average; a client that took no step adds nothing."""
         total = sum(weights)
         sums = [float(update.extras[SUM]) for update in updates]
         if not any(sums):
@@ -45,6 +46,16 @@ class FedNova(Strategy):
         shares = [w / total * length / a if a else 0.0 for w, a in zip(weights, sums, strict=True)]
         mean, scale = weighted_mean([update.delta for update in updates], shares), sum(shares)
         return {name: scale * value for name, value in mean.items()}
+
+
+@dataclass(frozen=True)
+class StepCount(LocalRule):
+    """Sends ||a_i||_1 beside the delta."""
+
+    def finish(self, update: ClientUpdate, task: ClientTask, trainer: Trainer) -> ClientUpdate:
+        """Add ||a_i||_1."""
+        total = torch.tensor(accumulation(trainer.optimizers[0], update.num_steps), dtype=torch.float64)
+        return replace(update, extras={**update.extras, SUM: total})
 
 
 def accumulation(optimizer: torch.optim.Optimizer, num_steps: int) -> float:

@@ -17,6 +17,8 @@ class PooledBatchNorm(Strategy):
     mean)^2)`` and so is never negative. Combine it with any strategy that leaves the buffers alone.
     """
 
+    decides = frozenset({"combine_buffers"})
+
     def combine_buffers(self, state: ServerState, updates: Sequence[ClientUpdate], weights: Sequence[float]) -> Tensors:
         """Average the buffers, and add to each variance that of the clients' means."""
         merged = super().combine_buffers(state, updates, weights)

@@ -1,4 +1,4 @@
-"""The second exchange of a head: clients choose a scale together, by a few floats each."""
+"""The second exchange of a head: it chooses a scale from a few losses of each client."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from fedkd.teachers.heads.privacy import CHOICE_SHARE, GaussianPrivacy
 
 
 def scale_grid(octaves: int = 8, steps: int = 4) -> Tensor:
-    """Return the scales that are tried: from 1 to ``2 ** octaves``, ``steps`` an octave, float64."""
+    """Return the candidate scales: from 1 to ``2 ** octaves``, ``steps`` an octave, float64."""
     return 2 ** (torch.arange(octaves * steps + 1, dtype=torch.float64) / steps)
 
 
 def loss_sums(logits: Iterable[Tensor], targets: Tensor, privacy: GaussianPrivacy | None, client: int) -> Tensor:
-    """Return what a client answers: its summed loss under each of G candidates, (G,) float64.
+    """Return a client's summed loss under each of G candidates, (G,) float64.
 
     The loss is the cross-entropy. With privacy it is the Brier score |softmax - y|^2 less one, which is as proper, and
     bounded: one image changes each of the G numbers by 1 at most, so the sensitivity is sqrt(G).
@@ -38,8 +38,8 @@ def loss_sums(logits: Iterable[Tensor], targets: Tensor, privacy: GaussianPrivac
 def best(answers: Sequence[Tensor], privacy: GaussianPrivacy | None) -> int:
     """Return which candidate has the least loss over all clients.
 
-    With privacy it is the first of those that noise does not tell from the least: candidates are in the order of
-    boldness, and a teacher that is unsure by mistake does less harm than one that is sure. The least of G noises of
+    With privacy it is the first of those that noise cannot separate from the least: candidates are in the order of
+    confidence, and a teacher that is too unsure does less harm than one that is too sure. The least of G noises of
     deviation s is about s sqrt(2 log G) below zero, and the first candidate's own noise is about s.
     """
     total = torch.stack(list(answers)).sum(0)

@@ -1,4 +1,4 @@
-"""The head of an ensemble: it pools the members' opinions, with weights that can be fitted."""
+"""The head of an ensemble: the weighted mean of the members' log-probabilities; the weights can be fitted."""
 
 from __future__ import annotations
 
@@ -8,16 +8,17 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from fedkd.teachers.heads.clients import HeadClients
 from fedkd.teachers.heads.head import FederatedHead, FittedHead
-from fedkd.teachers.teacher import Teacher, overrides_forward
+from fedkd.teachers.teacher import Teacher
 
 
 class EnsembleHead(nn.Module):
-    """Pools opinions: features (B, D_1 + ... + D_M) -> logits (B, K) = sum_m w_m log softmax(head_m(x_m)).
+    """Features (B, D_1 + ... + D_M) -> logits (B, K) = sum_m w_m log softmax(head_m(x_m)).
 
     It is the logarithmic pool of the members' distributions (Genest & Zidek 1986). Any softmax of it, at any
-    temperature, is that of the members' weighted mean logits. But log-probabilities have one zero for all members,
-    while logits differ by whatever a member adds to all classes, such as SigLIP's bias; a loss on logits would see it.
+    temperature, is that of the members' weighted mean logits. But logits may contain a constant that a
+    member adds to all classes, such as SigLIP's bias, which a loss on logits would see; log-probabilities do not.
 
     Args:
         heads: One for each member, features (B, D_m) -> logits (B, K).
@@ -54,19 +55,17 @@ class MembersHeads(FederatedHead):
     def __init__(self, members: Sequence[Teacher], widths: Sequence[int], weights: Tensor) -> None:
         self.members, self.widths, self.weights = members, widths, weights
 
-    def fit(self, features: np.ndarray, targets: Tensor, shards: Sequence[np.ndarray], num_classes: int) -> FittedHead:
+    def fit(self, clients: HeadClients) -> FittedHead:
         """Fit the heads: see `FederatedHead.fit`."""
-        heads, fits, ends = [], [], np.cumsum(self.widths)
-        for member, width, end in zip(self.members, self.widths, ends, strict=True):
+        heads, fits, stops = [], [], np.cumsum(self.widths).tolist()
+        for member, width, stop in zip(self.members, self.widths, stops, strict=True):
             given = head_of(member)
             if given is None:
-                fits.append(member.head_method.fit(features[:, end - width : end], targets, shards, num_classes))
+                fits.append(member.head_method.fit(clients.part(stop - width, stop)))
                 given = fits[-1].module
             heads.append(given)
         return FittedHead(
             EnsembleHead(heads, self.widths, self.weights),
-            bytes_up=sum(fit.bytes_up for fit in fits),
-            bytes_down=sum(fit.bytes_down for fit in fits),
             sends="; and ".join(dict.fromkeys(fit.sends for fit in fits)),
             chosen={f"{name}_{i}": value for i, fit in enumerate(fits) for name, value in fit.chosen.items()},
         )
@@ -107,8 +106,8 @@ def fitted_weights(opinions: Tensor, targets: Tensor, steps: int = 2000) -> Tens
 
 
 def head_of(member: Teacher) -> nn.Module | None:
-    """Return what turns a member's outputs into logits, or None where that is to be fitted."""
-    if overrides_forward(member):
+    """Return the module that maps a member's outputs to logits, or None where a head is to be fitted."""
+    if member.overrides_forward:
         return nn.Identity()
     return None if member.head_is_fitted else member.head
 

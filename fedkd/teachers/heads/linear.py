@@ -2,27 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from fedkd.core.errors import check_range
+from fedkd.core.messages import ClientTask, ClientUpdate
 from fedkd.core.seeding import derive_seed
-from fedkd.teachers.heads.head import FederatedHead, FittedHead, Shards
+from fedkd.data.site import ClientSite
+from fedkd.teachers.heads.clients import HeadClients, features_of
+from fedkd.teachers.heads.head import FederatedHead, FittedHead
 from fedkd.teachers.heads.modules import LinearClassifier
 
 
 @dataclass(frozen=True)
 class LinearHead(FederatedHead):
-    """Softmax regression, trained by rounds of local SGD and averaging: what clients would do without closed forms.
+    """Softmax regression, trained by rounds of local SGD and averaging: the baseline without a closed form.
 
-    Unlike `RidgeHead` it depends on the partition: the more classes differ between clients, the more local steps pull
-    apart. Features are standardised first, with means and variances from sums, so that ``lr`` means the same for every
-    backbone; in the end that is folded into the weights. Every client takes part in every round.
+    Unlike `RidgeHead` it depends on the partition: the more classes differ between clients, the more local steps
+    diverge. Features are standardized first, with means and variances from sums, so that ``lr`` means the same for
+    every backbone; this is folded into the weights at the end. Every client takes part in every round.
 
     Args:
         rounds: Rounds of averaging; >= 1.
@@ -47,47 +49,62 @@ class LinearHead(FederatedHead):
         check_range("batch_size", self.batch_size, low=1, whole=True)
         check_range("weight_decay", self.weight_decay, low=0)
 
-    def fit(self, features: np.ndarray, targets: Tensor, shards: Sequence[np.ndarray], num_classes: int) -> FittedHead:
+    def fit(self, clients: HeadClients) -> FittedHead:
         """Fit the head: see `FederatedHead.fit`."""
-        data = Shards(features, targets, shards, privacy=None)
-        moments = torch.stack([_moments(data.rows(shard)[0]) for shard in data.clients.values()]).sum(0)  # (2 D + 1,)
-        dim, n = features.shape[1], float(moments[-1])
+        sums = clients.run(send_feature_sums)
+        moments = torch.stack([update.extras["sums"] for update in sums]).sum(0)  # (2 D + 1,)
+        dim, n = clients.dim, float(moments[-1])
         mean = moments[:dim] / n
         std = (moments[dim:-1] / n - mean.square()).clamp(min=0).sqrt()
-        std = torch.where(std > 1e-6 * mean.abs(), std, torch.ones_like(std))  # a constant feature says nothing
+        std = torch.where(std > 1e-6 * mean.abs(), std, torch.ones_like(std))  # a constant feature is not scaled
 
-        weight = torch.zeros(dim + 1, num_classes)  # the last row is the bias
+        names = ("seed", "lr", "batch_size", "local_epochs", "weight_decay")
+        settings = {name: getattr(self, name) for name in names}
+        weight = torch.zeros(dim + 1, clients.num_classes)  # the last row is the bias
+        states: dict[int, Mapping[str, Tensor]] = {}
         for round in range(self.rounds):
+            extras = {"weight": weight} if states else {"weight": weight, "mean": mean, "std": std}
+            updates = clients.run(train_linear_head, extras, {**settings, "round": round}, client_states=states)
+            states = {update.client: update.client_state or {} for update in updates}
             average = torch.zeros_like(weight, dtype=torch.float64)
-            for client, shard in data.clients.items():
-                x, y = data.rows(shard)
-                local = self._train(weight, ((x - mean) / std).float(), y, derive_seed(self.seed, round, client))
-                average += local.double() * (len(shard) / n)
+            for update in updates:
+                average += update.extras["weight"].double() * (update.num_examples / n)
             weight = average.float()
 
         folded = weight[:-1].double() / std[:, None]
         return FittedHead(
             LinearClassifier(folded, weight[-1] - mean @ folded),
-            bytes_up=len(data) * (8 * len(moments) + self.rounds * 4 * weight.numel()),
-            bytes_down=len(data) * (8 * 2 * dim + self.rounds * 4 * weight.numel()),
             sends=f"sums of x and x^2; then, in each of {self.rounds} rounds, its classifier",
         )
 
-    def _train(self, weight: Tensor, features: Tensor, targets: Tensor, seed: int) -> Tensor:
-        """Return a client's weights (D + 1, K) after its local epochs."""
-        weight = weight.clone()
-        x = F.pad(features, (0, 1), value=1.0)  # (n, D + 1)
-        one_hot = F.one_hot(targets, weight.shape[1]).float()
-        decay = torch.full((len(weight), 1), self.weight_decay)
-        decay[-1] = 0
-        generator = torch.Generator().manual_seed(seed)
-        for _ in range(self.local_epochs):
-            for batch in torch.randperm(len(x), generator=generator).split(self.batch_size):
-                error = (x[batch] @ weight).softmax(1) - one_hot[batch]  # (b, K), the gradient by the logits
-                weight -= self.lr * (x[batch].T @ error / len(batch) + decay * weight)
-        return weight
+
+def send_feature_sums(site: ClientSite, task: ClientTask) -> ClientUpdate:
+    """Send the sums of the client's features and of their squares, and their number: ``extras["sums"]``, (2 D + 1,)."""
+    features = features_of(site, task)
+    count = features.new_tensor([len(features)])
+    sums = torch.cat([features.sum(0), features.square().sum(0), count])
+    return ClientUpdate(task.client, len(site.rows), extras={"sums": sums})
 
 
-def _moments(features: Tensor) -> Tensor:
-    """(n, D) -> the sums of x and x^2 and n: (2 D + 1,) float64."""
-    return torch.cat([features.sum(0), features.square().sum(0), features.new_tensor([len(features)])])
+def train_linear_head(site: ClientSite, task: ClientTask) -> ClientUpdate:
+    """Train the classifier on the client's standardized features: ``extras["weight"]``, (D + 1, K).
+
+    Args:
+        site: The client's.
+        task: ``extras`` hold the ``weight`` to start from and, in the first round, the features' ``mean`` and ``std``,
+            (D,), which the client keeps; ``settings`` those of `LinearHead`, and the round.
+    """
+    settings = task.settings
+    moments = task.client_state or {name: task.extras[name] for name in ("mean", "std")}
+    features = ((features_of(site, task) - moments["mean"]) / moments["std"]).float()
+    weight = task.extras["weight"].clone()
+    x = F.pad(features, (0, 1), value=1.0)  # (n, D + 1)
+    one_hot = F.one_hot(site.rows.targets, weight.shape[1]).float()
+    decay = torch.full((len(weight), 1), settings["weight_decay"])
+    decay[-1] = 0
+    generator = torch.Generator().manual_seed(derive_seed(settings["seed"], settings["round"], task.client))
+    for _ in range(settings["local_epochs"]):
+        for batch in torch.randperm(len(x), generator=generator).split(settings["batch_size"]):
+            error = (x[batch] @ weight).softmax(1) - one_hot[batch]  # (b, K), the gradient by the logits
+            weight -= settings["lr"] * (x[batch].T @ error / len(batch) + decay * weight)
+    return ClientUpdate(task.client, len(site.rows), extras={"weight": weight}, client_state=moments)

@@ -60,8 +60,8 @@ class ZeroShotHead(nn.Module):
 
     Args:
         text: T, one unit vector a class, (K, D).
-        scale: The checkpoint's learnt inverse temperature.
-        bias: SigLIP's learnt bias. The same for all classes, it changes no softmax, but a sigmoid.
+        scale: The checkpoint's learned inverse temperature.
+        bias: SigLIP's learned bias. It is the same for all classes, so it changes a sigmoid but no softmax.
     """
 
     text: Tensor

@@ -2,7 +2,7 @@
 
 Balle & Wang 2018, "Improving the Gaussian Mechanism for Differential Privacy" (arXiv 1805.06530).
 
-Two shards are neighbours if one has one image more. If a release f has the L2 sensitivity Delta (the most that one
+Two shards are neighbors if one has one image more. If a release f has the L2 sensitivity Delta (the most that one
 image can change it), then f + N(0, sigma^2 I) is (epsilon, delta)-private exactly if, with mu = Delta / sigma,
 
     Phi(mu / 2 - epsilon / mu) - e^epsilon Phi(-mu / 2 - epsilon / mu) <= delta                            (Theorem 8)
@@ -34,7 +34,7 @@ class GaussianPrivacy:
     """Every image is (epsilon, delta)-private towards the server: its client adds noise to all that it sends.
 
     Nobody needs to be trusted, so the noise of all clients adds up: few large clients lose less than many small ones.
-    The guarantee is for one image of one client and for the fit of one head. It says nothing of the student, which is
+    The guarantee is for one image of one client and for the fit of one head. It does not cover the student, which is
     trained on the images as well.
 
     Args:

@@ -1,26 +1,27 @@
 """Class means as a head: Snell et al. 2017, "Prototypical Networks for Few-shot Learning" (arXiv 1703.05175).
 
-A class is the mean of its images' features, its prototype, and an image belongs to the nearest. Means need only sums:
-a client sends, for each class, sum x, the number of its images and, for Euclidean distances, sum |x|^2.
+The prototype of a class is the mean of its images' features; an image is assigned to the nearest prototype. Means need
+only sums: a client sends, for each class, sum x, the number of its images and, for Euclidean distances, sum |x|^2.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import reduce
 from operator import add
 from typing import Literal
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fedkd.core.errors import FedKDError, unknown_name
+from fedkd.core.messages import ClientTask, ClientUpdate
+from fedkd.data.site import ClientSite
 from fedkd.teachers.heads.calibration import best, loss_sums, scale_grid
-from fedkd.teachers.heads.head import FederatedHead, FittedHead, Shards
+from fedkd.teachers.heads.clients import HeadClients, features_of, privacy_of
+from fedkd.teachers.heads.head import FederatedHead, FittedHead
 from fedkd.teachers.heads.modules import ClipNorm, LinearClassifier, UnitNorm
 from fedkd.teachers.heads.privacy import SUMS_SHARE, GaussianPrivacy
 
@@ -29,19 +30,18 @@ _DISTANCES = ("cosine", "euclidean")
 
 @dataclass(frozen=True)
 class PrototypeHead(FederatedHead):
-    """Class means, and a scale that is chosen as `RidgeHead` chooses its own. The same for every partition.
+    """Class means, with a scale that is chosen as for `RidgeHead`. The same for every partition.
 
     With "cosine" features x are scaled to unit length first, and the logits are scale * x . m_k / |m_k|. With
-    "euclidean" they are -scale * |x - m_k|^2 / r^2, less what is the same for all classes. There r^2 is the mean
-    squared distance of an image to its class's mean: so a scale means the same whatever the features' own.
+    "euclidean" they are -scale * |x - m_k|^2 / r^2, less a term that is the same for all classes. r^2 is the
+    mean squared distance of an image to its class mean, so a scale does not depend on that of the features.
 
-    A client sends (D + 1) K numbers, or (D + 2) K: for many features far less than a ridge head's D^2 / 2. A class that
-    no client has is the least likely one: in place of a cosine it has -1, and in place of a distance that of the mean
-    of all, r^2 more.
+    A client sends (D + 1) K numbers, or (D + 2) K: for many features far less than a ridge head's D^2 / 2. A class
+    that no client has is the least likely one: its cosine is -1, or its distance that of the mean of all plus r^2.
 
     Args:
         distance: "cosine" or "euclidean".
-        privacy: Makes all that clients send differentially private. Both exchanges share the one budget.
+        privacy: Makes everything that clients send differentially private. Both exchanges share the one budget.
     """
 
     distance: Literal["cosine", "euclidean"] = "cosine"
@@ -51,28 +51,22 @@ class PrototypeHead(FederatedHead):
         if self.distance not in _DISTANCES:
             raise unknown_name("distance", self.distance, _DISTANCES)
 
-    def fit(self, features: np.ndarray, targets: Tensor, shards: Sequence[np.ndarray], num_classes: int) -> FittedHead:
+    def fit(self, clients: HeadClients) -> FittedHead:
         """Fit the head: see `FederatedHead.fit`."""
-        data = Shards(features, targets, shards, self.privacy)
-        sent = [self.noisy(self.sums(*self._rows(data, shard), num_classes), c) for c, shard in data.clients.items()]
-        total = reduce(add, sent)
+        settings = {"distance": self.distance}
+        updates = clients.run(send_prototype_sums, settings=settings, privacy=self.privacy)
+        total = reduce(add, [update.extras["sums"] for update in updates])
         weight, bias = self.classifier(total)
 
         scales = scale_grid(octaves=12, steps=1 if self.privacy else 4)
-        answers = []
-        for client, shard in data.clients.items():
-            x, y = self._rows(data, shard)
-            logits, y = (x @ weight + bias, y) if self.privacy else self.leave_one_out(total, x, y)
-            answers.append(loss_sums((scale * logits for scale in scales), y, self.privacy, client))
-        scale = float(scales[best(answers, self.privacy)])
+        answers = clients.run(send_prototype_losses, {"total": total, "scales": scales}, settings, self.privacy)
+        scale = float(scales[best([answer.extras["losses"] for answer in answers], self.privacy)])
         before: list[nn.Module] = [UnitNorm()] if self.distance == "cosine" else []
         if self.privacy and not before:
             before = [ClipNorm(self.privacy.clip)]
         classifier = LinearClassifier(weight, bias, scale)
         return FittedHead(
             nn.Sequential(*before, classifier) if before else classifier,
-            bytes_up=sum(8 * sums.numel() for sums in sent) + sum(8 * len(answer) for answer in answers),
-            bytes_down=len(data) * 8 * (total.numel() + len(scales)),
             sends=f"sums of x by class{', with noise' if self.privacy else ''}; then its loss at {len(scales)} scales",
             chosen={"scale": scale},
         )
@@ -98,7 +92,7 @@ class PrototypeHead(FederatedHead):
         """Return a client's sums with noise, if they are to be private.
 
         One image adds (x, 1) or (x, 1, |x|^2) to one column. So the sensitivity is sqrt(2) for "cosine", where x is of
-        length one, and sqrt(c^2 + 1 + c^4) for "euclidean", where it is c = ``privacy.clip`` at most.
+        length one, and sqrt(c^2 + 1 + c^4) for "euclidean", where its length is at most c = ``privacy.clip``.
         """
         if self.privacy is None:
             return sums
@@ -125,7 +119,7 @@ class PrototypeHead(FederatedHead):
     def leave_one_out(self, total: Tensor, features: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """Return the unscaled logits of each image by prototypes made without it, and its label.
 
-        Images that are alone in their class are left out: without them it has no prototype.
+        The only image of a class is left out: without it the class has no prototype.
 
         Args:
             total: The sums over all clients.
@@ -156,6 +150,36 @@ class PrototypeHead(FederatedHead):
         within = float((squares - sums.square().sum(0) / counts).sum() / counts.sum())
         return max(within, 1e-6 * mean_square) or 1.0
 
-    def _rows(self, data: Shards, shard: np.ndarray) -> tuple[Tensor, Tensor]:
-        features, targets = data.rows(shard)
-        return (F.normalize(features, dim=1), targets) if self.distance == "cosine" else (features, targets)
+
+def send_prototype_sums(site: ClientSite, task: ClientTask) -> ClientUpdate:
+    """Send the client's sums by class: ``extras["sums"]``; see `PrototypeHead.sums`."""
+    head = _head_of(task)
+    sums = head.sums(_rows(head, site, task), site.rows.targets, task.settings["num_classes"])
+    return ClientUpdate(task.client, len(site.rows), extras={"sums": head.noisy(sums, task.client)})
+
+
+def send_prototype_losses(site: ClientSite, task: ClientTask) -> ClientUpdate:
+    """Send the client's summed loss at each of some scales: ``extras["losses"]``, (G,).
+
+    Args:
+        site: The client's.
+        task: ``extras`` hold the ``total`` of all clients' sums and the ``scales``, (G,).
+    """
+    head, total = _head_of(task), task.extras["total"]
+    x, y = _rows(head, site, task), site.rows.targets
+    if head.privacy is not None:
+        weight, bias = head.classifier(total)
+        logits = x @ weight + bias
+    else:
+        logits, y = head.leave_one_out(total, x, y)
+    losses = loss_sums((scale * logits for scale in task.extras["scales"]), y, head.privacy, task.client)
+    return ClientUpdate(task.client, len(site.rows), extras={"losses": losses})
+
+
+def _head_of(task: ClientTask) -> PrototypeHead:
+    return PrototypeHead(task.settings["distance"], privacy_of(task))
+
+
+def _rows(head: PrototypeHead, site: ClientSite, task: ClientTask) -> Tensor:
+    features = features_of(site, task)
+    return F.normalize(features, dim=1) if head.distance == "cosine" else features

@@ -1,128 +1,166 @@
-"""Ridge regression from sums: what clients send, how the server adds it up, and how it solves.
-
-Ridge regression needs the data only through sums over images, and sums can be formed by each client alone and added in
-any order. So the solution is that of all data in one place, to rounding, however skewed the clients' shards are. With
-x a feature vector, y its one-hot target and n the number of images:
-
-    a client sends   A = sum [x 1] [x 1]^T  (its upper triangle)  and  B = sum [x 1] y^T
-    the server adds  A and B over clients, and centres:  S = sum (x - m)(x - m)^T,  C = sum (x - m)(y - t)^T
-    and solves       W = (S + lambda I)^-1 C,   b = t - W^T m           (m, t: the means; the bias is not penalised)
-"""
+"""Ridge regression as a head: solved in closed form from sums that clients send, then scaled."""
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
+from functools import reduce
+from operator import add
+from typing import Literal
 
-import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from fedkd.core.errors import FedKDError
-from fedkd.teachers.heads.privacy import SUMS_SHARE, GaussianPrivacy
+from fedkd.core.errors import FedKDError, check_range
+from fedkd.core.messages import ClientTask, ClientUpdate
+from fedkd.data.site import ClientSite
+from fedkd.teachers.heads.calibration import best, loss_sums, scale_grid
+from fedkd.teachers.heads.clients import HeadClients, features_of, privacy_of
+from fedkd.teachers.heads.head import FederatedHead, FittedHead
+from fedkd.teachers.heads.modules import ClipNorm, LinearClassifier
+from fedkd.teachers.heads.privacy import GaussianPrivacy
+from fedkd.teachers.heads.ridge_solution import RidgeProblem, RidgeSolution, choose_regularization
+from fedkd.teachers.heads.ridge_statistics import RidgeStatistics, is_held_out, pack, unpack
 
 
-@dataclass(frozen=True, eq=False)
-class RidgeStatistics:
-    """The sums over a client's images, in float64; adding two gives those of both clients' images.
+@dataclass(frozen=True)
+class RidgeHead(FederatedHead):
+    """Ridge regression on one-hot targets, solved in closed form from sums that clients send, then given a temperature.
+
+    The head is the same, to rounding, for every partition of the same data: see `fedkd.teachers.heads.ridge`.
+
+    The server chooses the regularization from sums alone: each client sends its sums in two parts, over a fixed fifth
+    of its images and over the others. The sums of the others solve the regression for each value of a grid, those of
+    the fifth give each solution's squared error, and all of them give the final head.
+
+    The outputs of a ridge regression lie around 0 and 1, which is too flat for a softmax. So a second exchange chooses
+    a scale: the server sends the solution and a grid of scales, each client replies with its sum of cross-entropies at
+    each of them, and the server takes the scale with the least total. The logits are leave-one-out ones, because a head
+    is overconfident on images that it was fitted to.
+
+    With privacy both exchanges share the one budget. The penalty is at least the norm of all noise, which is known
+    in any case, and then little is left to choose: "auto" is that or 0.01, and the images stay in one part. The
+    scale is chosen on fitted logits, since a private solution hardly depends on any single image.
 
     Args:
-        second_moments: Upper triangle, row by row, of sum [x 1] [x 1]^T: ((D + 1) (D + 2) / 2,). Its last number is n.
-        cross_moments: sum [x 1] y^T, (D + 1, K). Its last row counts the images of each class.
-        noise: The variance of the noise that was added to each number; everybody knows it.
+        regularization: The penalty, relative to the features' mean variance, > 0; or "auto".
+        privacy: Makes everything that clients send differentially private.
     """
 
-    second_moments: Tensor
-    cross_moments: Tensor
-    noise: float = 0.0
+    regularization: float | Literal["auto"] = "auto"
+    privacy: GaussianPrivacy | None = None
 
-    @classmethod
-    def from_features(cls, features: Tensor, targets: Tensor, num_classes: int) -> RidgeStatistics:
-        """Sum over a client's images.
+    def __post_init__(self) -> None:
+        if isinstance(self.regularization, str):
+            if self.regularization != "auto":
+                raise FedKDError(f"regularization must be > 0 or 'auto', got {self.regularization!r}.")
+        else:
+            check_range("regularization", self.regularization, low=0, low_open=True)
 
-        Args:
-            features: (n, D), any float type; n may be 0.
-            targets: (n,) labels in [0, K).
-            num_classes: K.
-        """
-        x = torch.cat(
-            [features.double(), features.new_ones(len(features), 1, dtype=torch.float64)], dim=1
-        )  # (n, D + 1)
-        cross = x.new_zeros(num_classes, x.shape[1]).index_add_(0, targets.to(x.device), x)
-        return cls(pack(x.T @ x).cpu(), cross.T.contiguous().cpu())
-
-    def __add__(self, other: RidgeStatistics) -> RidgeStatistics:
-        """Return the sums over both clients' images."""
-        if self.cross_moments.shape != other.cross_moments.shape:
-            raise FedKDError(
-                "Cannot add statistics of different features or classes: "
-                f"{tuple(self.cross_moments.shape)} and {tuple(other.cross_moments.shape)}."
-            )
-        return RidgeStatistics(
-            self.second_moments + other.second_moments,
-            self.cross_moments + other.cross_moments,
-            self.noise + other.noise,
+    def fit(self, clients: HeadClients) -> FittedHead:
+        """Fit the head: see `FederatedHead.fit`."""
+        solution, regularization = self._regress(clients)
+        scales = scale_grid(steps=1 if self.privacy else 4)
+        extras = {**self._sent(solution), "scales": scales}
+        answers = clients.run(send_ridge_losses, extras, privacy=self.privacy)
+        scale = float(scales[best([answer.extras["losses"] for answer in answers], self.privacy)])
+        return FittedHead(
+            self._module(solution, scale),
+            sends=f"{self._sends}; then its loss at {len(scales)} scales",
+            chosen={"regularization": regularization, "scale": scale},
         )
 
-    def noisy(self, privacy: GaussianPrivacy, *keys: int | str) -> RidgeStatistics:
-        """Return what a client sends in their place when features, of norm c = ``privacy.clip`` at most, are private.
-
-        One image adds x x^T, whose upper triangle has the squared norm (|x|^4 + sum x_i^4) / 2 <= c^4, and [x 1] to one
-        column of B, at most c^2 + 1. So the sensitivity is sqrt(c^4 + c^2 + 1), reached by x = (c, 0, ..., 0). What is
-        left of A, its last column, is B summed over the classes: it is taken from there, and spends nothing.
-
-        Args:
-            privacy: The budget, of which this spends the share for sums.
-            keys: Say which release it is.
-        """
-        c, size = privacy.clip, len(self.cross_moments)
-        sensitivity = math.sqrt(c**4 + c**2 + 1)
-        flat = torch.cat([self.second_moments, self.cross_moments.flatten()])
-        noisy = privacy.add_noise(flat, sensitivity, SUMS_SHARE, *keys)
-        second, cross = noisy[: len(self.second_moments)], noisy[len(self.second_moments) :].view(size, -1)
-        full = unpack(second, size)
-        full[-1], full[:, -1] = cross.sum(1), cross.sum(1)
-        return RidgeStatistics(pack(full), cross, self.noise + privacy.sigma(sensitivity, SUMS_SHARE) ** 2)
+    @property
+    def _in_two_parts(self) -> bool:
+        return self.regularization == "auto" and self.privacy is None
 
     @property
-    def num_bytes(self) -> int:
-        """Return how many bytes a client sends: these two tensors and nothing else."""
-        return sum(t.numel() * t.element_size() for t in (self.second_moments, self.cross_moments))
+    def _sends(self) -> str:
+        parts = " over two parts of its images" if self._in_two_parts else ""
+        return f"sums of x x^T and x y^T{parts}{', with noise' if self.privacy else ''}"
 
-    @property
-    def count(self) -> int:
-        """Return n, the number of images."""
-        return int(self.second_moments[-1])
+    def _regress(self, clients: HeadClients) -> tuple[RidgeSolution, float]:
+        """Return the solution and its regularization: the first exchange."""
+        parts = ("fit", "held_out") if self._in_two_parts else ("all",)
+        updates = clients.run(send_ridge_statistics, settings={"parts": parts}, privacy=self.privacy)
+        sent = {part: [statistics_in(update, part) for update in updates] for part in parts}
+        if self._in_two_parts:
+            regularization = choose_regularization(reduce(add, sent["fit"]), reduce(add, sent["held_out"]))
+        else:
+            regularization = 1e-2 if self.regularization == "auto" else float(self.regularization)
+        everything = [statistics for part in parts for statistics in sent[part]]
+        problem = RidgeProblem.from_statistics(reduce(add, everything))
+        return problem.solve(regularization), problem.effective(regularization)
 
-    @property
-    def class_counts(self) -> Tensor:
-        """Return the number of images of each class, (K,) float64."""
-        return self.cross_moments[-1]
+    def _sent(self, solution: RidgeSolution) -> dict[str, Tensor]:
+        """Return what a client needs of the solution; leave-one-out logits need more than the weights."""
+        if self.privacy is not None:
+            return {"weight": solution.weight, "bias": solution.bias}
+        return {
+            "weight": solution.weight,
+            "bias": solution.bias,
+            "mean": solution.mean,
+            "precision": pack(solution.precision),
+            "count": torch.tensor(float(solution.count), dtype=torch.float64),
+        }
+
+    def _module(self, solution: RidgeSolution, scale: float) -> nn.Module:
+        classifier = LinearClassifier(solution.weight, solution.bias, scale)
+        return nn.Sequential(ClipNorm(self.privacy.clip), classifier) if self.privacy else classifier
 
 
-def is_held_out(indices: np.ndarray) -> np.ndarray:
-    """Whether each image is one of the fifth that is held out, (n,) bool.
+def send_ridge_statistics(site: ClientSite, task: ClientTask) -> ClientUpdate:
+    """Send the sums over the client's images, or over each of two parts of them; with privacy, with noise.
 
-    It is a fixed hash (SplitMix64, Steele et al. 2014) of the image's index in the data set, not of its place in a
-    shard: so it is the same for every partition.
+    Args:
+        site: The client's.
+        task: ``settings["parts"]`` names the parts: "all", or "fit" and "held_out".
     """
-    with np.errstate(over="ignore"):
-        z = (indices.astype(np.uint64) + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
-        z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return (z ^ (z >> np.uint64(31))) % np.uint64(5) == 0
+    privacy, features, targets = privacy_of(task), features_of(site, task), site.rows.targets
+    held_out = torch.from_numpy(is_held_out(site.rows.index.numpy()))
+    chosen = {"all": torch.ones(len(targets), dtype=torch.bool), "fit": ~held_out, "held_out": held_out}
+    extras: dict[str, Tensor] = {}
+    metrics: dict[str, float] = {}
+    for part in task.settings["parts"]:
+        rows = chosen[part]
+        statistics = RidgeStatistics.from_features(features[rows], targets[rows], task.settings["num_classes"])
+        if privacy is not None:
+            statistics = statistics.noisy(privacy, "ridge", task.client)
+        extras |= {
+            f"{part}/second_moments": statistics.second_moments,
+            f"{part}/cross_moments": statistics.cross_moments,
+        }
+        metrics[f"{part}/noise"] = statistics.noise
+    return ClientUpdate(task.client, len(site.rows), metrics=metrics, extras=extras)
 
 
-def pack(matrix: Tensor) -> Tensor:
-    """Return the upper triangle of a symmetric matrix, row by row."""
-    rows, columns = torch.triu_indices(*matrix.shape, device=matrix.device)
-    return matrix[rows, columns]
+def statistics_in(update: ClientUpdate, part: str) -> RidgeStatistics:
+    """Return what a client sent for one part of its images."""
+    second, cross = (update.extras[f"{part}/{name}"] for name in ("second_moments", "cross_moments"))
+    return RidgeStatistics(second, cross, update.metrics[f"{part}/noise"])
 
 
-def unpack(triangle: Tensor, size: int) -> Tensor:
-    """Undo `pack`."""
-    rows, columns = torch.triu_indices(size, size)
-    matrix = triangle.new_zeros(size, size)
-    matrix[rows, columns] = triangle
-    matrix[columns, rows] = triangle
-    return matrix
+def send_ridge_losses(site: ClientSite, task: ClientTask) -> ClientUpdate:
+    """Send the client's summed loss under the solution's logits times each of some scales: ``extras["losses"]``, (G,).
+
+    Args:
+        site: The client's.
+        task: ``extras`` hold the solution (`RidgeHead`) and the ``scales``, (G,).
+    """
+    logits, targets = unseen_logits(site, task), site.rows.targets
+    losses = loss_sums((scale * logits for scale in task.extras["scales"]), targets, privacy_of(task), task.client)
+    return ClientUpdate(task.client, len(site.rows), extras={"losses": losses})
+
+
+def unseen_logits(site: ClientSite, task: ClientTask) -> Tensor:
+    """Return unscaled logits (n, K) for the client's images that are not overconfident on images that were fitted."""
+    features, extras = features_of(site, task), task.extras
+    if task.settings["privacy"] is not None:
+        return features @ extras["weight"] + extras["bias"]
+    solution = RidgeSolution(
+        extras["weight"],
+        extras["bias"],
+        extras["mean"],
+        unpack(extras["precision"], len(extras["mean"])),
+        int(extras["count"]),
+    )
+    return solution.leave_one_out(features, site.rows.targets)

@@ -1,17 +1,16 @@
-"""Solving the ridge regression whose sums clients sent (`fedkd.teachers.heads.ridge`), and choosing its regulariser."""
+"""The solution of the ridge regression whose sums clients sent, and the choice of its regularization."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from fedkd.core.errors import FedKDError
-from fedkd.teachers.heads.ridge import RidgeStatistics, unpack
+from fedkd.teachers.heads.ridge_statistics import RidgeStatistics, unpack
 
 REGULARIZATIONS = tuple(10 ** (step / 2) for step in range(-12, 5))
 """What "auto" chooses from: 1e-6 to 100, two a decade."""
@@ -34,12 +33,6 @@ class RidgeSolution:
     mean: Tensor
     precision: Tensor
     count: int
-
-    @cached_property
-    def num_bytes(self) -> int:
-        """Return the bytes of all that is sent to a client that computes `leave_one_out` (precision: one triangle)."""
-        dim = len(self.mean)
-        return 8 * (self.weight.numel() + self.bias.numel() + dim + dim * (dim + 1) // 2 + 1)
 
     def predict(self, features: Tensor) -> Tensor:
         """Features (n, D) -> fitted values (n, K) float64."""
@@ -77,7 +70,7 @@ def solve_ridge(statistics: RidgeStatistics, regularization: float) -> RidgeSolu
 
 @dataclass(frozen=True, eq=False)
 class RidgeProblem:
-    """The centred sums, which are solved for any lambda.
+    """The centered sums, which are solved for any lambda.
 
     Args:
         scatter: S, (D, D).
@@ -98,7 +91,7 @@ class RidgeProblem:
 
     @classmethod
     def from_statistics(cls, statistics: RidgeStatistics) -> RidgeProblem:
-        """Centre the sums.
+        """Center the sums.
 
         Raises:
             FedKDError: If there is no image at all.
@@ -132,13 +125,13 @@ class RidgeProblem:
         return torch.stack(found)
 
     def effective(self, regularization: float) -> float:
-        """Return the regularisation that is used for one that was asked for: more, where noise needs more."""
+        """Return the regularization that is used for a requested one: more, if noise needs more."""
         unit = self._unit
         return max(regularization, self.least / unit) if unit > 0 else regularization
 
     @property
     def _unit(self) -> float:
-        """What a regularisation of 1 is: tr(S) / D."""
+        """What a regularization of 1 is: tr(S) / D."""
         return float(self.scatter.trace()) / len(self.mean)
 
     def _factor(self, regularization: float) -> Tensor:
@@ -154,7 +147,7 @@ class RidgeProblem:
 
 
 def choose_regularization(fit: RidgeStatistics, held_out: RidgeStatistics) -> float:
-    """Return the regularisation, out of `REGULARIZATIONS`, whose fit has the least squared error on held-out images.
+    """Return the regularization, out of `REGULARIZATIONS`, whose fit has the least squared error on held-out images.
 
     Args:
         fit: The sums over the images to fit.

@@ -1,21 +1,24 @@
-"""Zero-shot and ridge together: what a dual encoder knows by words, and what the clients' labels add."""
+"""Zero-shot logits of a dual encoder plus a ridge head fitted to the clients' labels."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from fedkd.core.errors import FedKDError
+from fedkd.core.messages import ClientTask, ClientUpdate, with_prefix, without_prefix
+from fedkd.data.site import ClientSite
 from fedkd.teachers.heads.calibration import best, loss_sums, scale_grid
-from fedkd.teachers.heads.head import FittedHead, RidgeHead, Shards
+from fedkd.teachers.heads.clients import HeadClients, features_of, privacy_of
+from fedkd.teachers.heads.head import FittedHead
+from fedkd.teachers.heads.modules import ZeroShotHead
+from fedkd.teachers.heads.ridge import RidgeHead, unseen_logits
 
 ZERO_SHOT_WEIGHTS = (1.0, 0.5, 0.25, 0.0)
-"""What the zero-shot logits, at the checkpoint's own temperature, are multiplied with."""
+"""Weights of the zero-shot logits, which have the checkpoint's own temperature."""
 
 
 class SumOfHeads(nn.Module):
@@ -23,7 +26,7 @@ class SumOfHeads(nn.Module):
 
     Args:
         zero_shot: Features (B, D) -> logits (B, K).
-        ridge: Likewise, scaled already.
+        ridge: Features (B, D) -> logits (B, K), scaled already.
         weight: Of the zero-shot logits.
     """
 
@@ -42,7 +45,8 @@ class ZeroShotRidge(RidgeHead):
 
     The second exchange chooses two numbers at once, from a grid: the weight a of the zero-shot logits z and the scale s
     of the ridge's leave-one-out ones r, for logits a z + s r. The grid holds pure zero-shot (s = 0) and pure ridge
-    (a = 0), so on unseen images of the clients the choice is no worse than either.
+    (a = 0), so on unseen images of the clients the choice is no worse than either. The server sends the zero-shot head
+    with the grid: 4 (D K + 2) bytes for each client, so clients do not run the text tower.
 
     Args:
         regularization: See `RidgeHead`.
@@ -55,28 +59,39 @@ class ZeroShotRidge(RidgeHead):
         object.__setattr__(method, "_zero_shot", head)
         return method
 
-    def fit(self, features: np.ndarray, targets: Tensor, shards: Sequence[np.ndarray], num_classes: int) -> FittedHead:
+    def fit(self, clients: HeadClients) -> FittedHead:
         """Fit the head: see `FederatedHead.fit`."""
         zero_shot: nn.Module | None = getattr(self, "_zero_shot", None)
-        if zero_shot is None:
+        if not isinstance(zero_shot, ZeroShotHead):
             raise FedKDError("ZeroShotRidge needs a teacher with a text tower: give it to ZeroShotTeacher(head=...).")
-        data = Shards(features, targets, shards, self.privacy)
-        solution, regularization, bytes_up = self._regress(data, num_classes)
+        solution, regularization = self._regress(clients)
         scales = torch.cat([torch.zeros(1, dtype=torch.float64), scale_grid(steps=1 if self.privacy else 4)])
-        grid = [(weight, float(scale)) for weight in ZERO_SHOT_WEIGHTS for scale in scales]
-
-        answers = []
-        for client, shard in data.clients.items():
-            x, y = data.rows(shard)
-            ridge = self._unseen(solution, x, y)
-            with torch.no_grad():
-                words = zero_shot.cpu()(data.rows(shard, clip=False)[0].float()).double()
-            answers.append(loss_sums((a * words + s * ridge for a, s in grid), y, self.privacy, client))
-        weight, scale = grid[best(answers, self.privacy)]
+        pairs = [(weight, float(scale)) for weight in ZERO_SHOT_WEIGHTS for scale in scales]
+        grid = torch.tensor(pairs, dtype=torch.float64)  # (G, 2)
+        words = {name: value.cpu() for name, value in zero_shot.state_dict().items()}
+        extras = {**self._sent(solution), "grid": grid, **with_prefix(words, "words")}
+        answers = clients.run(send_pair_losses, extras, privacy=self.privacy)
+        weight, scale = grid[best([answer.extras["losses"] for answer in answers], self.privacy)].tolist()
         return FittedHead(
             SumOfHeads(zero_shot, self._module(solution, scale), weight),
-            bytes_up=bytes_up + sum(8 * len(answer) for answer in answers),
-            bytes_down=len(data) * (self._bytes_down(solution) + 16 * len(grid)),
             sends=f"{self._sends}; then its loss at {len(grid)} pairs of weight and scale",
             chosen={"regularization": regularization, "scale": scale, "zero_shot_weight": weight},
         )
+
+
+def send_pair_losses(site: ClientSite, task: ClientTask) -> ClientUpdate:
+    """Send the client's summed loss at each pair of a zero-shot weight a and a ridge scale s: ``extras["losses"]``.
+
+    Args:
+        site: The client's.
+        task: ``extras`` hold the solution (`RidgeHead`), the ``grid`` of pairs (G, 2), and the zero-shot head.
+    """
+    ridge, targets = unseen_logits(site, task), site.rows.targets
+    text = without_prefix(task.extras, "words")
+    zero_shot = ZeroShotHead(text["text"], float(text["scale"]), float(text["bias"]))
+    with torch.no_grad():
+        words = zero_shot(features_of(site, task, clip=False).float()).double()
+    candidates = (float(a) * words + float(s) * ridge for a, s in task.extras["grid"])
+    return ClientUpdate(
+        task.client, len(site.rows), extras={"losses": loss_sums(candidates, targets, privacy_of(task), task.client)}
+    )

@@ -1,4 +1,4 @@
-"""Teachers that are classifiers already: their own labels cover the data's classes."""
+"""Teachers that are complete classifiers: their own labels cover the data's classes."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from fedkd.teachers.huggingface.templates import plain_name
 
 
 class LabelHead(nn.Module):
-    """Sum a classifier's labels into classes: logits (B, L) -> logits (B, K).
+    """Merge a classifier's labels into classes: logits (B, L) -> logits (B, K).
 
-    The probability of a class is the sum of its labels', so its logit is the logsumexp of theirs; labels of no class
-    are left out, and what remains adds up to one in the softmax.
+    The probability of a class is the sum of the probabilities of its labels, so its logit is the logsumexp of their
+    logits. Labels that belong to no class are dropped, and the softmax renormalizes over the rest.
 
     Args:
-        groups: For each class the positions of its labels, at least one.
+        groups: The positions of each class's labels, at least one per class.
     """
 
     labels: Tensor
@@ -43,23 +43,23 @@ class LabelHead(nn.Module):
 
 
 class ClassifierTeacher(HuggingFaceTeacher):
-    """A HuggingFace image classifier, used as it is; clients send nothing.
+    """A HuggingFace image classifier with its own labels. Nothing is fitted, and clients send nothing.
 
-    Its features are its own logits (B, L), which are cached; the head sums labels into the data's classes.
+    Its features are its own logits (B, L), which are cached. The head merges labels into the data's classes.
 
     Args:
         checkpoint: A short name, a hub id, or a folder.
-        labels: For a class of the data the checkpoint's labels that belong to it, by name or number, such as ``{"cat":
-            ["tabby, tabby cat", "Persian cat", 284]}``. Classes that are not named here are matched by name: capitals
-            and underscores do not matter, and of a label with synonyms ("tench, Tinca tinca") one of them is enough.
-        image_size: Side of the square input in pixels; None is the checkpoint's own.
+        labels: The checkpoint's labels of some classes, by name or number, such as ``{"cat": ["tabby, tabby cat",
+            "Persian cat", 284]}``. The other classes are matched by name: case and underscores are ignored, and one
+            synonym of a label ("tench, Tinca tinca") is enough.
+        image_size: Side of the square input in pixels; None uses the checkpoint's own.
         dtype: "auto" is bfloat16 on CUDA (float16 where a GPU lacks it) and float32 elsewhere.
         revision: Branch, tag or commit on the hub.
 
     Raises:
         MissingResourceError: If the checkpoint cannot be found.
-        FedKDError: If a value is wrong, the checkpoint is no classifier, or (once the data's classes are known) its
-            labels do not cover them.
+        FedKDError: If a value is wrong, the checkpoint is not a classifier, or (in `prepare`) its labels do not cover
+            the data's classes.
     """
 
     not_in_features = HuggingFaceTeacher.not_in_features | {"labels"}
@@ -90,7 +90,7 @@ class ClassifierTeacher(HuggingFaceTeacher):
         return self._call(self.model.forward, self.pixel_values(images)).logits.float()
 
     def prepare(self, classes: Sequence[str]) -> None:
-        """Match the class names with labels, which makes the head."""
+        """Match the class names with the labels, and build the head."""
         groups = match_labels(classes, self.own_labels, self.labels, str(self.checkpoint))
         super().prepare(classes)
         self.head = LabelHead(groups).to(self.device)
@@ -99,16 +99,16 @@ class ClassifierTeacher(HuggingFaceTeacher):
 def match_labels(
     classes: Sequence[str], labels: Sequence[str], given: Mapping[str, Sequence[str | int]], checkpoint: str
 ) -> list[list[int]]:
-    """Return for each class the positions of its labels.
+    """Return the positions of each class's labels.
 
     Args:
         classes: The data's K classes.
         labels: The checkpoint's L labels.
-        given: Labels of some of the classes; the others are matched by name.
-        checkpoint: Its name, for errors.
+        given: The labels of some classes; the others are matched by name.
+        checkpoint: The checkpoint's name, for error messages.
 
     Raises:
-        FedKDError: If a class has no label or a label two classes, or a name is on neither side.
+        FedKDError: If a class has no label, a label has two classes, or ``given`` contains an unknown name.
     """
     for name in given:
         if name not in classes:
@@ -123,27 +123,27 @@ def match_labels(
     if lacking:
         raise FedKDError(
             f"Checkpoint {checkpoint!r} has no label for {len(lacking)} of the {len(classes)} classes "
-            f"({_some(lacking)}); its {len(labels)} labels are: {_some(labels)}. Say which of them belong to a class "
-            f"with labels, such as {{{lacking[0]!r}: [{_nearest(lacking[0], labels)!r}]}} (all of them are in its "
-            "config.json, and in own_labels), or fit a head to it with FeatureTeacher."
+            f"({_some(lacking)}); its {len(labels)} labels are: {_some(labels)}. Set labels to map classes to "
+            f"labels, such as {{{lacking[0]!r}: [{_nearest(lacking[0], labels)!r}]}} (its config.json and own_labels "
+            "list all labels), or fit a head to it with FeatureTeacher."
         )
     owner: dict[int, str] = {}
     for name, group in zip(classes, groups, strict=True):
         for position in group:
             if owner.setdefault(position, name) != name:
-                raise FedKDError(f"Label {labels[position]!r} is given to two classes: {owner[position]}, {name}.")
+                raise FedKDError(f"Label {labels[position]!r} belongs to two classes: {owner[position]}, {name}.")
     return groups
 
 
 def _group(
     name: str, given: Sequence[str | int] | None, labels: Sequence[str], positions: Mapping[str, list[int]]
 ) -> list[int]:
-    """Return the positions of one class's labels; none if there is no label of its name."""
+    """Return the positions of one class's labels; empty if no label has its name."""
     group = []
     for label in [name] if given is None else given:
         if isinstance(label, int):
             if label not in range(len(labels)):
-                raise FedKDError(f"Label of class {name}: {label} is none of the numbers 0..{len(labels) - 1}.")
+                raise FedKDError(f"Label of class {name}: number {label} is outside 0..{len(labels) - 1}.")
             group.append(label)
             continue
         found = positions.get(plain_name(label), [])
@@ -155,25 +155,23 @@ def _group(
             )
         if len(whole or found) > 1:
             both = " and ".join(f"{labels[position]!r} (number {position})" for position in found)
-            raise FedKDError(
-                f"{label!r} stands in several labels, {both}: write one out in labels, or give its number."
-            )
+            raise FedKDError(f"{label!r} occurs in several labels, {both}: give the full label or its number.")
         group += whole or found
     return list(dict.fromkeys(group))
 
 
 def _some(names: Sequence[str], most: int = 20) -> str:
-    """Quote some names: a label may hold commas."""
+    """List some names in quotes, since a label may contain commas."""
     return ", ".join(map(repr, names[:most])) + (f", ... ({len(names) - most} more)" if len(names) > most else "")
 
 
 def _nearest(name: str, labels: Sequence[str]) -> str:
-    """Return the label of which a synonym is most like ``name``."""
+    """Return the label with the synonym most similar to ``name``."""
 
-    def likeness(label: str) -> float:
+    def similarity(label: str) -> float:
         return max(
             difflib.SequenceMatcher(None, plain_name(name), plain_name(part)).ratio()
             for part in (label, *label.split(","))
         )
 
-    return max(labels, key=likeness)
+    return max(labels, key=similarity)

@@ -1,4 +1,4 @@
-"""Teachers from HuggingFace checkpoints: image backbones whose pooled outputs are features."""
+"""Teachers from HuggingFace image backbones. Their pooled outputs are the features."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from fedkd.core.errors import FedKDError, unknown_name
-from fedkd.teachers.heads.head import FederatedHead, RidgeHead
+from fedkd.teachers.heads.head import FederatedHead
+from fedkd.teachers.heads.ridge import RidgeHead
 from fedkd.teachers.huggingface.hub import Checkpoint, find_checkpoint
 from fedkd.teachers.huggingface.patches import naflex_inputs, unmasked
 from fedkd.teachers.huggingface.pooling import POOLINGS, num_prefix_tokens, pool
@@ -21,14 +22,14 @@ _DTYPES = {"auto": None, "float32": torch.float32, "bfloat16": torch.bfloat16, "
 
 
 class HuggingFaceTeacher(Teacher):
-    """What teachers from HuggingFace checkpoints share: preprocessing, precision, input size.
+    """The base of teachers from HuggingFace checkpoints: preprocessing, precision, input size.
 
     Args:
-        checkpoint: The checkpoint, found.
+        checkpoint: The checkpoint, from `find_checkpoint`.
         model: The network, called with pixel values.
-        channels: How many channels it takes.
-        image_size: Side of its input in pixels; None is the checkpoint's own.
-        dtype: Its precision; "auto" is bfloat16 on CUDA (float16 where a GPU lacks it) and float32 elsewhere.
+        channels: The number of input channels.
+        image_size: Side of the square input in pixels; None uses the checkpoint's own.
+        dtype: The network's precision; "auto" is bfloat16 on CUDA (float16 where a GPU lacks it) and float32 elsewhere.
         head_method: See `Teacher`.
     """
 
@@ -49,15 +50,15 @@ class HuggingFaceTeacher(Teacher):
         self.preprocess = load_preprocess(checkpoint, image_size, channels)
         self.model = model
         if hasattr(model.config, "mask_ratio"):
-            model.config.mask_ratio = 0.0  # MAE would look at a random quarter of the image
+            model.config.mask_ratio = 0.0  # MAE would use a random quarter of the patches
         self._fit_precision()
 
     def pixel_values(self, images: Tensor) -> Tensor:
-        """Images (B, C, H, W) in [0, 1] -> pixels of the network's size, (B, channels, H', W'), in its precision."""
+        """Preprocess: images (B, C, H, W) in [0, 1] -> (B, channels, H', W') in the network's size and precision."""
         return self.preprocess(images).to(self.model.dtype)
 
     def _call(self, function: Callable[..., Any], pixels: Tensor) -> Any:
-        """Call the network on pixels of any size, its position embeddings interpolated if it must be asked to."""
+        """Call the network on pixels of any size. Position embeddings are interpolated if possible."""
         try:
             return function(**self._inputs(function, pixels))
         except (ValueError, AssertionError, NotImplementedError) as error:
@@ -67,14 +68,14 @@ class HuggingFaceTeacher(Teacher):
             ) from error
 
     def _inputs(self, function: Callable[..., Any], pixels: Tensor) -> dict[str, Any]:
-        """Return the keywords that a function of the network is called with."""
+        """Return the keyword arguments for a function of the network."""
         takes = inspect.signature(function).parameters
-        if "spatial_shapes" in takes:  # SigLIP 2 of any aspect ratio: patches and their grid
+        if "spatial_shapes" in takes:  # SigLIP 2 NaFlex takes patches and the shape of their grid
             return naflex_inputs(pixels, self.preprocess.patch_size)
         inputs: dict[str, Any] = {"pixel_values": pixels}
         if "interpolate_pos_encoding" in takes:
             inputs["interpolate_pos_encoding"] = True
-        if "noise" in takes:  # MAE keeps the patches of least noise, in its order: all, as they are
+        if "noise" in takes:  # MAE orders patches by noise: this keeps all of them, in place
             inputs["noise"] = unmasked(pixels, self.model.config.patch_size)
         return inputs
 
@@ -86,29 +87,29 @@ class HuggingFaceTeacher(Teacher):
             self.model.to(wanted)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> HuggingFaceTeacher:
-        """Keep the precision that was asked for whenever the weights move to another device."""
+        """Move the weights, and set the precision for the new device."""
         super()._apply(fn, recurse)
         self._fit_precision()
         return self
 
 
 def _half_of_cuda() -> torch.dtype:
-    """Return the half precision that the GPU computes in by itself."""
+    """Return the half precision that the GPU supports natively."""
     return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
 
 
 class FeatureTeacher(HuggingFaceTeacher):
-    """Any HuggingFace image backbone (DINOv2, ViT, ConvNeXt, timm's, CLIP's image tower, ...) and a fitted head.
+    """Any HuggingFace image backbone (DINOv2, ViT, ConvNeXt, timm, CLIP's image tower, ...) with a fitted head.
 
     Args:
         checkpoint: A short name, a hub id, or a folder.
-        head: How the head is fitted from what clients send.
-        pooling: What the features are: the CLS token ("cls"), the mean of the patches ("mean"), both ("cls+mean"), or
-            the model's own pooled output ("pooled"). "auto" is "cls+mean" where there is a CLS token, else "pooled"
-            where the model pools, else "mean".
-        image_size: Side of the square input in pixels; None is the checkpoint's own. For small images a smaller side
-            is much faster and often as good, such as 98 for DINOv2: position embeddings are interpolated.
-        dtype: "auto" is bfloat16 on CUDA (float16 where a GPU lacks it) and float32 elsewhere; CPUs with AMX or
+        head: The method that fits the head from what clients send.
+        pooling: The features: the CLS token ("cls"), the mean of the patch tokens ("mean"), both concatenated
+            ("cls+mean"), or the model's own pooled output ("pooled"). "auto" is "cls+mean" if the model has a CLS
+            token, else "pooled" if it has a pooled output, else "mean".
+        image_size: Side of the square input in pixels; None uses the checkpoint's own. For small images a smaller
+            side, such as 98 for DINOv2, is much faster and often as accurate. Position embeddings are interpolated.
+        dtype: "auto" is bfloat16 on CUDA (float16 where a GPU lacks it) and float32 elsewhere. CPUs with AMX or
             AVX512-BF16 are faster in "bfloat16".
         revision: Branch, tag or commit on the hub.
 
@@ -132,7 +133,7 @@ class FeatureTeacher(HuggingFaceTeacher):
             raise unknown_name("pooling", pooling, POOLINGS)
         found = find_checkpoint(checkpoint, revision)
         model = found.load_model(AutoModel, may_lack="" if pooling == "pooled" else "pooler")
-        model = getattr(model, "vision_model", model)  # of a dual encoder, the image tower
+        model = getattr(model, "vision_model", model)  # the image tower of a dual encoder
         if getattr(model, "main_input_name", "pixel_values") != "pixel_values":
             raise FedKDError(f"Checkpoint {checkpoint!r} ({type(model).__name__}) does not take images.")
         channels = getattr(model.config, "num_channels", None) or 3

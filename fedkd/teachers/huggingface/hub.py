@@ -1,4 +1,4 @@
-"""Finding and loading HuggingFace checkpoints: in a folder, in the local cache, or on the hub."""
+"""Find and load HuggingFace checkpoints, in a folder, in the local cache, or on the hub."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from fedkd.teachers.registry import resolve, teachers
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint that is there.
+    """A checkpoint that exists.
 
     Args:
-        name: What was asked for.
+        name: The name that the user gave.
         path: The folder or hub id.
-        config: Its transformers configuration.
-        options: Keywords for every ``from_pretrained`` of its parts.
+        config: The transformers configuration.
+        options: Keyword arguments for each ``from_pretrained``.
     """
 
     name: str
@@ -30,11 +30,11 @@ class Checkpoint:
     options: dict[str, Any] = field(default_factory=dict)
 
     def load(self, auto_class: Any, **options: Any) -> Any:
-        """Return ``auto_class.from_pretrained(...)`` of it.
+        """Load one part of the checkpoint with ``auto_class.from_pretrained``.
 
         Raises:
-            MissingResourceError: If a file or a package that it needs is not there.
-            FedKDError: If it cannot be read.
+            MissingResourceError: If a file or a package is missing.
+            FedKDError: If the checkpoint cannot be read.
         """
         with _quiet():
             try:
@@ -49,15 +49,15 @@ class Checkpoint:
                 raise kind(f"Cannot load {auto_class.__name__} of {self.path!r}: {_one_line(error)}") from error
 
     def load_model(self, auto_class: Any, may_lack: str = "") -> Any:
-        """Return the model in float32, all of whose weights came from the checkpoint.
+        """Load the model in float32, and check that the checkpoint contains its weights.
 
         Args:
-            auto_class: ``AutoModel`` or one like it.
-            may_lack: Weights with this word in their name may be absent; they are zeroed, since transformers draws
-                them at random and the output must be the same in every process.
+            auto_class: ``AutoModel`` or a similar class.
+            may_lack: Weights with this text in their name may be missing. They are set to zero: transformers would
+                initialize them at random, differently in each process.
 
         Raises:
-            FedKDError: If other weights are absent: features of random weights teach nothing.
+            FedKDError: If other weights are missing, since they would be random.
         """
         import torch
 
@@ -76,11 +76,11 @@ class Checkpoint:
 def find_checkpoint(name: str, revision: str | None = None) -> Checkpoint:
     """Find a checkpoint by short name, folder or hub id, and read its configuration.
 
-    Where the hub cannot be reached, files downloaded earlier are used, and what is not there fails at once
-    (transformers alone would try again for 23 seconds).
+    If the hub cannot be reached, only files from earlier downloads are used. A missing file then fails immediately;
+    transformers would retry for 23 seconds.
 
     Raises:
-        MissingResourceError: If it cannot be found: says what was looked for, where, and how to supply it.
+        MissingResourceError: If the checkpoint is not found. The error names the places and how to provide it.
     """
     from transformers import AutoConfig
 
@@ -90,12 +90,12 @@ def find_checkpoint(name: str, revision: str | None = None) -> Checkpoint:
         if not (folder / "config.json").is_file():
             raise MissingResourceError(
                 f"No teacher checkpoint in folder {str(folder)!r}: it has no config.json. Give a folder with "
-                "config.json and model.safetensors, as save_pretrained writes them."
+                "config.json and model.safetensors, as save_pretrained writes it."
             )
         return _open(AutoConfig, name, str(folder), {})
     if path.startswith((".", "/", "~")) or path.count("/") > 1 or "\\" in path:
         raise MissingResourceError(
-            f"No teacher checkpoint {path!r}: there is no such folder. Give a folder with config.json and "
+            f"No teacher checkpoint {path!r}: the folder does not exist. Give a folder with config.json and "
             f"model.safetensors, a HuggingFace hub id, or a short name.{_nearest(name)}"
         )
     from huggingface_hub import constants
@@ -105,22 +105,22 @@ def find_checkpoint(name: str, revision: str | None = None) -> Checkpoint:
         return _open(AutoConfig, name, path, {"revision": revision or "main", "local_files_only": not reachable})
     except FedKDError as error:
         hub = f"on {constants.ENDPOINT}" if reachable else f"in {constants.HF_HUB_CACHE}"
-        why = _one_line(error.__cause__ or error) if reachable else f"{constants.ENDPOINT} cannot be reached"
+        reason = _one_line(error.__cause__ or error) if reachable else f"{constants.ENDPOINT} cannot be reached"
         raise MissingResourceError(
-            f"No teacher checkpoint {path!r}: not a folder in {Path.cwd()}, and not found {hub} ({why}). Give a folder "
-            f"with config.json and model.safetensors, or run `hf download {path}` with a network.{_nearest(name)}"
+            f"No teacher checkpoint {path!r}: not a folder in {Path.cwd()}, and not found {hub} ({reason}). Give a "
+            f"folder with config.json and model.safetensors, or run `hf download {path}` while online.{_nearest(name)}"
         ) from error
 
 
 def is_dual_encoder(config: Any) -> bool:
-    """Whether a configuration belongs to a model with an image and a text tower."""
+    """Whether a configuration belongs to a model with an image tower and a text tower."""
     from transformers.models.auto.modeling_auto import MODEL_FOR_ZERO_SHOT_IMAGE_CLASSIFICATION_MAPPING_NAMES
 
     return config.model_type in MODEL_FOR_ZERO_SHOT_IMAGE_CLASSIFICATION_MAPPING_NAMES
 
 
 def hub_is_reachable(timeout: float = 5.0) -> bool:
-    """Whether the HuggingFace hub answers; asked once, without trying again, through proxies if they are set."""
+    """Whether the HuggingFace hub responds to one request, without retries. Configured proxies are used."""
     from huggingface_hub import constants, get_session
 
     try:
@@ -136,7 +136,7 @@ def _open(auto_config: Any, name: str, path: str, options: dict[str, Any]) -> Ch
 
 def _nearest(name: str) -> str:
     if name in teachers or any(name == entry.checkpoint for entry in teachers.registered.values()):
-        return ""  # rightly spelt
+        return ""  # an exact name needs no hint
     nearest = difflib.get_close_matches(name, list(teachers), n=1, cutoff=0.5)
     return f" Did you mean {nearest[0]!r}?" if nearest else ""
 
@@ -147,7 +147,7 @@ def _one_line(error: BaseException) -> str:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep transformers' progress bars and loading reports to themselves; what matters of them is raised."""
+    """Suppress transformers' progress bars and loading reports. Problems are raised as errors."""
     from transformers.utils import logging
 
     verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()

@@ -1,4 +1,4 @@
-"""For models that are fed patches: SigLIP 2 of any aspect ratio (NaFlex), and masked autoencoders."""
+"""Inputs of models that take patches: SigLIP 2 NaFlex (any aspect ratio), and masked autoencoders."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from torch import Tensor
 
 
 def naflex_size(size: Sequence[int], patch_size: int, max_patches: int) -> tuple[int, int]:
-    """Return the (height, width) that an image is scaled to: whole patches, the ratio of the sides about kept.
+    """Return the (height, width) to which NaFlex resizes an image (Tschannen et al. 2025, arXiv 2502.14786, 2.4.2).
 
-    Each side is scaled alike and rounded up to patches, by the greatest scale that needs no more than ``max_patches``
-    (Tschannen et al. 2025, arXiv 2502.14786, section 2.4.2).
+    Both sides are scaled by the same factor and rounded up to whole patches, so the aspect ratio is kept approximately.
+    The factor is the largest that needs at most ``max_patches``.
 
     Args:
         size: (height, width) of the image.
         patch_size: P, the side of a patch.
-        max_patches: Patches at most.
+        max_patches: The largest number of patches.
     """
 
     def grid(scale: float) -> tuple[int, int]:
@@ -34,7 +34,7 @@ def naflex_size(size: Sequence[int], patch_size: int, max_patches: int) -> tuple
 
 
 def naflex_inputs(pixels: Tensor, patch_size: int) -> dict[str, Tensor]:
-    """Cut images into patches, and say how they lie.
+    """Cut images into patches, with the shape of their grid.
 
     Args:
         pixels: (B, C, H, W), H and W multiples of P.
@@ -54,7 +54,7 @@ def naflex_inputs(pixels: Tensor, patch_size: int) -> dict[str, Tensor]:
 
 
 def unmasked(pixels: Tensor, patch_size: int | Sequence[int]) -> Tensor:
-    """Return the noise that keeps a masked autoencoder's patches in order: (B, C, H, W) -> (B, N), rising."""
+    """Return increasing noise, which keeps a masked autoencoder's patches in order: (B, C, H, W) -> (B, N)."""
     height, width = (patch_size, patch_size) if isinstance(patch_size, int) else patch_size
     count = (pixels.shape[-2] // height) * (pixels.shape[-1] // width)
     return torch.linspace(0, 1, count, device=pixels.device).expand(len(pixels), count)

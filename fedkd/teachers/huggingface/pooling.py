@@ -1,4 +1,4 @@
-"""From a backbone's output to one feature vector an image."""
+"""Pool a backbone's output to one feature vector per image."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ def pool(output: Any, pooling: str, num_prefix: int) -> Tensor:
     """Pool a transformers model output to (B, D).
 
     Args:
-        output: With ``last_hidden_state``, tokens (B, T, C) or a feature map (B, C, H, W), and perhaps
-            ``pooler_output`` (B, C) or (B, C, 1, 1).
-        pooling: One of `POOLINGS`. "auto" is "cls+mean" where there is a CLS token, else "pooled" where the model
-            pools, else "mean".
-        num_prefix: How many tokens come before the patches': the CLS token, then registers. 0 where there is no CLS.
+        output: Has ``last_hidden_state``, tokens (B, T, C) or a feature map (B, C, H, W), and optionally
+            ``pooler_output``, (B, C) or (B, C, 1, 1).
+        pooling: One of `POOLINGS`. "auto" is "cls+mean" if there is a CLS token, else "pooled" if there is a pooled
+            output, else "mean".
+        num_prefix: The number of tokens before the patch tokens: the CLS token, then registers. 0 means no CLS token.
 
     Raises:
-        FedKDError: If the output has not what the pooling needs.
+        FedKDError: If the output lacks what the pooling needs.
     """
     hidden, pooled = output.last_hidden_state, getattr(output, "pooler_output", None)
     has_cls = hidden.ndim == 3 and num_prefix > 0
@@ -31,10 +31,10 @@ def pool(output: Any, pooling: str, num_prefix: int) -> Tensor:
         pooling = "cls+mean" if has_cls else "pooled" if pooled is not None else "mean"
     if pooling == "pooled":
         if pooled is None:
-            raise FedKDError("pooling 'pooled' needs a model that pools by itself; choose 'mean' or 'auto'.")
+            raise FedKDError("pooling 'pooled' needs a pooled output, this model has none; choose 'mean' or 'auto'.")
         return pooled.flatten(1)
     if "cls" in pooling and not has_cls:
-        raise FedKDError(f"pooling {pooling!r} needs a CLS token, which this model has not; choose 'mean' or 'auto'.")
+        raise FedKDError(f"pooling {pooling!r} needs a CLS token, this model has none; choose 'mean' or 'auto'.")
     if hidden.ndim == 4:
         return hidden.mean((2, 3))  # (B, C, H, W) -> (B, C)
     parts = {"cls": lambda: hidden[:, 0], "mean": lambda: hidden[:, num_prefix:].mean(1)}
@@ -42,12 +42,12 @@ def pool(output: Any, pooling: str, num_prefix: int) -> Tensor:
 
 
 def num_prefix_tokens(model: Any, hidden: Tensor, image_size: torch.Size) -> int:
-    """Return how many tokens of ``hidden`` come before the patches'; 0 where patches are not all there is.
+    """Return the number of tokens in ``hidden`` before the patch tokens; 0 if ``hidden`` has no patch tokens.
 
     Args:
-        model: A transformers model, perhaps timm's in its wrapper.
-        hidden: Its last hidden state.
-        image_size: (height, width) of its input.
+        model: A transformers model, or a timm model in the transformers wrapper.
+        hidden: The model's last hidden state.
+        image_size: (height, width) of the model's input.
     """
     timm_model = getattr(model, "timm_model", None)
     if timm_model is not None:
@@ -56,5 +56,5 @@ def num_prefix_tokens(model: Any, hidden: Tensor, image_size: torch.Size) -> int
     if patch is None or hidden.ndim != 3:
         return 0
     height, width = (patch, patch) if isinstance(patch, int) else patch
-    # Hierarchical models (Swin) merge patches, and end with fewer tokens than there were: no prefix.
+    # Hierarchical models (Swin) merge patches, so fewer tokens than patches means no prefix.
     return max(0, hidden.shape[1] - (image_size[0] // height) * (image_size[1] // width))

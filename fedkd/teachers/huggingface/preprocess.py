@@ -1,4 +1,4 @@
-"""A checkpoint's image processor as one module on tensors: a whole batch at once, on its device."""
+"""A checkpoint's image processor as a module that processes a batch of tensors on its device."""
 
 from __future__ import annotations
 
@@ -15,25 +15,25 @@ from fedkd.core.errors import FedKDError, check_range, unknown_name
 from fedkd.teachers.huggingface.patches import naflex_size
 
 _IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-# PIL's numbers and timm's names -> torch's modes; torch has no Lanczos or Hamming filter, so the nearest in kind.
+# PIL's numbers and timm's names -> torch's modes. Torch has no Lanczos or Hamming filter: the most similar replaces it.
 _MODES: dict[Any, str] = {0: "nearest-exact", 1: "bicubic", 2: "bilinear", 3: "bicubic", 4: "area", 5: "bilinear"} | {
     name: name for name in ("bilinear", "bicubic")
 } | {"nearest": "nearest-exact", "lanczos": "bicubic", "random": "bilinear"}  # fmt: skip
 
 
 class Preprocess(nn.Module):
-    """Resize, crop and normalise: (B, C, H, W) in [0, 1] -> (B, channels, *crop), as the checkpoint's processor would.
+    """Resize, crop and normalize like the checkpoint's processor: (B, C, H, W) in [0, 1] -> (B, channels, *crop).
 
     Args:
-        resize: The shorter side (the ratio of the sides stays), or (height, width), or None.
-        crop: (height, width) cut out of the middle, padded with black where the image is smaller; or None.
-        mode: How to interpolate: a mode of `torch.nn.functional.interpolate`.
-        scale: Each channel is multiplied by this,
-        shift: and then this is added. Their number is the number of channels.
-        round_crop: Whether a crop that cannot be in the middle exactly is half a pixel off by rounding (torchvision)
-            rather than to the upper left (transformers).
-        patch_size: Side of a patch, for a model that takes any aspect ratio (see `naflex_size`); else 0.
-        max_patches: For such a model.
+        resize: The length of the shorter side (the aspect ratio is kept), or (height, width), or None.
+        crop: (height, width) of the center crop, padded with black where the image is smaller; or None.
+        mode: The interpolation, a mode of `torch.nn.functional.interpolate`.
+        scale: The factor of each channel.
+        shift: The offset of each channel, added after the multiplication.
+        round_crop: The position of a crop whose center falls between pixels: rounded (torchvision) if True, to the
+            upper left (transformers) if False.
+        patch_size: Side of a patch for a model that takes any aspect ratio (see `naflex_size`); 0 for other models.
+        max_patches: The largest number of patches, for such a model.
     """
 
     scale: Tensor
@@ -62,16 +62,16 @@ class Preprocess(nn.Module):
 
         Args:
             processor: The image processor.
-            image_size: Side of the square that the model shall see instead of the processor's own; the whole image is
-                scaled to it, and only what makes it oblong is cropped.
-            channels: What the model takes.
+            image_size: Side of the square input, which replaces the processor's size. The image is resized to it
+                without a margin: at most the excess of the longer side is cropped. None keeps the processor's size.
+            channels: The model's number of input channels.
 
         Raises:
-            FedKDError: If the processor resamples in an unknown way.
+            FedKDError: If the processor's resampling is unknown.
         """
         settings = processor.to_dict()
         patch_size = max_patches = 0
-        if "data_config" in settings:  # timm's
+        if "data_config" in settings:  # a timm processor
             resize, crop, resample = _timm_geometry(settings["data_config"])
         elif settings.get("max_num_patches"):
             resize, crop, resample, patch_size = None, None, settings["resample"], settings["patch_size"]
@@ -83,16 +83,16 @@ class Preprocess(nn.Module):
             square = (image_size, image_size)
             resize, crop = (image_size, square) if isinstance(resize, int) else (square, None)
         if resample not in _MODES:
-            raise FedKDError(f"Cannot resample images like {type(processor).__name__}: {resample!r} is unknown.")
-        # Whatever it does to pixel values is affine (rescaling, mean, standard deviation, offsets, twice for some):
-        # black tells the shift, and white less black the scale.
+            raise unknown_name(f"resampling of {type(processor).__name__}", resample, map(str, _MODES))
+        # A processor changes pixel values by an affine map (rescaling, mean, standard deviation, offsets, for some
+        # twice). Its output for black is the shift; white minus black is the scale.
         black, white = (_middle_pixel(processor, value, channels) for value in (0, 255))
         values = (white - black).tolist(), black.tolist()
         return cls(resize, crop, _MODES[resample], *values, "data_config" in settings, patch_size, max_patches)
 
     @classmethod
     def from_config(cls, config: Any, image_size: int | None = None, channels: int = 3) -> Preprocess:
-        """Build for a checkpoint that has no processor: ImageNet's mean and deviation, and the model's image size."""
+        """Build without a processor: ImageNet's mean and standard deviation, and the model's image size."""
         size = image_size or getattr(config, "image_size", None) or 224
         height, width = (size, size) if isinstance(size, int) else tuple(size)
         std = np.resize(_IMAGENET_STD, channels)
@@ -101,7 +101,7 @@ class Preprocess(nn.Module):
         )
 
     def forward(self, images: Tensor) -> Tensor:
-        """(B, C, H, W) in [0, 1] -> normalised (B, channels, H', W') float32."""
+        """(B, C, H, W) in [0, 1] -> normalized (B, channels, H', W') float32."""
         images, channels = images.float(), self.scale.shape[1]
         if images.shape[1] != channels:
             images = images.expand(-1, channels, -1, -1) if images.shape[1] == 1 else images.mean(1, keepdim=True)
@@ -122,21 +122,21 @@ class Preprocess(nn.Module):
             return images
         if self.mode not in ("bilinear", "bicubic"):
             return F.interpolate(images, size, mode=self.mode)
-        # Bicubic weights overshoot. Processors work on whole grey levels, so they clip after rows and after columns.
+        # Bicubic weights overshoot. Processors use 8-bit values, so they clip after rows and again after columns.
         for target in ((height, size[1]), size):
             images = F.interpolate(images, target, mode=self.mode, antialias=True, align_corners=False).clamp(0, 1)
         return images
 
     def extra_repr(self) -> str:
-        """Name the settings."""
+        """Return the settings for ``repr``."""
         return f"resize={self.resize}, crop={self.crop}, mode={self.mode!r}, max_patches={self.max_patches}"
 
 
 def load_preprocess(checkpoint: Any, image_size: int | None = None, channels: int = 3) -> Preprocess:
-    """Return the preprocessing of a `fedkd.teachers.huggingface.hub.Checkpoint`, with a warning if it brings none.
+    """Return the preprocessing of a `fedkd.teachers.huggingface.hub.Checkpoint`, and warn if it has no processor.
 
     Raises:
-        FedKDError: If ``image_size`` is not positive, or the processor is of an unknown kind.
+        FedKDError: If ``image_size`` is not positive, or the processor's resampling is unknown.
     """
     from transformers import AutoImageProcessor
 
@@ -147,7 +147,7 @@ def load_preprocess(checkpoint: Any, image_size: int | None = None, channels: in
     except FedKDError:
         preprocess = Preprocess.from_config(checkpoint.config, image_size, channels)
         warnings.warn(
-            f"Checkpoint {checkpoint.name!r} has no image processor that transformers can load: using ImageNet's mean "
+            f"Checkpoint {checkpoint.name!r} has no image processor that transformers can load. Using ImageNet's mean "
             f"and standard deviation at {preprocess.resize} pixels.",
             stacklevel=2,
         )
@@ -156,14 +156,14 @@ def load_preprocess(checkpoint: Any, image_size: int | None = None, channels: in
 
 
 def _geometry(settings: dict[str, Any]) -> tuple[int | tuple[int, int] | None, tuple[int, int] | None, Any]:
-    """Return (resize, crop, resample) of a processor's settings."""
+    """Read (resize, crop, resample) from a processor's settings."""
     size, resample = settings.get("size") or {}, settings.get("resample")
     resize: int | tuple[int, int] | None = None
     crop = None
     if settings.get("do_resize"):
         short = size.get("shortest_edge")
         resize = int(short) if short else (int(size["height"]), int(size["width"]))
-        if short and settings.get("crop_pct"):  # ConvNeXt's: below 384 a margin is cut off, from there on none is
+        if short and settings.get("crop_pct"):  # ConvNeXt crops a margin below 384 pixels only
             resize, crop = (
                 (int(short / settings["crop_pct"]), (short, short)) if short < 384 else ((short, short), None)
             )
@@ -174,7 +174,7 @@ def _geometry(settings: dict[str, Any]) -> tuple[int | tuple[int, int] | None, t
 
 
 def _timm_geometry(config: dict[str, Any]) -> tuple[int | tuple[int, int] | None, tuple[int, int] | None, Any]:
-    """Return (resize, crop, resample) of timm's data configuration, as its evaluation transform has them."""
+    """Read (resize, crop, resample) from timm's data configuration, as in its evaluation transform."""
     height, width = config["input_size"][-2:]
     pct, mode = config.get("crop_pct") or 0.875, config.get("crop_mode") or "center"
     if mode not in ("center", "squash"):
@@ -189,12 +189,12 @@ def _middle_pixel(processor: Any, value: int, channels: int) -> Tensor:
 
     pixels = np.full((64, 64, 3) if channels == 3 else (64, 64), value, np.uint8)
     out = processor(Image.fromarray(pixels), return_tensors="pt")["pixel_values"][0].double()
-    # (channels, H, W); or, of a model of patches, (N, P * P * channels)
+    # (channels, H, W), or patches (N, P * P * channels)
     return out[:, out.shape[1] // 2, out.shape[2] // 2] if out.ndim == 3 else out[0, :channels]
 
 
 def _center_crop(images: Tensor, height: int, width: int, nearest: bool) -> Tensor:
-    whole = round if nearest else int
-    top, left = whole((images.shape[-2] - height) / 2), whole((images.shape[-1] - width) / 2)
+    to_int = round if nearest else int
+    top, left = to_int((images.shape[-2] - height) / 2), to_int((images.shape[-1] - width) / 2)
     bottom, right = images.shape[-2] - height - top, images.shape[-1] - width - left
-    return F.pad(images, (-left, -right, -top, -bottom))  # negative padding cuts off
+    return F.pad(images, (-left, -right, -top, -bottom))  # negative padding crops

@@ -1,6 +1,6 @@
-"""Prompts: what a zero-shot teacher's text tower reads in place of a bare class name.
+"""Prompt templates for the text tower of a zero-shot teacher.
 
-The names of a data set's classes say which data set it is, so CIFAR gets the prompts that CLIP's authors wrote for it.
+The class names identify CIFAR-10 and CIFAR-100, which get the prompts that CLIP's authors wrote for them.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ GENERAL = (
     "art of the {}.",
     "a photo of the small {}.",
 )
-"""The plain prompt and the seven that CLIP's authors found to matter most on ImageNet."""
+"""The plain prompt and the seven that CLIP's authors found most important on ImageNet."""
 
 _PHOTOS = ("photo", "blurry photo", "black and white photo", "low contrast photo", "high contrast photo")
 CIFAR = tuple(
@@ -30,10 +30,10 @@ CIFAR = tuple(
         *(f"a photo of {article} {size} {{}}." for size in ("small", "big")),
     )
 )
-"""The 18 that CLIP's authors used for CIFAR-10 and CIFAR-100 (the list is in CLIP's repository, data/prompts.md)."""
+"""The 18 prompts that CLIP's authors used for CIFAR-10 and CIFAR-100 (data/prompts.md in CLIP's repository)."""
 
 SIGLIP = ("This is a photo of {}.",)
-"""The one that SigLIP's authors recommend."""
+"""The prompt that SigLIP's authors recommend."""
 
 TEMPLATES = {"general": GENERAL, "cifar": CIFAR, "siglip": SIGLIP}
 
@@ -52,20 +52,20 @@ _CIFAR100 = frozenset(_CIFAR100_NAMES.split(", "))
 
 
 def plain_name(name: str) -> str:
-    """Return a class name for comparing: small letters, and one space where there were spaces or underscores."""
+    """Return a class name for comparison: lower case, with single spaces in place of spaces and underscores."""
     return " ".join(name.replace("_", " ").lower().split())
 
 
 def is_cifar(classes: Iterable[str]) -> bool:
-    """Whether these are the classes of CIFAR-10 or CIFAR-100, in whatever order."""
+    """Whether these are the classes of CIFAR-10 or CIFAR-100, in any order."""
     return {plain_name(name) for name in classes} in (_CIFAR10, _CIFAR100)
 
 
 def check_templates(templates: str | Sequence[str]) -> None:
-    """Raise unless ``templates`` is "auto", a name in `TEMPLATES`, or prompts with "{}" where the class name goes.
+    """Raise an error unless ``templates`` is "auto", a name in `TEMPLATES`, or a list of prompts with "{}".
 
     Raises:
-        FedKDError: If it is none of these.
+        FedKDError: If it is none of these, or the list is empty.
     """
     if isinstance(templates, str):
         if templates not in ("auto", *TEMPLATES):
@@ -82,10 +82,10 @@ def choose_templates(templates: str | Sequence[str], classes: Iterable[str], mod
     """Return the prompts to use.
 
     Args:
-        templates: As for `check_templates`. "auto" is "cifar" for CIFAR's classes, else "siglip" for a SigLIP, else
-            "general".
+        templates: See `check_templates`. "auto" is "cifar" for the classes of CIFAR, else "siglip" for a SigLIP model,
+            else "general".
         classes: The class names.
-        model_type: The checkpoint's, as transformers calls it, such as ``"siglip2"``.
+        model_type: The checkpoint's model type in transformers, such as ``"siglip2"``.
     """
     if templates == "auto":
         templates = "cifar" if is_cifar(classes) else "siglip" if "siglip" in model_type else "general"

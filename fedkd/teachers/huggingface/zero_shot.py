@@ -1,4 +1,4 @@
-"""Zero-shot teachers: an image and a text tower, and the class names."""
+"""Zero-shot teachers: an image tower, a text tower, and prompts with the class names."""
 
 from __future__ import annotations
 
@@ -10,29 +10,30 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fedkd.core.errors import FedKDError
-from fedkd.teachers.heads.head import FederatedHead, ZeroShotHead
+from fedkd.teachers.heads.head import FederatedHead
+from fedkd.teachers.heads.modules import ZeroShotHead
 from fedkd.teachers.huggingface.feature import HuggingFaceTeacher
 from fedkd.teachers.huggingface.hub import find_checkpoint, is_dual_encoder
 from fedkd.teachers.huggingface.templates import check_templates, choose_templates
 
 
 class ZeroShotTeacher(HuggingFaceTeacher):
-    """A dual encoder (CLIP, SigLIP, ...) that classifies by comparing images with prompts made of the class names.
+    """A dual encoder (CLIP, SigLIP, ...) that classifies images by their similarity to prompts with the class names.
 
-    Features are image embeddings of unit length. A class is the mean, scaled to unit length, of the unit embeddings of
-    all templates filled with its name (Radford et al. 2021, arXiv 2103.00020). Clients send nothing, unless a ``head``
-    is fitted too.
+    Features are image embeddings of unit length. The weight vector of a class is the mean of the unit embeddings of all
+    prompts with its name, normalized to unit length (Radford et al. 2021, arXiv 2103.00020). Clients send nothing
+    unless a ``head`` is fitted too.
 
     Args:
         checkpoint: A short name, a hub id, or a folder.
-        templates: Prompts with "{}" where the class name goes; or the name of a set in
+        templates: A list of prompts with "{}" for the class name, or the name of a set in
             `fedkd.teachers.huggingface.templates`: "general", "cifar" (CLIP's own for CIFAR) or "siglip". "auto" is
-            "cifar" where the classes are CIFAR's, else "siglip" for a SigLIP, else "general".
-        image_size: Side of the square input in pixels; None is the checkpoint's own.
+            "cifar" for the classes of CIFAR, else "siglip" for a SigLIP model, else "general".
+        image_size: Side of the square input in pixels; None uses the checkpoint's own.
         dtype: "auto" is bfloat16 on CUDA (float16 where a GPU lacks it) and float32 elsewhere.
         revision: Branch, tag or commit on the hub.
-        head: How a head is fitted from what clients send, on the image embeddings: `ZeroShotRidge` adds a ridge head to
-            the class names. None is the class names alone.
+        head: The method that fits a head on the image embeddings from what clients send. `ZeroShotRidge` adds a ridge
+            head to the zero-shot head. None uses the zero-shot head alone.
 
     Raises:
         MissingResourceError: If the checkpoint cannot be found.
@@ -71,13 +72,13 @@ class ZeroShotTeacher(HuggingFaceTeacher):
         return F.normalize(_embedding(self._call(self.model.get_image_features, self.pixel_values(images))), dim=1)
 
     def prepare(self, classes: Sequence[str]) -> None:
-        """Embed the class names, which makes the head, or what the head to be fitted starts from."""
+        """Embed the class names to build the zero-shot head, from which a fitted head starts."""
         super().prepare(classes)
         templates = choose_templates(self.templates, classes, self.model.config.model_type)
         with torch.no_grad():
             text = torch.stack([self._embed_class(name, templates) for name in classes])  # (K, D)
         scale = getattr(self.model, "logit_scale", None)
-        temperature = getattr(self.model, "temperature", None)  # ALIGN's, instead of a scale
+        temperature = getattr(self.model, "temperature", None)  # ALIGN has a temperature instead of a scale
         factor = (
             float(scale.float().exp()) if scale is not None else 1 / float(1 if temperature is None else temperature)
         )
@@ -98,14 +99,14 @@ class ZeroShotTeacher(HuggingFaceTeacher):
         length = getattr(getattr(config, "text_config", None), "max_position_embeddings", None)
         if "siglip" not in config.model_type:
             return self.tokenizer(prompts, padding=True, truncation=True, max_length=length, return_tensors="pt")
-        # SigLIPs were trained on small letters, and on padding to full length, which they attend to. SigLIP 2's
-        # tokenizer does not make letters small by itself in every version.
-        small = [prompt.lower() for prompt in prompts]
-        tokens = self.tokenizer(small, padding="max_length", truncation=True, max_length=length, return_tensors="pt")
+        # SigLIP models were trained on lower-case text, and attend to its padding to full length. Not every version of
+        # SigLIP 2's tokenizer converts to lower case.
+        lowered = [prompt.lower() for prompt in prompts]
+        tokens = self.tokenizer(lowered, padding="max_length", truncation=True, max_length=length, return_tensors="pt")
         tokens.pop("attention_mask", None)
         return tokens
 
 
 def _embedding(output: Any) -> Tensor:
-    """Return the embeddings (B, D) float32: older transformers hand them out bare, newer ones in a model output."""
+    """Return the embeddings (B, D) float32. Older transformers return a tensor, newer ones a model output."""
     return (output if isinstance(output, Tensor) else output.pooler_output).float()

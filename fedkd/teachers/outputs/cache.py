@@ -1,4 +1,4 @@
-"""Teacher outputs on disk, computed once and then read for every round of every run."""
+"""Teacher outputs on disk: computed once, then read in every round of every run."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from fedkd.core.storage import cache_dir
 from fedkd.teachers.ensemble import EnsembleTeacher
 from fedkd.teachers.outputs.cache_file import DoesNotFitError, images_done, start_at, to_dtype
 from fedkd.teachers.outputs.passes import JoinedPass, Pass
-from fedkd.teachers.teacher import Teacher, overrides_forward
+from fedkd.teachers.teacher import Teacher
 
 if TYPE_CHECKING:
     from fedkd.core.progress import ProgressBar
@@ -24,20 +24,19 @@ if TYPE_CHECKING:
 class TeacherCache:
     """Memory-mapped teacher outputs (N, V, D), by image index and view.
 
-    *Features*, from before the head, are kept: passing images through the teacher is what takes long, while heads are
-    fitted anew for every partition, and cheap. (A teacher that overrides ``forward`` has no head to be fitted: of it
-    the logits are kept.)
+    The cache stores *features*, the input of the head: computing them is slow, while a head is cheap to fit and differs
+    between partitions. For a teacher that overrides ``forward``, which has no head to fit, it stores logits.
 
-    A file's name is a hash of all that its content depends on, so a stale file is never found. Outputs are in the order
-    of the images and only ever appended, so a file's length says how far it got: what was killed goes on there, and
-    what was truncated is completed. A lock lets one process at a time build; others wait, and find it done. Values are
-    float16, or float32 where float16 cannot hold them.
+    The name of a file is a hash of everything that its content depends on, so a stale file is never read. Outputs are
+    appended in the order of the images, so the length of a file shows how many images are done. An interrupted or
+    truncated file is completed from there. A lock lets one process write at a time; other processes wait for it.
+    Values are float16, or float32 if float16 cannot represent them.
 
-    An ensemble's features are put together from its members' own files: what a member has seen, alone or in another
-    ensemble, it does not look at again.
+    The features of an ensemble are joined from the files of its members. A member's features are therefore computed
+    once, whether it is used alone or in several ensembles.
 
     Args:
-        folder: Where files are; None is ``teachers`` in fedkd's cache (`fedkd.core.storage.cache_dir`).
+        folder: The folder of the files; None is ``teachers`` in fedkd's cache (`fedkd.core.storage.cache_dir`).
     """
 
     def __init__(self, folder: Path | str | None = None) -> None:
@@ -54,15 +53,15 @@ class TeacherCache:
         batch_size: int = 128,
         progress: bool = True,
     ) -> np.memmap:
-        """Return the teacher's outputs on all images; what is not there yet is computed on the teacher's device.
+        """Return the teacher's outputs for all images. Missing outputs are computed on the teacher's device.
 
         Args:
             teacher: The teacher, prepared.
             data: N images.
-            views: Their V views; None is a single one, the images themselves.
-            features: Whether features are wanted even of a teacher that overrides ``forward``.
-            batch_size: Images in a batch, all views counted.
-            progress: Whether to show a progress bar, if this is a terminal.
+            views: The V views of each image; None is one view, the image itself.
+            features: Return features even for a teacher that overrides ``forward``.
+            batch_size: Images in a batch, where each view counts as an image.
+            progress: Whether to show a progress bar on a terminal.
 
         Returns:
             A read-only memory map (N, V, D), float16 or float32.
@@ -71,18 +70,18 @@ class TeacherCache:
             FedKDError: If there are no images, or outputs are not finite or not (B, D).
         """
         if len(data) == 0:
-            raise FedKDError("There are no images for the teacher to look at.")
-        work = Pass(teacher, data, views, overrides_forward(teacher) and not features, batch_size)
+            raise FedKDError("There are no images to compute teacher outputs for.")
+        work = Pass(teacher, data, views, teacher.overrides_forward and not features, batch_size)
         if type(teacher).features is EnsembleTeacher.features and not work.gives_logits:
 
-            def look(member: Teacher) -> np.memmap:
+            def outputs_of(member: Teacher) -> np.memmap:
                 return self.get(member, data, views=views, batch_size=batch_size, progress=progress)
 
-            work = JoinedPass(**vars(work), look=look)
+            work = JoinedPass(**vars(work), outputs_of=outputs_of)
         stem = f"{type(teacher).__name__}-{work.key}"
         half, full = (self.folder / f"{stem}.{dtype}.npy" for dtype in ("float16", "float32"))
         with FileLock(self.folder / f"{stem}.lock"):
-            if not full.exists():  # it is there only if float16 was tried
+            if not full.exists():  # it exists only after float16 has failed
                 try:
                     _complete(half, work, np.dtype(np.float16), progress and work.is_slow)
                     return _mapped(half)
@@ -93,7 +92,7 @@ class TeacherCache:
             return _mapped(full)
 
     def clear(self) -> int:
-        """Delete all outputs but those that a process is just computing; return the bytes that were freed."""
+        """Delete all outputs except those that a process is computing. Return the number of bytes freed."""
         freed = 0
         for lock in sorted(self.folder.glob("*.lock")):
             try:
@@ -107,24 +106,24 @@ class TeacherCache:
 
 
 def _complete(path: Path, work: Pass, dtype: np.dtype, progress: bool) -> None:
-    """Append to ``path`` what it lacks."""
+    """Compute and append the outputs that are missing in ``path``."""
     path.touch()
     count = len(work.data)
     with open(path, "r+b") as file:
         done = images_done(file, dtype, count, work.num_views)
         if done == count:
             return
-        # Go on from a whole batch: then the content is that of a build which was never interrupted, bit for bit.
+        # Continue from a whole batch, so that the bits equal those of an uninterrupted pass.
         done -= done % work.step
         with _bar(work, done) if progress else nullcontext() as bar:
-            begun = False
+            started = False
             for outputs in work.outputs(done):
                 rows = to_dtype(outputs.numpy(), dtype).reshape(-1, work.num_views, outputs.shape[1])
-                if not begun:
+                if not started:
                     start_at(file, dtype, done, (count, *rows.shape[1:]))
-                    begun = True
+                    started = True
                 file.write(rows.tobytes())
-                file.flush()  # from here on a kill loses nothing of it
+                file.flush()  # after this, a killed process keeps these rows
                 if bar is not None:
                     bar.advance(len(rows))
 
@@ -132,7 +131,7 @@ def _complete(path: Path, work: Pass, dtype: np.dtype, progress: bool) -> None:
 def _bar(work: Pass, done: int) -> AbstractContextManager[ProgressBar]:
     from fedkd.core.progress import progress_bar
 
-    return progress_bar(f"{type(work.teacher).__name__} looks at the images", len(work.data), done)
+    return progress_bar(f"{type(work.teacher).__name__}: teacher outputs", len(work.data), done)
 
 
 def _mapped(path: Path) -> np.memmap:

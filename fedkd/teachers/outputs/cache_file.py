@@ -1,4 +1,4 @@
-"""A ``.npy`` file (N, V, D) that grows by whole images, so that its length says how far it got."""
+"""A ``.npy`` file (N, V, D) that grows by whole images. Its length shows how many images are done."""
 
 from __future__ import annotations
 
@@ -11,27 +11,27 @@ from fedkd.core.errors import FedKDError
 
 
 class DoesNotFitError(FedKDError):
-    """Float16 cannot hold the values."""
+    """Float16 cannot represent the values."""
 
 
 def to_dtype(outputs: np.ndarray, dtype: np.dtype) -> np.ndarray:
-    """Convert float32 outputs to what a file holds.
+    """Convert float32 outputs to the dtype of a file.
 
     Raises:
-        DoesNotFitError: If float16 would lose more than its rounding.
+        DoesNotFitError: If float16 loses more than rounding: values overflow, or are too small.
     """
     if dtype == np.float32:
         return outputs
     with np.errstate(over="ignore"):
         half = outputs.astype(np.float16)
     lost = np.linalg.norm(half.astype(np.float32) - outputs)
-    if not lost <= 1e-3 * np.linalg.norm(outputs):  # overflow, or all too small; rounding alone loses at most 5e-4
-        raise DoesNotFitError("Float16 cannot hold the teacher's outputs.")
+    if not lost <= 1e-3 * np.linalg.norm(outputs):  # rounding alone loses at most 5e-4
+        raise DoesNotFitError("Float16 cannot represent the teacher's outputs.")
     return half
 
 
 def images_done(file: BinaryIO, dtype: np.dtype, num_images: int, num_views: int) -> int:
-    """Return how many images' outputs a file has, all views of each; 0 if there is anything wrong with it."""
+    """Return the number of images whose views are all in a file; 0 if the file is invalid."""
     try:
         offset, image_bytes = _layout(file, dtype, num_images, num_views)
     except ValueError:
@@ -43,7 +43,7 @@ def images_done(file: BinaryIO, dtype: np.dtype, num_images: int, num_views: int
 
 
 def start_at(file: BinaryIO, dtype: np.dtype, done: int, shape: tuple[int, int, int]) -> None:
-    """Leave a file with its header and ``done`` images' outputs, ready for the next: ``shape`` is (N, V, D)."""
+    """Prepare a file for appending: keep its header and the outputs of ``done`` images. ``shape`` is (N, V, D)."""
     if done:
         offset, image_bytes = _layout(file, dtype, shape[0], shape[1])
         file.truncate(offset + done * image_bytes)
@@ -56,10 +56,10 @@ def start_at(file: BinaryIO, dtype: np.dtype, done: int, shape: tuple[int, int, 
 
 
 def _layout(file: BinaryIO, dtype: np.dtype, num_images: int, num_views: int) -> tuple[int, int]:
-    """Return where the outputs begin and the bytes of one image's.
+    """Return the offset of the outputs, and the bytes per image.
 
     Raises:
-        ValueError: If the file does not begin with the header that it should have.
+        ValueError: If the file does not start with the expected header.
     """
     file.seek(0)
     np.lib.format.read_magic(file)

@@ -8,7 +8,7 @@ import inspect
 import json
 import pickle
 from collections.abc import Collection
-from dataclasses import fields, is_dataclass
+from dataclasses import is_dataclass
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -16,14 +16,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from fedkd.core.config import Configured, describe, init_args
 from fedkd.core.errors import FedKDError
-from fedkd.teachers.outputs.source import compiled, is_ours, source_of
+from fedkd.core.source import compiled, is_ours, source_of
 
 WHERE_FROM = frozenset({"checkpoint", "revision", "name_or_path", "_name_or_path"})
-"""Where weights were found says nothing about what they are: a moved folder keeps its cache."""
+"""The place of weights does not count: a moved folder keeps its cache."""
 
 _VERSIONED = ("fedkd", "timm", "transformers")
-_TORCH_INTERNALS = frozenset(vars(nn.Module()))
+_TORCH_INTERNALS = frozenset(vars(nn.Module())) | {"_constructor_arguments"}
 
 
 def fingerprint(module: nn.Module, ignore: Collection[str] = ()) -> str:
@@ -64,26 +65,6 @@ def own_code(cls: type) -> str:
     return "".join(source_of(base) for base in cls.__mro__ if not is_ours(base))
 
 
-def settings(value: Any) -> str:
-    """Write an object's public settings down in a line, as in ``KD(ce_weight=0.1, kd_weight=0.9, temperature=2.0)``.
-
-    Of a module those of its parts follow; tensors, and what else cannot be written down, count by their type.
-    """
-    hidden = _TORCH_INTERNALS if isinstance(value, nn.Module) else frozenset()
-    shown = [(name, setting(item)) for name, item in vars(value).items() if name[0] != "_" and name not in hidden]
-    if isinstance(value, nn.Module):
-        shown += [(name, settings(part)) for name, part in value.named_children()]
-    return f"{type(value).__qualname__}({', '.join(f'{name}={text}' for name, text in shown)})"
-
-
-def setting(value: Any) -> str:
-    """Write down one setting: a plain value, a dataclass of such, or a type's name."""
-    if is_dataclass(value) and not isinstance(value, type):
-        return settings(value)
-    plain = _plain(value, "a setting", by_type=True)
-    return plain if isinstance(plain, str) and not isinstance(value, str) else repr(plain)
-
-
 def hash_tensor(digest: hashlib._Hash, tensor: Tensor) -> None:
     """Add a tensor's dtype, shape and bytes to a digest."""
     digest.update(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
@@ -98,7 +79,7 @@ def _version(package: str) -> str:
 
 
 def _plain(value: Any, where: str, by_type: bool) -> Any:
-    """Return what JSON can hold and what tells a setting from any other.
+    """Return a form of a setting that JSON can hold and that differs from every other setting's.
 
     With ``by_type``, an object that is none of the usual counts by its type: of a library's class, the rest of the
     settings and the version decide what it is.
@@ -109,19 +90,12 @@ def _plain(value: Any, where: str, by_type: bool) -> Any:
         return [_plain(item, where, by_type) for item in value]
     if isinstance(value, dict):
         return {str(key): _plain(item, where, by_type) for key, item in value.items() if key not in WHERE_FROM}
-    if isinstance(value, torch.dtype | torch.Size | torch.device):
-        return str(value)
-    if isinstance(value, np.ndarray | np.generic | Tensor):
-        digest = hashlib.sha256()
-        hash_tensor(digest, torch.as_tensor(np.asarray(value) if not isinstance(value, Tensor) else value))
-        return digest.hexdigest()
+    if isinstance(value, torch.dtype | torch.Size | torch.device | np.ndarray | np.generic | Tensor):
+        return describe(value)
     if isinstance(value, nn.Module):  # in a list or a dict, where torch does not see it
         return fingerprint(value)
-    if is_dataclass(value) and not isinstance(value, type):
-        return [
-            type(value).__qualname__,
-            {f.name: _plain(getattr(value, f.name), where, by_type) for f in fields(value)},
-        ]
+    if isinstance(value, Configured) or (is_dataclass(value) and not isinstance(value, type)):
+        return [type(value).__qualname__, _plain(init_args(value), where, by_type)]
     if hasattr(value, "to_dict"):  # a HuggingFace configuration
         return _plain(value.to_dict(), where, by_type)
     if by_type:
@@ -140,6 +114,6 @@ def _plain(value: Any, where: str, by_type: bool) -> Any:
         return hashlib.sha256(pickle.dumps(value, protocol=4)).hexdigest()
     except Exception as error:  # whatever an object's own code makes of being written down
         raise FedKDError(
-            f"The teacher's cache cannot tell {where}, a {type(value).__qualname__}, from another one: make it "
+            f"The teacher's cache cannot distinguish {where}, a {type(value).__qualname__}, from another one: make it "
             "something that can be pickled, or name it in not_in_features if features do not depend on it."
         ) from error

@@ -1,4 +1,4 @@
-"""All images, in all their views, once through a teacher."""
+"""One pass of all images, in all their views, through a teacher."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ class Pass:
     Args:
         teacher: The teacher, prepared.
         data: N images.
-        views: Their V views; None is a single one, the images themselves.
-        gives_logits: Whether the outputs are logits, not features.
-        batch_size: Images in a batch, all views counted.
+        views: The V views of each image; None is one view, the image itself.
+        gives_logits: Whether the outputs are logits instead of features.
+        batch_size: Images in a batch, where each view counts as an image.
     """
 
     teacher: Teacher
@@ -41,11 +41,11 @@ class Pass:
     batch_size: int
 
     is_slow: ClassVar[bool] = True
-    """Whether it is worth a progress bar."""
+    """Whether the pass takes long enough for a progress bar."""
 
     @property
     def key(self) -> str:
-        """Return a hash of all that the outputs depend on."""
+        """Return a hash of everything that the outputs depend on."""
         teacher, views = self.teacher, self.views
         what = f"logits {fingerprint(teacher)}" if self.gives_logits else f"features {teacher.fingerprint()}"
         seen = "the clean image" if views is None else f"{views!r} {own_code(type(views.augmentation))}"
@@ -59,47 +59,47 @@ class Pass:
 
     @property
     def step(self) -> int:
-        """Return how many images make a batch with all their views."""
+        """Return the number of images per batch, each with all its views."""
         return max(1, self.batch_size // self.num_views)
 
     def outputs(self, start: int) -> Iterator[Tensor]:
-        """Yield outputs, image by image and view by view, from image ``start`` on: float32 (B, D) on the CPU.
+        """Yield outputs from image ``start`` on, float32 (B, D) on the CPU: all views of one image, then the next.
 
-        On CUDA the next batch is on its way before the last is waited for, so that the device never waits for the disk.
+        On CUDA the next batch is launched before the last one is awaited, so the device never waits for the disk.
         """
         ahead = 1 if self.teacher.device.type == "cuda" else 0
-        under_way: deque[tuple[Tensor, torch.cuda.Event | None]] = deque()
+        launched: deque[tuple[Tensor, torch.cuda.Event | None]] = deque()
         for first in range(start, len(self.data), self.step):
-            under_way.append(self._launch(first))
-            if len(under_way) > ahead:
-                yield _arrived(self.teacher, *under_way.popleft())
-        while under_way:
-            yield _arrived(self.teacher, *under_way.popleft())
+            launched.append(self._launch(first))
+            if len(launched) > ahead:
+                yield _wait_for(self.teacher, *launched.popleft())
+        while launched:
+            yield _wait_for(self.teacher, *launched.popleft())
 
     def _launch(self, first: int) -> tuple[Tensor, torch.cuda.Event | None]:
-        """Let the teacher look at a batch; return its outputs and, on CUDA, what tells that they have arrived."""
+        """Start a batch. Return its outputs and, on CUDA, the event that marks the end of their copy to the CPU."""
         device = self.teacher.device
         on_cuda = device.type == "cuda"
         images = self.data.images[first : first + self.step]
-        # Copies from pageable memory would wait for all that the device has to do.
+        # Copies from pageable memory would wait until the device is idle.
         images = images.pin_memory().to(device, non_blocking=True) if on_cuda else images.to(device)
         pixels = self._views_of(images, first).float() / 255
         with torch.no_grad():
             outputs = self.teacher(pixels) if self.gives_logits else self.teacher.features(pixels)
         if outputs.ndim != 2 or len(outputs) != len(pixels):
             raise FedKDError(
-                f"{type(self.teacher).__name__} must give one vector an image, (B, D): for {len(pixels)} images it "
-                f"gave {tuple(outputs.shape)}."
+                f"{type(self.teacher).__name__} must return one vector per image, (B, D). For {len(pixels)} images it "
+                f"returned {tuple(outputs.shape)}."
             )
-        arriving = outputs.float().to("cpu", non_blocking=on_cuda)
+        copied = outputs.float().to("cpu", non_blocking=on_cuda)
         if not on_cuda:
-            return arriving, None
+            return copied, None
         event = torch.cuda.Event()
         event.record(torch.cuda.current_stream(device))
-        return arriving, event
+        return copied, event
 
     def _views_of(self, images: Tensor, first: int) -> Tensor:
-        """Images ``first`` and on, (b, C, H, W), -> all views of each, (b V, C, H, W)."""
+        """Images from number ``first`` on, (b, C, H, W) -> all their views, (b V, C, H, W)."""
         if self.views is None:
             return images
         index = torch.arange(first, first + len(images), device=images.device).repeat_interleave(self.num_views)
@@ -109,27 +109,28 @@ class Pass:
 
 @dataclass(frozen=True, eq=False)
 class JoinedPass(Pass):
-    """An ensemble's pass: its members' features, read from where each has its own, side by side.
+    """An ensemble's pass: the cached features of its members, concatenated.
 
     Args:
-        look: Returns a member's outputs on all images in all views, (N, V, D_m), computed if need be.
+        outputs_of: Returns a member's outputs for all images and views, (N, V, D_m), and computes missing ones.
     """
 
-    look: Callable[[Teacher], np.ndarray]
+    outputs_of: Callable[[Teacher], np.ndarray]
 
-    is_slow: ClassVar[bool] = False  # its members show how far they are
+    is_slow: ClassVar[bool] = False  # its members show their own progress
 
     def outputs(self, start: int) -> Iterator[Tensor]:
-        """Yield outputs as `Pass.outputs` does."""
-        parts = [self.look(member) for member in self.teacher.teachers]  # type: ignore[union-attr]
+        """Yield outputs, see `Pass.outputs`."""
+        parts = [self.outputs_of(member) for member in self.teacher.teachers]  # type: ignore[union-attr]
         for first in range(start, len(self.data), self.step):
             rows = [part[first : first + self.step].astype(np.float32) for part in parts]
             yield torch.from_numpy(np.concatenate(rows, axis=2)).flatten(0, 1)  # (b, V, D) -> (b V, D)
 
 
-def _arrived(teacher: Teacher, outputs: Tensor, event: torch.cuda.Event | None) -> Tensor:
+def _wait_for(teacher: Teacher, outputs: Tensor, event: torch.cuda.Event | None) -> Tensor:
+    """Wait until the outputs are on the CPU, and check that they are finite."""
     if event is not None:
         event.synchronize()
     if not outputs.isfinite().all():
-        raise FedKDError(f"{type(teacher).__name__} gave outputs that are not finite; try dtype float32.")
+        raise FedKDError(f"The outputs of {type(teacher).__name__} are not finite; try dtype float32.")
     return outputs

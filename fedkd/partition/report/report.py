@@ -1,0 +1,78 @@
+"""`PartitionReport`: the counts of a partition as tables, as a plot, and as JSON."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from fedkd.core.errors import unknown_name
+from fedkd.partition.report.counts import PartitionCounts
+from fedkd.partition.report.figure import draw
+from fedkd.partition.report.tables import counts_table, skew_table
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+    from rich.table import Table
+
+
+@dataclass(frozen=True, eq=False)
+class PartitionReport(PartitionCounts):
+    """How many images of each class each client holds, and how to show it.
+
+    Args:
+        counts: Images by client and class, int64 (num_clients, num_classes).
+        classes: The name of each class.
+        public: Images that belong to no client.
+        validation: Images that clients hold out of training; ``counts`` is without them.
+
+    Raises:
+        FedKDError: If ``counts`` is not a matrix with a column for each class.
+    """
+
+    def table(self) -> Table:
+        """Return a Rich table of images by client and class: see `fedkd.partition.report.tables.counts_table`."""
+        return counts_table(self)
+
+    def skew_table(self) -> Table:
+        """Return a Rich table of each client's skew: see `fedkd.partition.report.tables.skew_table`."""
+        return skew_table(self)
+
+    def figure(self, kind: Literal["heat", "bubble"] = "heat") -> Figure:
+        """Return a matplotlib figure: images by class and client, under a bar a client for its size.
+
+        Args:
+            kind: Whether a count is a cell's color, or a bubble's area.
+
+        Raises:
+            FedKDError: If there is no such kind.
+        """
+        return draw(self, kind)
+
+    def plot(self, path: str | Path, kind: Literal["heat", "bubble"] = "heat") -> Path:
+        """Write `figure` to a file and return its path; folders that are not there are made.
+
+        Args:
+            path: Where to; the suffix names the format, PNG if there is none.
+            kind: As for `figure`.
+
+        Raises:
+            FedKDError: If matplotlib does not write that format, or there is no such kind.
+        """
+        path = Path(path)
+        path = path if path.suffix else path.with_suffix(".png")
+        figure = self.figure(kind)
+        formats = figure.canvas.get_supported_filetypes()
+        if path.suffix[1:].lower() not in formats:
+            raise unknown_name("plot format", path.suffix[1:], formats)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(path, dpi=160)
+        return path
+
+    def write_json(self, path: str | Path) -> Path:
+        """Write `to_dict` to a file and return its path; folders that are not there are made."""
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(self.to_dict()) + "\n", encoding="utf-8")
+        return path

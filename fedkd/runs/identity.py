@@ -1,0 +1,81 @@
+"""A run's identity: a checkpoint must agree with the run that goes on from it."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+from lightning.pytorch import Trainer
+
+from fedkd.core.config import one_line
+from fedkd.core.tensors import split_state
+from fedkd.data import FederatedDataModule
+from fedkd.training.module import DistillationModule
+from fedkd.training.trainer import TRAINER_DEFAULTS
+
+ALWAYS = ("max_epochs", "max_steps", "precision", "accumulate_grad_batches")
+"""Trainer arguments that are shown at their defaults, too."""
+
+ELSEWHERE = frozenset(
+    {
+        # where a client trains
+        *("accelerator", "devices", "num_nodes", "strategy", "sync_batchnorm", "use_distributed_sampler"),
+        # what is shown and kept of it
+        *("logger", "enable_progress_bar", "enable_model_summary", "enable_checkpointing", "default_root_dir"),
+        *("log_every_n_steps", "profiler", "detect_anomaly", "barebones", "enable_autolog_hparams", "model_registry"),
+        # how it is evaluated, which a client does not do
+        *("num_sanity_val_steps", "val_check_interval", "check_val_every_n_epoch", "inference_mode"),
+        *("limit_val_batches", "limit_test_batches", "limit_predict_batches"),
+        # how fast it is
+        *("benchmark", "deterministic", "reload_dataloaders_every_n_epochs"),
+    }
+)
+"""Trainer arguments that change no result: a run may go on with others. Every other argument counts."""
+
+
+def run_identity(
+    module: DistillationModule, datamodule: FederatedDataModule, trainer: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return what a checkpoint must agree on with the run that goes on from it; each value is one line.
+
+    Args:
+        module: Built. Its teacher has not seen the data yet.
+        datamodule: Set up.
+        trainer: Arguments of the clients' Trainers.
+    """
+    parameters, buffers = split_state(module.student)
+    shapes = {name: tuple(value.shape) for name, value in {**parameters, **buffers}.items()}
+    shards = hashlib.sha256(b"|".join(shard.tobytes() for shard in datamodule.shards))
+    batches = {name: getattr(datamodule, name) for name in ("batch_size", "augmentation", "views")}
+    return {
+        "teacher": module.teacher.identity() if module.teacher else None,
+        "shared images": shared_identity(datamodule),
+        "label loss": one_line(module.label_loss),
+        "loss": one_line(module.loss),
+        "optimizer": one_line(module.configure_optimizers()),
+        "trainer": trainer_identity(trainer),
+        "data set": datamodule.train.fingerprint[:16],
+        "batches": ", ".join(f"{name}={one_line(value)}" for name, value in batches.items()),
+        "partition": shards.hexdigest()[:16],
+        "student": hashlib.sha256(repr(shapes).encode()).hexdigest()[:16],
+    }
+
+
+def trainer_identity(trainer: Mapping[str, Any]) -> str:
+    """Write down the Trainer's arguments that may change a result: all but `ELSEWHERE`, and what is at its default."""
+    defaults = {name: each.default for name, each in inspect.signature(Trainer.__init__).parameters.items()}
+    shown = {name: TRAINER_DEFAULTS.get(name, defaults[name]) for name in ALWAYS} | {"precision": "32-true"}
+    shown["accumulate_grad_batches"] = 1
+    for name, value in trainer.items():
+        at_default = value is None or (name not in ALWAYS and one_line(value) == one_line(defaults.get(name)))
+        if name not in ELSEWHERE and not at_default:
+            shown[name] = value
+    return ", ".join(f"{name}={value if isinstance(value, str) else one_line(value)}" for name, value in shown.items())
+
+
+def shared_identity(datamodule: FederatedDataModule) -> str | None:
+    """Write down which images clients share, and how they train on them."""
+    images = datamodule.shared_images
+    return None if images is None else f"{one_line(datamodule.shared)}, {len(images)} images {images.fingerprint[:16]}"

@@ -1,0 +1,234 @@
+"""What comes before the rounds: checks, the data, the students, the teacher's outputs, and the clients' sites."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from fedkd.client.fit_to_teacher import find_facts
+from fedkd.core.errors import FedKDError, check_range
+from fedkd.core.messages import ServerState, Weights
+from fedkd.core.seeding import seeded
+from fedkd.core.storage import cache_dir
+from fedkd.core.tensors import split_state
+from fedkd.data import FederatedDataModule
+from fedkd.data.pool import Pool
+from fedkd.data.rows import Rows
+from fedkd.runs.identity import run_identity
+from fedkd.server.backends import Backend, SiteFactory
+from fedkd.server.exchange import Exchange, Traffic
+from fedkd.strategies import RoundContext, Strategy
+from fedkd.teachers import TeacherOutputs, prepare_teacher
+from fedkd.training.module import DistillationModule
+from fedkd.training.trainer_arguments import check_trainer
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """A run that was found sound, before any costly work.
+
+    Attributes:
+        strategy: The strategy.
+        modules: The built modules: the caller's, or one for each of the strategy's students.
+        datamodule: Set up.
+        device: Where clients train.
+        consistent: Whether the teacher's outputs are for the student's own views.
+    """
+
+    strategy: Strategy
+    modules: tuple[DistillationModule, ...]
+    datamodule: FederatedDataModule
+    device: torch.device
+    consistent: bool
+
+
+class Connections:
+    """Opens a backend for one stage of a run after the other, and counts their traffic together.
+
+    Args:
+        backend: Where clients run.
+
+    Attributes:
+        traffic: What all exchanges have sent so far.
+    """
+
+    def __init__(self, backend: Backend) -> None:
+        self.backend, self.traffic = backend, Traffic()
+
+    @contextmanager
+    def __call__(self, sites: SiteFactory) -> Iterator[Exchange]:
+        """Give an exchange with the clients of a site factory."""
+        with self.backend.open(sites) as workers:
+            exchange = Exchange(workers, self.traffic)
+            try:
+                yield exchange
+            finally:
+                self.traffic = exchange.traffic
+
+
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """A run whose teacher's outputs are there and whose clients can be told to work.
+
+    Attributes:
+        plan: The run.
+        outputs: The teacher's, None without a teacher.
+        head_traffic: What was sent to adapt the teacher, fit its head and fit the loss to it.
+        exchange: With the clients.
+        server_modules: The server's own copies of the modules.
+        pools: Unlabeled images that all may see.
+        clients: The clients with training images, with their number.
+        held_out: The clients that hold images out, with their number.
+        seed: The run's seed.
+        trainer: Arguments of the clients' Trainers.
+        val_accuracy: The last known accuracy of each client on what it holds out.
+    """
+
+    plan: Plan
+    outputs: TeacherOutputs | None
+    head_traffic: Traffic
+    exchange: Exchange
+    server_modules: tuple[DistillationModule, ...]
+    pools: dict[str, Pool]
+    clients: dict[int, int]
+    held_out: dict[int, int]
+    test: Rows
+    seed: int
+    trainer: dict[str, Any]
+    val_accuracy: dict[int, float] = field(default_factory=dict)
+
+    def start(self) -> ServerState:
+        """Return the state before the first round."""
+        student = self.plan.modules[0].student
+        state = ServerState(0, Weights(*split_state(student)), num_examples=sum(self.clients.values()))
+        return self.plan.strategy.start(state, self.context(state))
+
+    def context(self, state: ServerState) -> RoundContext:
+        """Return what the strategy works with in the round that starts from ``state``."""
+        data = self.plan.datamodule
+        return RoundContext(
+            exchange=self.exchange,
+            clients=self.clients,
+            held_out=self.held_out,
+            modules=self.server_modules,
+            classes=data.classes,
+            test=self.test,
+            pools=self.pools,
+            trainer=self.trainer,
+            eval_batch_size=data.eval_batch_size,
+            seed=self.seed,
+            start=state,
+            val_accuracy=self.val_accuracy,
+        )
+
+
+def plan_run(federation: Any, module: DistillationModule, datamodule: FederatedDataModule) -> Plan:
+    """Raise what is wrong before any work, load the data and build the students.
+
+    Args:
+        federation: The `fedkd.Federation`.
+        module: The caller's.
+        datamodule: The caller's.
+
+    Raises:
+        FedKDError: If something is wrong.
+    """
+    if federation.clients_per_round is not None:
+        check_range("clients_per_round", federation.clients_per_round, low=1, high=datamodule.num_clients, whole=True)
+    consistent = module.teacher is not None and federation.teaching == "consistent"
+    if consistent and datamodule.augmentation and datamodule.views is None:
+        raise FedKDError(
+            "teaching 'consistent' needs views that come back: set data.views to how many (such as 4), or choose "
+            "teaching 'fixed'."
+        )
+    device = check_trainer(federation.trainer)
+    strategy = federation.resolve_strategy(module, datamodule)
+    datamodule.prepare_data()
+    datamodule.setup()
+    module.forget_federation()
+    modules = tuple(module.with_student(name) for name in strategy.students()) or (module,)
+    for each in modules:
+        with seeded(federation.seed, "student"):
+            each.build(datamodule.classes, datamodule.image_shape)
+    modules[0].check_optimizer()
+    clients = sum(len(shard) > 0 for shard in datamodule.shards)
+    strategy.check(modules[0], datamodule, min(federation.clients_per_round or clients, clients))
+    return Plan(strategy, modules, datamodule, device, consistent)
+
+
+def run_settings(federation: Any, plan: Plan) -> dict[str, Any]:
+    """Return what a checkpoint must agree on with the run that goes on from it."""
+    return {
+        "seed": federation.seed,
+        "strategy": repr(plan.strategy),
+        "clients_per_round": federation.clients_per_round,
+        "teaching": federation.teaching,
+        **run_identity(plan.modules[0], plan.datamodule, federation.trainer),
+    }
+
+
+@contextmanager
+def prepare_run(federation: Any, plan: Plan) -> Iterator[Prepared]:
+    """Fit the teacher and the loss with the clients' help, and open the exchange for the rounds.
+
+    Args:
+        federation: The `fedkd.Federation`.
+        plan: The run.
+
+    Yields:
+        The prepared run, until the rounds are over.
+    """
+    data, connect = plan.datamodule, Connections(federation.backend)
+    clients = {client: len(shard) for client, shard in enumerate(data.shards) if len(shard)}
+    held_out = {client: len(shard) for client, shard in enumerate(data.val_shards) if len(shard)}
+    seed, trainer = federation.seed, dict(federation.trainer)
+    outputs, pools = None, data.pools()
+    teacher = plan.modules[0].teacher
+    if teacher is not None:
+        needs_features = plan.modules[0].loss.needs_features
+        outputs = prepare_teacher(
+            teacher,
+            data,
+            connect=connect,
+            views=data.image_views if plan.consistent else None,
+            features=needs_features,
+            cache=cache_dir("teachers"),
+            device=plan.device,
+        )
+        pools = data.pools(outputs.logits, outputs.shared_logits, outputs.shared_feature_file)
+        for module in plan.modules:
+            sites = data.sites(
+                seed=seed,
+                modules=(module.for_clients(),),
+                teacher_logits=outputs.logits,
+                feature_file=outputs.feature_file,
+            )
+            with connect(sites) as exchange:
+                module.fit_to_teacher(find_facts(module.loss, exchange, list(clients), teacher, data.num_classes))
+    head_traffic = connect.traffic
+    sites = data.sites(
+        seed=seed,
+        teacher_logits=None if outputs is None else outputs.logits,
+        feature_file=None if outputs is None else outputs.feature_file,
+        pools=pools,
+        modules=tuple(module.for_clients() for module in plan.modules),
+        trainer=trainer,
+    )
+    with connect(sites) as exchange:
+        yield Prepared(
+            plan,
+            outputs,
+            head_traffic,
+            exchange,
+            server_modules=tuple(module.for_clients() for module in plan.modules),
+            pools=pools,
+            clients=clients,
+            held_out=held_out,
+            test=Rows.of(data.test),
+            seed=seed,
+            trainer=trainer,
+        )

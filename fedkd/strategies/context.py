@@ -1,0 +1,151 @@
+"""`RoundContext`: what a strategy works with on the server."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from fedkd.client.works import evaluate_held_out
+from fedkd.core.errors import FedKDError
+from fedkd.core.messages import ClientTask, ClientUpdate, Exchange, Metrics, ServerState, Weights
+from fedkd.core.seeding import derive_seed, seeded
+from fedkd.core.tensors import add_scaled
+from fedkd.data.pool import Pool
+from fedkd.data.rows import Rows
+from fedkd.training.batch_norm import reestimate_batch_norm
+from fedkd.training.evaluation import evaluate
+from fedkd.training.module import DistillationModule
+from fedkd.training.unlabeled import distill, predict_logits
+
+Which = Literal["public", "shared"]
+
+
+@dataclass(frozen=True, eq=False)
+class RoundContext:
+    """The exchange with the clients, and tools for the server. The tools work on the server's own copy of the student.
+
+    All that the server draws comes from (run seed, "server", round). It trains and predicts in the clients' precision
+    and on their device, with none of their other Trainer arguments: no callbacks, no clipping.
+
+    Attributes:
+        exchange: Sends tasks to clients.
+        clients: The clients that have training images, with their number.
+        held_out: The number of images that each client holds out, for those that hold any.
+        modules: The server's own modules, without a teacher: one, or one for each of the strategy's students.
+        classes: Names of the K classes.
+        test: The global test set.
+        pools: The unlabeled images that all may see: "public" and "shared".
+        trainer: Arguments of the clients' Trainers.
+        eval_batch_size: Images in a batch that is only predicted.
+        seed: The run's seed.
+        start: The state that the round started from.
+        val_accuracy: The last known accuracy of each client on what it holds out.
+    """
+
+    exchange: Exchange
+    clients: Mapping[int, int]
+    held_out: Mapping[int, int]
+    modules: tuple[DistillationModule, ...]
+    classes: tuple[str, ...]
+    test: Rows
+    pools: Mapping[str, Pool]
+    trainer: Mapping[str, Any]
+    eval_batch_size: int
+    seed: int
+    start: ServerState
+    val_accuracy: dict[int, float] = field(default_factory=dict)
+
+    def module(self, client: int | None = None) -> DistillationModule:
+        """Return the server's module with the student of a client's kind; of the global one if not given."""
+        return self.modules[0 if client is None else client % len(self.modules)]
+
+    def pool(self, which: Which) -> Pool:
+        """Return the public or the shared pool; `fedkd.strategies.check_pool` made sure that there is one."""
+        return self.pools[which]
+
+    def client_models(self, updates: Sequence[ClientUpdate]) -> list[Weights]:
+        """Return each client's own model at the end of its training, in the dtypes of the global one."""
+        return [client_model(self.start.weights, update) for update in updates]
+
+    def ensemble_logits(self, updates: Sequence[ClientUpdate], pool: Pool) -> Tensor:
+        """Return the mean of the logits of the clients' models, (P, K), or (P, V, K) of the pool's views."""
+        return predict_logits(self.module().student, self.client_models(updates), pool, self.trainer)
+
+    def distill(
+        self,
+        state: ServerState,
+        pool: Pool,
+        logits: Tensor,
+        *,
+        epochs: int,
+        lr: float,
+        temperature: float,
+        weight: float = 1.0,
+    ) -> ServerState:
+        """Distill logits for a pool into the global student; see `fedkd.training.unlabeled.distill`."""
+        keys = (self.seed, "server", self.start.round)
+        with seeded(*keys):
+            weights = distill(
+                self.module().student,
+                state.weights,
+                pool,
+                logits,
+                epochs=epochs,
+                lr=lr,
+                temperature=temperature,
+                weight=weight,
+                trainer=self.trainer,
+                seed=derive_seed(*keys, "batches"),
+            )
+        if not weights.is_finite:
+            raise FedKDError(
+                f"Round {self.start.round}: the student became infinite or NaN in distillation on the server. Lower "
+                "the strategy's lr."
+            )
+        return replace(state, weights=weights)
+
+    def reestimate_batch_norm(self, state: ServerState, pool: Pool) -> ServerState:
+        """Measure the global student's BatchNorm statistics on a pool."""
+        weights = reestimate_batch_norm(self.module().student, state.weights, pool, self.trainer)
+        return replace(state, weights=weights)
+
+    def evaluate(self, weights: Weights) -> Metrics:
+        """Evaluate a global student on the global test set and, through the clients, on what they hold out.
+
+        Returns:
+            As `fedkd.strategies.Strategy.evaluate`.
+        """
+        metrics = evaluate(self.module(), weights, self.test, self.trainer, self.eval_batch_size)
+        tasks = [ClientTask(self.start.round, client, weights) for client in self.held_out]
+        return metrics | self.evaluate_held_out(tasks)
+
+    def evaluate_held_out(self, tasks: Sequence[ClientTask]) -> Metrics:
+        """Evaluate models on what their clients hold out, and note each client's accuracy in `val_accuracy`.
+
+        Args:
+            tasks: One for each client that holds images out, with the model to evaluate.
+
+        Returns:
+            ``val_accuracy``, on all images that are held out; nothing without any.
+        """
+        if not tasks:
+            return {}
+        updates = self.exchange(evaluate_held_out, tasks)
+        correct = {update.client: int(update.metrics["num_correct"]) for update in updates}
+        self.val_accuracy.update({client: share(right, self.held_out[client]) for client, right in correct.items()})
+        return {"val_accuracy": share(sum(correct.values()), sum(self.held_out[client] for client in correct))}
+
+
+def share(part: int, whole: int) -> float:
+    """Return part / whole in float32, as Lightning's metrics are."""
+    return float(torch.tensor(float(part)) / whole)
+
+
+def client_model(start: Weights, update: ClientUpdate) -> Weights:
+    """Return a client's model after its training, in the dtypes of what the update's delta is counted from."""
+    buffers = {name: value.to(start.buffers[name].dtype) for name, value in update.buffers.items()}
+    return Weights(add_scaled(start.parameters, update.delta), buffers)

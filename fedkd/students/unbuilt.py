@@ -1,0 +1,51 @@
+"""`UnbuiltStudent`: a student by name, before the data is known."""
+
+from __future__ import annotations
+
+from typing import Any, NoReturn
+
+from torch import Tensor, nn
+
+from fedkd.core.errors import FedKDError
+from fedkd.students.registry import create, students
+
+
+class UnbuiltStudent(nn.Module):
+    """A student by name before its number of classes and image shape are known. It has no parameters.
+
+    Args:
+        name: One of `fedkd.students.students`.
+        options: The student's own options, such as ``{"norm": "group"}``.
+
+    Raises:
+        FedKDError: If the name is unknown, or an option is one that the data decides.
+    """
+
+    def __init__(self, name: str, options: dict[str, Any] | None = None) -> None:
+        super().__init__()
+        students[name]  # an unknown name raises now, not after the data was read
+        if taken := {"num_classes", "in_channels", "image_size"} & set(options or {}):
+            raise FedKDError(f"student_options: {', '.join(sorted(taken))} come from the data; leave them out.")
+        self.name, self.options = name, dict(options or {})
+
+    def spec(self, num_classes: int, image_shape: tuple[int, int, int]) -> dict[str, Any]:
+        """Return the arguments of `fedkd.students.create` for K classes of images (C, H, W)."""
+        channels, height, _ = image_shape
+        return {
+            "name": self.name,
+            **self.options,
+            "num_classes": num_classes,
+            "in_channels": channels,
+            "image_size": height,
+        }
+
+    def build(self, num_classes: int, image_shape: tuple[int, int, int]) -> nn.Module:
+        """Return the student, with fresh weights that depend on torch's global seed alone."""
+        return create(**self.spec(num_classes, image_shape))
+
+    def forward(self, images: Tensor) -> NoReturn:
+        """Raise: there is nothing to run yet."""
+        raise FedKDError(
+            f"The student {self.name!r} is not built yet: call module.build(classes, image_shape) first, or pass a "
+            "FederatedDataModule."
+        )

@@ -1,0 +1,69 @@
+"""`compare`: runs what is missing of a grid, then writes its results."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from fedkd.core.errors import FedKDError, check_range
+from fedkd.study.grid import Run, read_grid, runs_of
+from fedkd.study.plots import plot_curves
+from fedkd.study.report import write_tables
+from fedkd.study.results import row_of, write_csv
+from fedkd.study.runner import Runner
+
+
+def compare(
+    grid: Path,
+    out: Path,
+    *,
+    jobs: int = 1,
+    only: str = "",
+    names: Sequence[str] = (),
+    further: Sequence[str] = (),
+    say: Callable[[str], None] = print,
+) -> int:
+    """Run what is missing of a grid, and write ``results.csv``, ``table.md`` and ``curves.png`` of all that is there.
+
+    Runs are kept in ``OUT/PARTITION/METHOD/seed-N``. Called again, it leaves what is finished, goes on with what was
+    interrupted, and runs what is new in the grid.
+
+    Args:
+        grid: The grid's YAML; see `fedkd.study.grid.read_grid`.
+        out: The folder of all runs and of the results.
+        jobs: Runs at a time, >= 1.
+        only: A regular expression: what has a match in "PARTITION, METHOD" is run; the results are of all.
+        names: Values of the grid's names, as ``NAME=VALUE``.
+        further: Options for every run.
+        say: Called with each line of progress.
+
+    Returns:
+        The number of runs that failed.
+
+    Raises:
+        FedKDError: If the grid or an argument is wrong; then nothing is run.
+    """
+    check_range("--jobs", jobs, low=1, whole=True)
+    try:
+        pattern = re.compile(only)
+    except re.error as error:
+        raise FedKDError(f"--only must be a regular expression, got {only!r}: {error}.") from error
+    runs = list(runs_of(read_grid(grid, names), grid.parent, out, further))
+    missing = [run for run in runs if not run.is_done and pattern.search(run.name)]
+    say(f"{len(runs)} runs, {sum(run.is_done for run in runs)} of them done")
+    failures = 0
+    for run, failure in Runner(jobs)(missing):
+        failures += failure is not None
+        say(f"{run.name}, seed {run.seed}: {failure or format(row_of(run)['final'], '.1%')}")
+    write_results([run for run in runs if run.is_done], out)
+    return failures
+
+
+def write_results(done: Sequence[Run], out: Path) -> None:
+    """Write the results of finished runs, if there are any."""
+    if done:
+        rows = [row_of(run) for run in done]
+        write_csv(rows, out / "results.csv")
+        write_tables(rows, out / "table.md")
+        plot_curves(done, out / "curves.png")

@@ -1,0 +1,131 @@
+"""Work on unlabeled images: predicting with students, distilling logits into one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule
+from torch import Tensor, nn
+
+from fedkd.core.messages import Weights
+from fedkd.core.tensors import load_state, split_state
+from fedkd.data.pool import Pool
+from fedkd.losses.kd import kd_divergence
+from fedkd.training.evaluation import evaluation_arguments
+from fedkd.training.trainer import fit, make_trainer, quiet_lightning
+
+
+class Predictor(LightningModule):
+    """Predicts logits with a student."""
+
+    def __init__(self, student: nn.Module) -> None:
+        super().__init__()
+        self.student = student
+
+    def predict_step(self, batch: Any, batch_idx: int) -> Tensor:
+        """Return logits (B, K), float32."""
+        return self.student(batch[0]).float()
+
+
+class Distiller(LightningModule):
+    """Trains a student on logits alone: ``weight * T^2 * KL``, with Adam and a cosine down to 0.
+
+    Args:
+        student: Images (B, C, H, W) to logits (B, K).
+        num_steps: In all; the learning rate is 0 after them.
+        lr: The first learning rate.
+        temperature: T.
+        weight: Of the loss.
+    """
+
+    def __init__(self, student: nn.Module, num_steps: int, lr: float, temperature: float, weight: float) -> None:
+        super().__init__()
+        self.student = student
+        self.num_steps, self.lr, self.temperature, self.weight = num_steps, lr, temperature, weight
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        """Return the loss on a `fedkd.data.Batch`; its targets are blank and not used."""
+        divergence = kd_divergence(self.student(batch.images), batch.teacher_logits, self.temperature)
+        return self.weight * self.temperature**2 * divergence
+
+    def configure_optimizers(self) -> Any:
+        """Return Adam and its schedule, a step of which is a batch."""
+        optimizer = torch.optim.Adam((p for p in self.student.parameters() if p.requires_grad), lr=self.lr)
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=self.num_steps)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+def predict_logits(student: nn.Module, models: Sequence[Weights], pool: Pool, trainer: Mapping[str, Any]) -> Tensor:
+    """Return the mean of several models' logits for a pool, (P, K), or (P, V, K) of the pool's views.
+
+    Lin et al. (arXiv 2006.07242), algorithm 1, line 10: an ensemble predicts by its members' mean logits.
+
+    Args:
+        student: A student of the models' kind. Its weights are overwritten by each model's.
+        models: At least one.
+        pool: The images.
+        trainer: Arguments of the clients' Trainer: precision and device are taken from them.
+    """
+    total: Tensor | float = 0.0
+    with quiet_lightning():
+        predictor = make_trainer(evaluation_arguments(trainer))
+        loaders = pool.view_loaders(predictor.strategy.root_device)
+        for model in models:
+            load_state(student, model.parameters, model.buffers)
+            found = [torch.cat(predictor.predict(Predictor(student), dataloaders=loader)) for loader in loaders]  # type: ignore[arg-type]
+            total = total + torch.stack(found, dim=1).cpu()  # (P, V, K)
+    mean = total / len(models)
+    assert isinstance(mean, Tensor)
+    return mean[:, 0] if pool.views is None else mean
+
+
+def distill(
+    student: nn.Module,
+    model: Weights,
+    pool: Pool,
+    logits: Tensor,
+    *,
+    epochs: int,
+    lr: float,
+    temperature: float,
+    trainer: Mapping[str, Any],
+    seed: int,
+    weight: float = 1.0,
+) -> Weights:
+    """Distill logits for unlabeled images into a model.
+
+    Args:
+        student: A student of the model's kind. Its weights are overwritten.
+        model: The weights that training starts from.
+        pool: The images.
+        logits: Their targets, (P, K), or (P, V, K) of the pool's views.
+        epochs: Passes over the images; 0 returns the model as it was.
+        lr: Adam's first learning rate.
+        temperature: T > 0 that softens both sides.
+        trainer: Arguments of the clients' Trainer: precision and device are taken from them.
+        seed: Decides order and augmentation. The caller seeds what a student draws itself (dropout).
+        weight: Weight of the loss.
+
+    Returns:
+        The trained model, in the dtypes of ``model``.
+    """
+    if not epochs:
+        return model
+    load_state(student, model.parameters, model.buffers)
+    student.train()
+    with quiet_lightning():
+        distiller = make_trainer({**evaluation_arguments(trainer), "max_epochs": epochs})
+        loader = pool.training_loader(logits, seed, distiller.strategy.root_device)
+        fit(distiller, Distiller(student, epochs * len(loader), lr, temperature, weight), loader)
+    return like(Weights(*split_state(student)), model)
+
+
+def like(found: Weights, model: Weights) -> Weights:
+    """Return a model in the dtypes of another: training in a true half precision leaves it in that precision."""
+    parameters, buffers = (
+        {name: value.to(old[name].dtype) for name, value in new.items()}
+        for new, old in ((found.parameters, model.parameters), (found.buffers, model.buffers))
+    )
+    return Weights(parameters, buffers)

@@ -1,0 +1,329 @@
+"""The command as its users type it, its output and its exit status."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import io
+import json
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from safetensors.torch import load_file
+
+from fedkd.cli.main import main
+
+ROOT = Path(__file__).resolve().parents[2]
+QUICK = [
+    "--config",
+    str(ROOT / "examples" / "quickstart.yaml"),
+    "--model.teacher",
+    "null",
+    "--federation.rounds",
+    "2",
+]
+
+
+@dataclass
+class Done:
+    """What a command left: exit status and output."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+def fedkd(*args: object, cwd: Path, check: bool = True) -> Done:
+    """Run the command in ``cwd``, in this process: importing torch once is enough."""
+    out, err, status = io.StringIO(), io.StringIO(), 0
+    with contextlib.chdir(cwd), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            main([str(arg) for arg in args])
+        except SystemExit as stop:
+            status = int(stop.code or 0)
+    done = Done(status, out.getvalue(), err.getvalue())
+    assert not check or status == 0, done.stderr
+    return done
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A finished run of two rounds, given with dotted overrides, in a process of its own."""
+    cwd = tmp_path_factory.mktemp("cli")
+    overrides = ["--data.num_clients", "20", "--data.partitioner.alpha", "0.01", "--trainer.precision", "bf16-mixed"]
+    command = [sys.executable, "-m", "fedkd.cli", "fit", *QUICK, *overrides, "--run_dir", "run"]
+    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return cwd / "run", done
+
+
+def test_overrides_reach_the_run_and_its_config(run):
+    run_dir, _ = run
+    config = yaml.safe_load((run_dir / "config.yaml").read_text())
+    assert config["data"]["num_clients"] == 20
+    assert config["data"]["partitioner"]["init_args"]["alpha"] == 0.01
+    assert config["trainer"]["precision"] == "bf16-mixed"
+    assert config["model"]["teacher"] is None
+    assert len(json.loads((run_dir / "partition.json").read_text())["indices"]) == 20
+
+
+def test_it_is_quiet_off_a_terminal(run):
+    _, done = run
+    assert done.stderr == "strategy auto: FedAvg()\n"
+    assert "balanced accuracy" in done.stdout
+    assert "\x1b" not in done.stdout
+
+
+def test_the_saved_config_reproduces_the_run(run):
+    run_dir, _ = run
+    fedkd("fit", "--config", run_dir / "config.yaml", "--run_dir", "again", cwd=run_dir.parent)
+    first, again = (load_file(d / "student.safetensors") for d in (run_dir, run_dir.parent / "again"))
+    assert all((first[name] == again[name]).all() for name in first)
+
+
+def test_a_run_goes_on_from_the_command_line(run):
+    run_dir, _ = run
+    config = run_dir / "config.yaml"
+    fedkd("fit", "--config", config, "--run_dir", "parts", "--federation.rounds", "1", cwd=run_dir.parent)
+    fedkd("fit", "--config", config, "--run_dir", "parts", "--ckpt_path", "last", cwd=run_dir.parent)
+    parts, whole = (load_file(d / "student.safetensors") for d in (run_dir.parent / "parts", run_dir))
+    assert all((parts[name] == whole[name]).all() for name in whole)
+
+
+def test_test_and_predict_take_a_run_directory(run):
+    run_dir, _ = run
+    done = fedkd("test", run_dir, cwd=run_dir.parent)
+    final = json.loads((run_dir / "summary.json").read_text())["balanced_accuracy"]
+    assert f"{final:.4f}" in done.stdout
+
+    done = fedkd("predict", run_dir, cwd=run_dir.parent)
+    with open(run_dir / "predictions.csv") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 359
+    assert all(abs(sum(float(row[str(k)]) for k in range(10)) - 1) < 1e-4 for row in rows)
+    assert all(max("0123456789", key=lambda k, row=row: float(row[k])) == row["prediction"] for row in rows)
+
+
+def test_a_logger_and_callbacks_can_be_named(tmp_path):
+    logger = ["--trainer.logger", "CSVLogger", "--trainer.logger.save_dir", "logs"]
+    callback = [
+        "--trainer.callbacks+=EarlyStopping",
+        "--trainer.callbacks.monitor",
+        "train/loss",
+        "--trainer.max_steps",
+        "2",
+    ]
+    done = fedkd("fit", *QUICK, *logger, "--federation.rounds", "1", "--run_dir", "run", cwd=tmp_path)
+    assert done.stderr == ""
+    (logged,) = (tmp_path / "logs").rglob("metrics.csv")
+    with open(logged) as ours, open(tmp_path / "run" / "metrics.csv") as theirs:
+        left, right = next(csv.DictReader(ours)), next(csv.DictReader(theirs))
+    assert float(left["balanced_accuracy"]) == float(right["balanced_accuracy"])
+
+    fedkd("fit", *QUICK, *callback, "--federation.rounds", "1", "--run_dir", "steps", cwd=tmp_path)
+    with open(tmp_path / "steps" / "metrics.csv") as file:
+        row = next(csv.DictReader(file))
+    assert int(row["num_steps"]) == 2 * len(row["cohort"].split())
+
+
+@pytest.mark.parametrize(
+    ("right", "wrong", "message"),
+    [
+        ("rounds: 10", "round: 10", "There is no option --federation.round. Did you mean --federation.rounds?"),
+        ("alpha: 0.1", "alpha: abc", "alpha: 'abc' is not of type float."),
+        ("alpha: 0.1", "alpah: 0.1", "Unknown option 'alpah'. Did you mean 'alpha'?"),
+        (
+            "teacher: digits-tiny",
+            "teacher: {class_path: FeatureTeacher, init_args: {checkpoint: digits-tiny, poolng: cls}}",
+            "model.teacher: Unknown option 'poolng'. Did you mean 'pooling'?",
+        ),
+    ],
+)
+def test_a_mistake_in_the_yaml_is_one_clear_error(tmp_path, right, wrong, message):
+    text = (ROOT / "examples" / "quickstart.yaml").read_text()
+    assert right in text
+    (tmp_path / "bad.yaml").write_text(text.replace(right, wrong))
+    done = fedkd("fit", "--config", "bad.yaml", cwd=tmp_path, check=False)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_what_lightning_refuses_later_is_one_error_too(tmp_path):
+    done = fedkd("fit", *QUICK, "--trainer.callbacks+=LearningRateMonitor", cwd=tmp_path, check=False)
+    assert done.returncode == 2
+    assert done.stderr == (
+        "fedkd: error: Client 0, round 0: "
+        "Cannot use `LearningRateMonitor` callback with `Trainer` that has no logger.\n"
+    )
+
+
+def test_predict_takes_image_files(run, tmp_path):
+    from PIL import Image
+    from sklearn.datasets import load_digits
+
+    run_dir, _ = run
+    (tmp_path / "pictures").mkdir()
+    for i, pixels in enumerate(load_digits().images[:3]):
+        Image.fromarray((pixels * 15).astype("uint8")).resize((40, 40)).save(tmp_path / "pictures" / f"{i}.png")
+    fedkd("predict", run_dir, "--images", tmp_path / "pictures", "--output", tmp_path / "p.csv", cwd=tmp_path)
+    rows = list(csv.reader((tmp_path / "p.csv").read_text().splitlines()))
+    assert [Path(row[0]).name for row in rows[1:]] == ["0.png", "1.png", "2.png"]
+
+
+def test_predict_sees_the_pixels_that_training_saw(tmp_path):
+    from PIL import Image
+
+    from fedkd.data import ImageFolder
+    from fedkd.runs.inference import read_image
+
+    rng = np.random.default_rng(0)
+    for part in ("train", "test"):
+        (tmp_path / part / "a").mkdir(parents=True)
+        Image.fromarray(rng.integers(0, 255, (30, 48, 3), dtype=np.uint8)).save(tmp_path / part / "a" / "0.png")
+    train, _ = ImageFolder(tmp_path, image_size=12).load()
+    assert (read_image(tmp_path / "train" / "a" / "0.png", (3, 12, 12)) == train.images[0]).all()
+    assert read_image(tmp_path / "train" / "a" / "0.png", (1, 12, 12)).shape == (1, 12, 12)
+
+
+def test_a_student_given_by_class_is_tested_and_predicts(tmp_path):
+    student = [
+        "--model.student",
+        "fedkd.students.CNN",
+        "--model.student.num_classes=10",
+        "--model.student.in_channels=1",
+        "--model.student.image_size=8",
+    ]
+    fedkd("fit", *QUICK, *student, "--federation.rounds", "1", "--run_dir", "run", cwd=tmp_path)
+    final = json.loads((tmp_path / "run" / "summary.json").read_text())["balanced_accuracy"]
+    assert f"{final:.4f}" in fedkd("test", "run", cwd=tmp_path).stdout
+    fedkd("predict", "run", cwd=tmp_path)
+    assert len((tmp_path / "run" / "predictions.csv").read_text().splitlines()) == 360
+
+
+def test_predict_names_a_file_that_is_no_image(run, tmp_path):
+    run_dir, _ = run
+    (tmp_path / "x.png").write_bytes(b"no image")
+    done = fedkd("predict", run_dir, "--images", tmp_path / "x.png", cwd=tmp_path, check=False)
+    assert done.returncode == 2
+    assert "x.png could not be read as an image" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_partition_shows_and_plots(tmp_path):
+    done = fedkd("partition", *QUICK, "--output", "plot.png", cwd=tmp_path)
+    assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
+    counts = [line for line in done.stdout.splitlines() if line.strip()]
+    assert len(counts) >= 12
+    assert not (tmp_path / "runs").exists()
+
+
+def test_teachers_are_listed(tmp_path):
+    out = fedkd("teachers", cwd=tmp_path).stdout
+    assert "digits-tiny" in out
+    assert "dinov2" in out
+
+
+def test_print_config_is_complete(tmp_path):
+    config = yaml.safe_load(fedkd("fit", *QUICK, "--print_config", cwd=tmp_path).stdout)
+    assert {"data", "model", "federation", "trainer", "run_dir", "seed_everything", "ckpt_path"} <= config.keys()
+    assert config["model"]["loss"]["class_path"].endswith("KD")
+    assert config["federation"]["strategy"] == "auto"  # what suits the run
+    given = yaml.safe_load((ROOT / "examples" / "quickstart.yaml").read_text())
+    assert config["model"]["optimizer"]["init_args"]["lr"] == given["model"]["optimizer"]["init_args"]["lr"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--data.partitioner.alpha", "-1"], "alpha must be >= 1e-100"),
+        (["--data.num_clients", "many"], "data.num_clients: 'many' is not of type int."),
+        (["--data.partitioner.alfa", "1"], "data.partitioner: Unknown option 'alfa'. Did you mean 'alpha'?"),
+        (
+            ["--data.partitioner", "Dirichlett"],
+            "data.partitioner: Unknown class 'Dirichlett'. Did you mean 'Dirichlet'?",
+        ),
+        (["--config", "nofile.yaml"], "nofile.yaml"),
+        (["--model.student", "resnt8"], "Did you mean 'resnet8'?"),
+        (["--model.teacher", "dinov2-smal"], "dinov2-smal"),
+        (["--federation.rounds", "0"], "rounds must be >= 1, got 0"),
+        (["--federation.clients_per_round", "11"], "clients_per_round must be >= 1 and <= 10, got 11"),
+        (["--trainer.precision", "bf17"], "trainer.precision: Unknown value 'bf17'. Did you mean 'bf16'?"),
+        (["--trainer.max_epochs", "x"], "trainer.max_epochs: 'x' is none of int, null."),
+        (["--trainer.accelerator", "abacus"], "abacus"),
+        (
+            ["--federation.teaching", "consistant"],
+            "federation.teaching: Unknown value 'consistant'. Did you mean 'consistent'?",
+        ),
+        (
+            ["--model.teacher", "digits-tiny", "--model.teacher.head", "PrototypeHead"],
+            "model.teacher.head 'PrototypeHead': model.teacher has no class to set it on; give one first",
+        ),
+        (["--federation.strategy", "Combine"], "federation.strategy: Unknown class 'Combine'. Did you mean 'Compose'?"),
+        (["--federation.strategy", "aut"], "federation.strategy: Unknown class 'aut'. Did you mean 'auto'?"),
+        (["--federation.backend", "ProcesPool"], "Did you mean 'ProcessPool'? Choose one of: InProcess, ProcessPool"),
+        (["--federation.backend", "ProcessPool", "--federation.backend.workers", "0"], "workers must be >= 1, got 0"),
+        (["--data.dataset", "Digitz"], "data.dataset: Unknown class 'Digitz'. Did you mean 'Digits'?"),
+        (["--model.optimizer.lr", "-1"], "The optimizer refuses its arguments: Invalid learning rate: -1"),
+        (
+            ["--model.teacher", "fedkd.teachers.FeatureTeacher", "--model.teacher.checkpoint", "no/such"],
+            "No teacher checkpoint 'no/such'",
+        ),
+        (
+            ["--model.teacher", "FeatureTeacher", "--model.teacher.checkpoint", "x", "--model.teacher.dtype", "bf16"],
+            "model.teacher.dtype: Unknown value 'bf16'. Did you mean 'bfloat16'?",
+        ),
+        (
+            ["--model.teacher", "FeatureTeacher", "--model.teacher.checkpoint", "x", "--model.teacher.head", "Rigde"],
+            "model.teacher.head: Unknown class 'Rigde'. Did you mean 'RidgeHead'?",
+        ),
+        (["--model.teacher", "FeatureTeachr", "--model.teacher.checkpoint", "x"], "Did you mean 'FeatureTeacher'?"),
+        (["--model.loss.temperature", "0"], "temperature must be > 0"),
+        (["--model.loss.temperature", "autoo"], "Did you mean 'auto'? Choose one of: auto. A number will do too."),
+        (["--trainer.max_epoch", "1"], "There is no option --trainer.max_epoch. Did you mean --trainer.max_epochs?"),
+        (["--trainer.devices", "2"], "each client trains on one device, got 2"),
+        (["--trainer.max_epochs", "-1"], "trainer.max_epochs: -1 never ends"),
+        (["--trainer.barebones", "true"], "trainer.barebones"),
+        (["--trainer.precision", "transformer-engine"], "Lightning's Trainer refuses its arguments"),
+        (["--data.public_fraction", "0.9999"], "public_fraction 0.9999 leaves the clients none"),
+        (["--run_dir", str(ROOT / "README.md")], "README.md' cannot be made"),
+        (["--model.student_options", "{num_classes: 3}"], "num_classes come from the data"),
+        (["--data.num_cliets", "1"], "There is no option --data.num_cliets. Did you mean --data.num_clients?"),
+    ],
+)
+def test_a_wrong_value_is_one_clear_error(tmp_path, arguments, message):
+    done = fedkd("fit", *QUICK, *arguments, cwd=tmp_path, check=False)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    assert not (tmp_path / "runs").exists()
+
+
+def test_an_unknown_subcommand_gets_the_nearest(tmp_path):
+    done = fedkd("compar", "grid.yaml", cwd=tmp_path, check=False)
+    assert done.returncode == 2
+    assert done.stderr.startswith("fedkd: error: Unknown subcommand 'compar'. Did you mean 'compare'? Choose one of: ")
+
+
+def test_a_run_that_is_not_there(tmp_path):
+    done = fedkd("test", "nowhere", cwd=tmp_path, check=False)
+    assert done.returncode == 2
+    assert done.stderr == (
+        "fedkd: error: No run at 'nowhere': there is no 'nowhere/config.yaml'. 'fedkd fit' writes it.\n"
+    )
+
+
+def test_what_is_suggested_can_be_chosen():
+    from fedkd.cli.errors import NAMED_BY_CLASS, subclass_names
+
+    heads = set(subclass_names(NAMED_BY_CLASS["head"]))
+    assert {"RidgeHead", "PrototypeHead", "LinearHead", "ZeroShotRidge"} <= heads
+    assert "MembersHeads" not in heads  # an ensemble makes it
+    assert {"SCAFFOLD", "Compose", "FedMD"} <= set(subclass_names(NAMED_BY_CLASS["federation.strategy"]))
+    assert {"Dirichlet", "Given"} <= set(subclass_names(NAMED_BY_CLASS["data.partitioner"]))
