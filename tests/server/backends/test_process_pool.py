@@ -156,7 +156,6 @@ def test_workers_end_when_their_parent_is_killed(tmp_path):
         textwrap.dedent("""
         import sys, fedkd, pool_works, torch, numpy
         from fedkd.core.messages import ClientTask
-from fedkd.server.backends.process_pool import worker_environment
 
         with fedkd.ProcessPool(1) as pool:
             workers = pool.open(pool_works.Holding(torch.zeros(3), numpy.zeros(3)))
