@@ -6,12 +6,19 @@ result cannot be in one of them and missing in another.
 
 from __future__ import annotations
 
+import enum
 import functools
 import hashlib
 import inspect
+import math
+import re
 import sys
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
+from datetime import date, time, timedelta
+from decimal import Decimal
+from fractions import Fraction
+from pathlib import PurePath
 from typing import Any
 
 import numpy as np
@@ -20,10 +27,19 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from fedkd.core.source import compiled, is_ours
+from fedkd.core.source import code_hash, is_library
 
 _TORCH_INTERNALS = frozenset(vars(nn.Module()))
 _RECORD = "_constructor_arguments"
+_BY_TEXT = (bytes, complex, date, time, timedelta, range, slice, re.Pattern, Decimal, Fraction)
+"""Types without attributes whose ``repr`` says all of a value."""
+_SCHEDULE_STATE = frozenset(
+    {
+        *("optimizer", "base_lrs", "last_epoch", "verbose", "_step_count", "_last_lr"),
+        *("_is_initial", "_initial_step", "_get_lr_called_within_step"),
+    }
+)
+"""Attributes of a learning rate scheduler that say how far it is, or that its optimizer says."""
 
 
 class Configured:
@@ -71,8 +87,8 @@ def init_args(value: Any) -> dict[str, Any]:
             found |= given.get(name, {})
         elif parameter.kind is parameter.VAR_POSITIONAL:
             found[name] = list(given.get(name, ()))
-        elif name in vars(value):
-            found[name] = vars(value)[name]
+        elif name in (present := _attributes(value)):
+            found[name] = present[name]
         elif name in given:
             found[name] = given[name]
         elif parameter.default is not parameter.empty:
@@ -80,11 +96,21 @@ def init_args(value: Any) -> dict[str, Any]:
     return found
 
 
+def _attributes(value: Any) -> dict[str, Any]:
+    """Return an object's attributes by name; a module's parameters, buffers and parts included."""
+    own = dict(getattr(value, "__dict__", {}))
+    if isinstance(value, nn.Module):
+        own |= {**value._parameters, **value._buffers, **value._modules}
+    return own
+
+
 def describe(value: Any) -> Any:
     """Write a value down in plain terms: dictionaries, lists, texts, numbers and None.
 
-    The result is the same in every process. An object of fedkd or of the caller becomes ``{"class_path": ...,
-    "init_args": ...}``; the caller's own functions and classes count by their code; tensors by their content.
+    The result is the same in every process. A `Configured` object and a dataclass become ``{"class_path": ...,
+    "init_args": ...}``; any other object has its attributes under ``"settings"``. A library's classes and functions
+    count by their names, the caller's by their code too. An object of the caller's class counts by its arguments alone:
+    a run may go on with mended code. Tensors count by their content. Mappings keep their order.
 
     Args:
         value: A setting: plain values, configured objects, functions, optimizers, Lightning callbacks, modules, ...
@@ -93,10 +119,18 @@ def describe(value: Any) -> Any:
 
 
 def _describe(value: Any, within: tuple[int, ...]) -> Any:
-    if value is None or isinstance(value, bool | str):
+    if value is None or isinstance(value, bool):
         return value
-    if isinstance(value, int | float):
-        return type(value).__mro__[-2](value)  # jsonargparse has numbers of its own
+    if isinstance(value, enum.Enum):
+        return f"{class_path(type(value))}.{value.name}"
+    if isinstance(value, str | PurePath):
+        return str(value)
+    if isinstance(value, int):
+        return int(value)  # jsonargparse has numbers of its own
+    if isinstance(value, float):
+        return float(value) if math.isfinite(value) else str(float(value))  # JSON has no infinity, and NaN != NaN
+    if isinstance(value, _BY_TEXT):
+        return repr(value)
     if id(value) in within:
         return f"<{type(value).__qualname__} that holds itself>"
     inner = functools.partial(_describe, within=(*within, id(value)))
@@ -105,7 +139,7 @@ def _describe(value: Any, within: tuple[int, ...]) -> Any:
     if isinstance(value, set | frozenset):
         return sorted((inner(item) for item in value), key=repr)
     if isinstance(value, Mapping):
-        return {str(key): inner(item) for key, item in value.items()}
+        return {key if isinstance(key, str) else _line(inner(key)): inner(item) for key, item in value.items()}
     if isinstance(value, np.generic):
         return inner(value.item())
     if isinstance(value, Tensor | np.ndarray):
@@ -118,28 +152,46 @@ def _describe(value: Any, within: tuple[int, ...]) -> Any:
         ]
         return {"class_path": class_path(type(value)), "groups": groups}
     if isinstance(value, LRScheduler):
-        hidden = {"optimizer", "last_epoch", "_step_count", "_last_lr", "base_lrs", "verbose"}
-        state = {name: item for name, item in vars(value).items() if name not in hidden and not name.startswith("_")}
+        # private ones too: that is where a sequence keeps its parts, and a cycle its phases
+        state = {name: item for name, item in vars(value).items() if name not in _SCHEDULE_STATE}
         return {"class_path": class_path(type(value)), "settings": inner(state)}
     if isinstance(value, functools.partial):
         return {"call": inner(value.func), "args": inner(value.args), "kwargs": inner(value.keywords)}
     if inspect.isroutine(value):
         return _function(value, inner)
     if isinstance(value, type):
-        return class_path(value)
+        path = class_path(value)
+        return path if is_library(value) else {"class": path, "code": code_hash(value)}
     return _object(value, inner)
 
 
 def _function(value: Any, inner: Any) -> Any:
-    """Write a function down: by its name if it is a library's, else by its name and its code."""
-    name = f"{getattr(value, '__module__', '')}.{getattr(value, '__qualname__', repr(type(value)))}"
-    code = getattr(value, "__code__", None)
-    if code is None or is_ours(value):
+    """Write a function down: by its name if it is a library's, else also by its code and the values that it holds."""
+    name = f"{getattr(value, '__module__', '')}.{getattr(value, '__qualname__', type(value).__qualname__)}"
+    if inspect.ismethod(value):
+        return {"function": name, "of": inner(value.__self__)}
+    if not inspect.isfunction(value) and hasattr(value, "__wrapped__"):  # as of lru_cache
+        return inner(value.__wrapped__)
+    if not inspect.isfunction(value) or is_library(value):
         return name
-    caught = [cell.cell_contents for cell in value.__closure__ or ()]
-    defaults = [value.__defaults__, value.__kwdefaults__]
-    digest = hashlib.sha256(repr((compiled(code), inner(defaults))).encode()).hexdigest()[:16]
-    return {"function": name, "code": digest, **({"caught": inner(caught)} if caught else {})}
+    defaults = {
+        parameter.name: parameter.default
+        for parameter in inspect.signature(value, follow_wrapped=False).parameters.values()
+        if parameter.default is not parameter.empty
+    }
+    cells = dict(zip(value.__code__.co_freevars, value.__closure__ or (), strict=True))
+    caught = {name: cell.cell_contents for name, cell in cells.items() if _is_filled(cell)}
+    values = inner({**defaults, **caught})
+    return {"function": name, "code": code_hash(value), **({"values": values} if values else {})}
+
+
+def _is_filled(cell: Any) -> bool:
+    """Whether the variable that a function closes over has a value yet."""
+    try:
+        cell.cell_contents  # noqa: B018
+    except ValueError:
+        return False
+    return True
 
 
 def _object(value: Any, inner: Any) -> Any:
@@ -148,10 +200,12 @@ def _object(value: Any, inner: Any) -> Any:
     if isinstance(value, Configured) or is_dataclass(value):
         return found | {"init_args": {name: inner(item) for name, item in init_args(value).items()}}
     hidden = _TORCH_INTERNALS if isinstance(value, nn.Module) else frozenset()
-    # private ones too: that is where Lightning's callbacks keep their arguments
-    shown = {name: item for name, item in getattr(value, "__dict__", {}).items() if name not in hidden}
-    if isinstance(value, nn.Module):
-        shown |= dict(value.named_children())
+    # private ones too: that is where Lightning's callbacks keep their arguments; no parameters, for they are trained
+    shown = {
+        name: item
+        for name, item in _attributes(value).items()
+        if name not in hidden and not isinstance(item, nn.Parameter)
+    }
     return found | ({"settings": {name: inner(item) for name, item in sorted(shown.items())}} if shown else {})
 
 
@@ -178,13 +232,16 @@ def _line(plain: Any) -> str:
         return f"[{', '.join(map(_line, plain))}]"
     if not isinstance(plain, dict):
         return repr(plain)
-    if "class_path" in plain:
+    if isinstance(plain.get("class_path"), str):
         settings: Any = plain.get("init_args", plain.get("settings", {}))
         if "groups" in plain:
             return f"{plain['class_path'].split('.')[-1]}({'; '.join(dict.fromkeys(map(_options, plain['groups'])))})"
         return f"{plain['class_path'].split('.')[-1]}({_items(settings)})"
-    if "function" in plain:
-        return f"<{plain['function'].split('.')[-1]} {plain['code'][:8]}>"
+    path = plain.get("class", plain.get("function"))
+    if isinstance(path, str) and plain.keys() & {"code", "of"}:  # any dictionary may have one of these keys
+        name = path.split(".")[-1].strip("<>")  # of <lambda>
+        held = f", {_items(plain['values'])}" if "values" in plain else ""
+        return f"<{name} {_line(plain['of']) if 'of' in plain else plain['code']}{held}>"
     return f"{{{', '.join(f'{key!r}: {_line(item)}' for key, item in plain.items())}}}"
 
 
@@ -199,7 +256,13 @@ def _options(group: Mapping[str, Any]) -> str:
 
 def content_hash(value: Tensor | np.ndarray) -> str:
     """Return the SHA-256, in hex, of an array's dtype, shape and content."""
-    tensor = value.detach().cpu() if isinstance(value, Tensor) else torch.from_numpy(np.ascontiguousarray(value))
+    if isinstance(value, np.ndarray):
+        if value.dtype.kind in "OSUVMm":  # no type of torch's
+            content = repr(value.tolist()) if value.dtype.hasobject else value.tobytes().hex()
+            return hashlib.sha256(f"{value.dtype} {value.shape} {content}".encode()).hexdigest()
+        value = torch.from_numpy(np.ascontiguousarray(value)).reshape(value.shape)
+    tensor = value.detach().cpu()
+    tensor = tensor if tensor.layout == torch.strided else tensor.to_dense()
     digest = hashlib.sha256(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
     digest.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import inspect
 import sys
 import sysconfig
@@ -21,6 +22,28 @@ def is_ours(thing: Any) -> bool:
     return str(thing.__module__).split(".")[0] in LIBRARIES
 
 
+def is_library(thing: Any) -> bool:
+    """Whether a class or a function comes from an installed package or from Python itself, not from the user."""
+    module = str(thing.__module__)  # None for some built-in functions
+    file = getattr(sys.modules.get(module), "__file__", None)
+    return module == "None" or _is_installed(module, file)
+
+
+def code_hash(thing: type | FunctionType) -> str:
+    """Return a hash of a user's class or function: its code, and the code and constants of the user's that it names.
+
+    A function counts by what it compiles to, for the source of a lambda is the whole line that it stands on.
+
+    Returns:
+        16 hex digits, the same in every process of one version of Python.
+    """
+    if isinstance(thing, type):
+        text = "".join(source_of(base) for base in thing.__mro__ if not is_library(base))
+    else:
+        text = "\n".join([repr(compiled(thing.__code__)), *_sources_of_named(thing, {id(thing)})])
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
 def source_of(cls: type) -> str:
     """Return the source of a class and of the functions, classes and constants that it names, at any depth.
 
@@ -32,8 +55,14 @@ def source_of(cls: type) -> str:
 
 def compiled(code: CodeType) -> tuple[Any, ...]:
     """Return instructions, names and constants, those of inner functions too."""
-    constants = tuple(compiled(item) if isinstance(item, CodeType) else repr(item) for item in code.co_consts)
-    return (code.co_code, code.co_names, constants)
+    return (code.co_code, code.co_names, tuple(map(_constant, code.co_consts)))
+
+
+def _constant(item: Any) -> Any:
+    if isinstance(item, CodeType):
+        return compiled(item)
+    # the order of a set of texts is another one in every process
+    return sorted(map(repr, item)) if isinstance(item, frozenset) else repr(item)
 
 
 def _sources(thing: type | FunctionType, seen: set[int]) -> Iterator[str]:
@@ -46,10 +75,15 @@ def _sources(thing: type | FunctionType, seen: set[int]) -> Iterator[str]:
     except (OSError, TypeError):  # typed into an interpreter
         yield repr([compiled(function.__code__) for function in functions])
     for function in functions:
-        names = sorted(_names(function.__code__))
-        for name in names:
-            if name in function.__globals__:
-                yield from _named(name, function.__globals__[name], names, seen)
+        yield from _sources_of_named(function, seen)
+
+
+def _sources_of_named(function: FunctionType, seen: set[int]) -> Iterator[str]:
+    """Yield what the names in a function's code refer to."""
+    names = sorted(_names(function.__code__))
+    for name in names:
+        if name in function.__globals__:
+            yield from _named(name, function.__globals__[name], names, seen)
 
 
 def _named(name: str, value: Any, names: list[str], seen: set[int]) -> Iterator[str]:

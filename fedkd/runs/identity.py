@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import inspect
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lightning.pytorch import Trainer
@@ -17,6 +17,12 @@ from fedkd.training.trainer import TRAINER_DEFAULTS
 
 ALWAYS = ("max_epochs", "max_steps", "precision", "accumulate_grad_batches")
 """Trainer arguments that are shown at their defaults, too."""
+
+WHERE_NONE = {"precision": "32-true", "limit_train_batches": 1.0, "callbacks": []}
+"""What Lightning makes of arguments whose default is None."""
+
+PRECISIONS = {"16": "16-mixed", "bf16": "bf16-mixed", "32": "32-true", "64": "64-true"}
+"""Short names that Lightning takes, and what they mean."""
 
 ELSEWHERE = frozenset(
     {
@@ -64,14 +70,22 @@ def run_identity(
 
 
 def trainer_identity(trainer: Mapping[str, Any]) -> str:
-    """Write down the Trainer's arguments that may change a result: all but `ELSEWHERE`, and what is at its default."""
-    defaults = {name: each.default for name, each in inspect.signature(Trainer.__init__).parameters.items()}
-    shown = {name: TRAINER_DEFAULTS.get(name, defaults[name]) for name in ALWAYS} | {"precision": "32-true"}
-    shown["accumulate_grad_batches"] = 1
-    for name, value in trainer.items():
-        at_default = value is None or (name not in ALWAYS and one_line(value) == one_line(defaults.get(name)))
-        if name not in ELSEWHERE and not at_default:
-            shown[name] = value
+    """Write down the Trainer's arguments that may change a result: all but `ELSEWHERE`, and what is at its default.
+
+    Neither the order of the arguments nor the way in which a default is given makes a difference.
+    """
+    defaults = {name: each.default for name, each in inspect.signature(Trainer).parameters.items()}
+    defaults |= {"max_epochs": TRAINER_DEFAULTS["max_epochs"], **WHERE_NONE}
+    given = {name: value for name, value in trainer.items() if value is not None}
+    if "callbacks" in given:
+        callbacks = given["callbacks"]
+        given["callbacks"] = list(callbacks) if isinstance(callbacks, Sequence) else [callbacks]
+    if "precision" in given:
+        given["precision"] = PRECISIONS.get(str(given["precision"]), given["precision"])
+    shown = {name: given.get(name, defaults[name]) for name in ALWAYS}
+    for name in sorted(given.keys() - shown.keys() - ELSEWHERE):
+        if one_line(given[name]) != one_line(defaults.get(name)):
+            shown[name] = given[name]
     return ", ".join(f"{name}={value if isinstance(value, str) else one_line(value)}" for name, value in shown.items())
 
 

@@ -8,7 +8,7 @@ import inspect
 import json
 import pickle
 from collections.abc import Collection
-from dataclasses import is_dataclass
+from dataclasses import fields, is_dataclass
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -94,7 +94,10 @@ def _plain(value: Any, where: str, by_type: bool) -> Any:
         return describe(value)
     if isinstance(value, nn.Module):  # in a list or a dict, where torch does not see it
         return fingerprint(value)
-    if isinstance(value, Configured) or (is_dataclass(value) and not isinstance(value, type)):
+    if is_dataclass(value) and not isinstance(value, type):  # fields that are no argument count, too
+        every = {field.name: getattr(value, field.name) for field in fields(value)}
+        return [type(value).__qualname__, _plain(every, where, by_type)]
+    if isinstance(value, Configured):
         return [type(value).__qualname__, _plain(init_args(value), where, by_type)]
     if hasattr(value, "to_dict"):  # a HuggingFace configuration
         return _plain(value.to_dict(), where, by_type)
