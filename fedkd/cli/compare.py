@@ -3,16 +3,39 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+import signal
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
-from fedkd.core.errors import FedKDError
+from fedkd.core.errors import FedKDError, unknown_name
 from fedkd.study.compare import compare
 
-SUMMARY = "Run a grid of partitions, methods and seeds, and tabulate it."
+SUMMARY = "Run a grid of partitions, methods and seeds, and tabulate it: fedkd compare GRID --out DIR."
 
-EPILOG = """Any other option goes to every run, such as --data.dataset.root PATH.
+OWN = ("out", "jobs", "only", "set")
+OF_FIT = ("config", "data", "federation", "model", "trainer")
+"""The options and sections of ``fedkd fit`` that may go to every run."""
+
+OF_A_RUN = ("ckpt_path", "run_dir", "seed_everything")
+"""The options of ``fedkd fit`` that each run has its own values of."""
+
+EPILOG = """The grid is a YAML file with these sections:
+  config       a configuration of fedkd fit, relative to the grid's folder
+  arguments    options for every run, {data.batch_size: 32}
+  seeds        a list, [0, 1, 2]
+  partitions   options by name, {NAME: {data.partitioner: IID}}
+  methods      options by name; each runs at every partition
+  references   methods that no partition changes, such as one client that has all the images (optional)
+  names        values for ${NAME} anywhere in the grid, which --set replaces (optional)
+  base         another grid in the same folder, whose sections these replace (optional)
+
+Options of fedkd fit, such as --data.dataset.root PATH, go to every run. They override the grid's arguments; the options
+of a partition or a method override them.
+
 Runs are kept in OUT/PARTITION/METHOD/seed-N. Started again, the command leaves what is finished, goes on with what was
 interrupted, and runs what is new in the grid. OUT/results.csv has a row a run, OUT/table.md the means over the seeds,
 OUT/curves.png the accuracy by round. The exit status is 1 if a run failed."""
@@ -27,7 +50,38 @@ class Parser(argparse.ArgumentParser):
 
 
 def run_compare(args: Sequence[str]) -> None:
-    """Parse the arguments behind ``fedkd compare`` and run it."""
+    """Parse the arguments behind ``fedkd compare`` and run it.
+
+    Raises:
+        FedKDError: If an argument or the grid is wrong.
+        SystemExit: With status 1 if a run failed, 130 if Ctrl-C or SIGTERM ended the command.
+    """
+    parser = make_parser()
+    options, further = parser.parse_known_args(list(args))
+    check_further(further)
+    try:
+        with terminated_like_interrupted():
+            failures = compare(
+                options.grid,
+                options.out,
+                jobs=options.jobs,
+                only=options.only,
+                names=options.set,
+                further=further,
+                log=lambda line: print(line, flush=True),
+            )
+    except KeyboardInterrupt:
+        print("fedkd: interrupted. Finished rounds are kept; the same command goes on with them.", file=sys.stderr)
+        raise SystemExit(130) from None
+    table = options.out / "table.md"
+    if table.is_file():
+        print(table.read_text())
+    if failures:
+        raise SystemExit(1)
+
+
+def make_parser() -> Parser:
+    """Return the parser of ``fedkd compare``."""
     parser = Parser(
         "fedkd compare",
         usage="fedkd compare GRID --out DIR [--jobs N] [--only REGEX] [--set NAME=VALUE] [--SECTION.OPTION VALUE ...]",
@@ -36,23 +90,44 @@ def run_compare(args: Sequence[str]) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("grid", type=Path, help="YAML: config, arguments, seeds, partitions, methods, references")
+    parser.add_argument("grid", type=Path, metavar="GRID", help="YAML file; its sections are below")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of all runs and of the results")
     parser.add_argument("--jobs", type=int, default=1, metavar="N", help="runs at a time (default: 1)")
     parser.add_argument("--only", default="", metavar="REGEX", help="run what has a match in 'PARTITION, METHOD'")
-    parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="a value of a grid's name")
-    options, further = parser.parse_known_args(list(args))
-    failures = compare(
-        options.grid,
-        options.out,
-        jobs=options.jobs,
-        only=options.only,
-        names=options.set,
-        further=further,
-        say=lambda line: print(line, flush=True),
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="NAME=VALUE", help="value of a name of the grid; can be repeated"
     )
-    table = options.out / "table.md"
-    if table.is_file():
-        print(table.read_text())
-    if failures:
-        raise SystemExit(1)
+    return parser
+
+
+def check_further(further: Sequence[str]) -> None:
+    """Raise unless ``further`` can go to every run: a misspelled option would let all of them fail, one by one.
+
+    Raises:
+        FedKDError: If a value has no option, or an option is neither of ``compare`` nor of a section of ``fit``.
+    """
+    if further and not further[0].startswith("-"):
+        raise FedKDError(f"compare takes one grid, and {further[0]!r} has no option before it.")
+    for option in further:
+        name = option.removeprefix("--").split("=")[0].split(".")[0].rstrip("+")
+        if option.startswith("--") and name in OF_A_RUN:
+            raise FedKDError(f"compare takes no --{name}: each run has its own, from --out and the grid's seeds.")
+        if option.startswith("--") and name not in OF_FIT:
+            raise unknown_name("option of compare", f"--{name}", [f"--{each}" for each in (*OWN, *OF_FIT)])
+
+
+@contextmanager
+def terminated_like_interrupted() -> Iterator[None]:
+    """Treat SIGTERM as Ctrl-C, so that `kill` and a cluster's time limit leave no run without its parent."""
+    if threading.current_thread() is not threading.main_thread():  # Python sets signal handlers in the main thread only
+        yield
+        return
+
+    def interrupt(*_: Any) -> NoReturn:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -1,9 +1,10 @@
-"""`compare`: runs what is missing of a grid, then writes its results."""
+"""Run what is missing of a grid, then write its results."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from pathlib import Path
 
 from fedkd.core.errors import FedKDError, check_range
@@ -22,21 +23,22 @@ def compare(
     only: str = "",
     names: Sequence[str] = (),
     further: Sequence[str] = (),
-    say: Callable[[str], None] = print,
+    log: Callable[[str], None] = print,
 ) -> int:
     """Run what is missing of a grid, and write ``results.csv``, ``table.md`` and ``curves.png`` of all that is there.
 
     Runs are kept in ``OUT/PARTITION/METHOD/seed-N``. Called again, it leaves what is finished, goes on with what was
-    interrupted, and runs what is new in the grid.
+    interrupted, and runs what is new in the grid. When it is interrupted, it ends the running processes and writes the
+    results of what is finished.
 
     Args:
         grid: The grid's YAML; see `fedkd.study.grid.read_grid`.
         out: The folder of all runs and of the results.
         jobs: Runs at a time, >= 1.
-        only: A regular expression: what has a match in "PARTITION, METHOD" is run; the results are of all.
+        only: A regular expression. Only runs with a match in "PARTITION, METHOD" start; the results are of all runs.
         names: Values of the grid's names, as ``NAME=VALUE``.
-        further: Options for every run.
-        say: Called with each line of progress.
+        further: Options for every run, such as ``["--data.dataset", "ImageFolder"]``.
+        log: Called with the number of runs, then with one line for each run that ends.
 
     Returns:
         The number of runs that failed.
@@ -51,12 +53,15 @@ def compare(
         raise FedKDError(f"--only must be a regular expression, got {only!r}: {error}.") from error
     runs = list(runs_of(read_grid(grid, names), grid.parent, out, further))
     missing = [run for run in runs if not run.is_done and pattern.search(run.name)]
-    say(f"{len(runs)} runs, {sum(run.is_done for run in runs)} of them done")
+    log(f"{len(runs)} runs, {sum(run.is_done for run in runs)} of them done")
     failures = 0
-    for run, failure in Runner(jobs)(missing):
-        failures += failure is not None
-        say(f"{run.name}, seed {run.seed}: {failure or format(row_of(run)['final'], '.1%')}")
-    write_results([run for run in runs if run.is_done], out)
+    try:
+        with closing(Runner(jobs)(missing)) as ended:
+            for run, failure in ended:
+                failures += failure is not None
+                log(f"{run.name}, seed {run.seed}: {failure or format(row_of(run)['final'], '.1%')}")
+    finally:
+        write_results([run for run in runs if run.is_done], out)
     return failures
 
 

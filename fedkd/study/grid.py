@@ -30,7 +30,7 @@ class Run:
         method: The method's name.
         seed: The seed.
         folder: The run directory.
-        arguments: What ``fedkd fit`` is told, without the run directory.
+        arguments: The options of ``fedkd fit``, without the run directory.
     """
 
     partition: str
@@ -56,35 +56,49 @@ class Run:
 
 
 def read_grid(path: Path, given: Sequence[str] = ()) -> dict[str, Any]:
-    """Read a grid's YAML, with its names put in.
+    """Read a grid from YAML, check it and replace its names by their values.
 
-    A grid may start from another, ``base: FILE`` beside it; its own sections, and its own ``arguments``, replace those
-    of the base. ``${NAME}`` is replaced by the name's value in ``given``, else in ``names``.
+    Sections:
+
+    - ``config``: a configuration of ``fedkd fit``, relative to the grid's folder;
+    - ``arguments``: options for every run, as ``{data.batch_size: 32}``;
+    - ``seeds``: a list of integers >= 0;
+    - ``partitions`` and ``methods``: options by name, ``{NAME: {OPTION: VALUE}}``; every pair of them is a run;
+    - ``references``: methods that no partition changes, such as one client that has all the images. Each runs once a
+      seed, and the tables repeat it for every partition;
+    - ``names``: values for ``${NAME}``, which may stand anywhere in the grid;
+    - ``base``: another grid in the same folder. The sections of this grid replace those of the base; ``arguments`` are
+      merged, option by option.
 
     Args:
         path: The file.
-        given: Values of names, as ``NAME=VALUE``.
+        given: Values of names, as ``NAME=VALUE``; they replace those in ``names``.
+
+    Returns:
+        The sections. ``arguments``, ``partitions``, ``methods`` and ``references`` are always there, and every set of
+        options is a dictionary.
 
     Raises:
-        MissingResourceError: If a file is not there.
-        FedKDError: If the grid is not one, or a name is unknown.
+        MissingResourceError: If the grid, its base or its configuration does not exist.
+        FedKDError: If the grid is not valid, or a name is unknown.
     """
     grid = _load(path)
-    if "base" in grid:
-        base = _load(path.parent / str(grid.pop("base")))
-        grid = {**base, **grid, "arguments": {**(base.get("arguments") or {}), **(grid.get("arguments") or {})}}
     for section in NEEDED:
         if not grid.get(section):
             raise FedKDError(f"The grid {str(path)!r} has no section {section!r}: it needs {', '.join(NEEDED)}.")
-    names, chosen = grid.get("names") or {}, {}
-    for pair in given:
-        name, separator, value = pair.partition("=")
-        if not separator:
-            raise FedKDError(f"--set takes NAME=VALUE, got {pair!r}.")
-        if name not in names:
-            raise unknown_name(f"name of the grid {path.name}", name, names)
-        chosen[name] = value
-    return _put_in(grid, {**names, **chosen})
+    names = _mapping(path, "names", grid.get("names"))
+    grid = _put_in(grid, {**names, **_chosen(path, names, given)}, path)
+    grid["arguments"] = _mapping(path, "arguments", grid.get("arguments"))
+    for section in ("partitions", "methods", "references"):
+        named = _mapping(path, section, grid.get(section))
+        grid[section] = {name: _mapping(path, f"{section}: {name}", options) for name, options in named.items()}
+    _check_seeds(path, grid["seeds"])
+    _check_folders(path, "partition", [*grid["partitions"], REFERENCES])
+    _check_folders(path, "method", [*grid["methods"], *grid["references"]])
+    config = path.parent / str(grid["config"])
+    if not config.is_file():
+        raise MissingResourceError(f"The grid {str(path)!r} needs the configuration {str(config)!r}, which is absent.")
+    return grid
 
 
 def runs_of(grid: Mapping[str, Any], beside: Path, out: Path, further: Sequence[str] = ()) -> Iterator[Run]:
@@ -96,13 +110,13 @@ def runs_of(grid: Mapping[str, Any], beside: Path, out: Path, further: Sequence[
         out: The folder of all runs.
         further: Options for every run, such as ``["--data.dataset", "ImageFolder"]``.
     """
-    common = ["--config", str(beside / grid["config"]), *as_options(grid.get("arguments") or {}), *further]
+    common = ["--config", str(beside / str(grid["config"])), *as_options(grid["arguments"]), *further]
     for seed in grid["seeds"]:
         for partition, changes in {**grid["partitions"], REFERENCES: {}}.items():
-            methods = grid["methods"] if partition != REFERENCES else grid.get("references") or {}
+            methods = grid["references"] if partition == REFERENCES else grid["methods"]
             for method, own in methods.items():
                 folder = out / slug(partition) / slug(method) / f"seed-{seed}"
-                options = (*common, *as_options(changes or {}), *as_options(own or {}), "--seed_everything", str(seed))
+                options = (*common, *as_options(changes), *as_options(own), "--seed_everything", str(seed))
                 yield Run(partition, method, seed, folder, options)
 
 
@@ -113,11 +127,14 @@ def as_options(changes: Mapping[str, Any]) -> list[str]:
 
 
 def slug(name: str) -> str:
-    """Return a name as a folder's."""
+    """Turn a name into the name of a folder: ``"KD, T = 2"`` becomes ``"kd-t-2"``."""
     return re.sub(r"[^a-z0-9.]+", "-", name.lower()).strip("-")
 
 
-def _load(path: Path) -> dict[str, Any]:
+def _load(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """Read a grid and what it starts from; ``above`` are the grids that start from this one."""
+    if path.resolve() in above:
+        raise FedKDError(f"The grid {str(path)!r} starts from itself, by way of its base.")
     if not path.is_file():
         raise MissingResourceError(f"There is no grid at {str(path)!r}.")
     try:
@@ -129,18 +146,62 @@ def _load(path: Path) -> dict[str, Any]:
     for section in grid:
         if section not in SECTIONS:
             raise unknown_name(f"section of the grid {path.name}", section, SECTIONS)
-    return grid
+    if "base" not in grid:
+        return grid
+    base = _load(path.parent / str(grid.pop("base")), (*above, path.resolve()))
+    arguments = [_mapping(path, "arguments", each.get("arguments")) for each in (base, grid)]
+    return {**base, **grid, "arguments": {**arguments[0], **arguments[1]}}
 
 
-def _put_in(value: Any, names: Mapping[str, Any]) -> Any:
+def _chosen(path: Path, names: Mapping[str, Any], given: Sequence[str]) -> dict[str, str]:
+    chosen = {}
+    for pair in given:
+        name, separator, value = pair.partition("=")
+        if not separator:
+            raise FedKDError(f"--set takes NAME=VALUE, got {pair!r}.")
+        if name not in names:
+            raise unknown_name(f"name of the grid {path.name}", name, names)
+        chosen[name] = value
+    return chosen
+
+
+def _mapping(path: Path, section: str, value: Any) -> dict[str, Any]:
+    """Return a section's mapping with strings as keys; an empty one for an empty section."""
+    if value is not None and not isinstance(value, dict):
+        raise FedKDError(f"The grid {str(path)!r}: {section} must be a mapping, got {value!r}.")
+    return {str(key): item for key, item in (value or {}).items()}
+
+
+def _check_seeds(path: Path, seeds: Any) -> None:
+    valid = isinstance(seeds, list) and all(type(seed) is int and seed >= 0 for seed in seeds)
+    if not valid or len(set(seeds)) < len(seeds):
+        raise FedKDError(f"The grid {str(path)!r}: seeds must be a list of distinct integers >= 0, got {seeds!r}.")
+
+
+def _check_folders(path: Path, kind: str, names: Sequence[str]) -> None:
+    """Raise unless every name has a folder of its own: two runs in one folder would resume each other."""
+    owners: dict[str, str] = {}
+    for name in names:
+        folder = slug(name)
+        if not folder.strip("."):
+            raise FedKDError(f"The grid {str(path)!r}: the {kind} {name!r} needs a letter a-z or a digit in its name.")
+        if folder in owners:
+            both = f"{owners[folder]!r} and {name!r}"
+            raise FedKDError(f"The grid {str(path)!r}: two {kind}s, {both}, have the folder {folder!r}. Rename one.")
+        owners[folder] = name
+
+
+def _put_in(value: Any, names: Mapping[str, Any], path: Path) -> Any:
     """Replace ``${NAME}`` at any depth; a value that is nothing else takes the name's own type."""
     if isinstance(value, dict):
-        return {key: _put_in(item, names) for key, item in value.items()}
+        return {key: _put_in(item, names, path) for key, item in value.items()}
     if isinstance(value, list):
-        return [_put_in(item, names) for item in value]
+        return [_put_in(item, names, path) for item in value]
     if not isinstance(value, str) or "$" not in value:
         return value
     try:
         return yaml.safe_load(Template(value).substitute(names))
     except KeyError as error:
-        raise unknown_name("name in the grid", str(error.args[0]), names) from error
+        raise unknown_name(f"name in the grid {path.name}", str(error.args[0]), names) from error
+    except (ValueError, yaml.YAMLError) as error:
+        raise FedKDError(f"The grid {str(path)!r}: {value!r} is not valid; write ${{NAME}}, or $$ for a $.") from error

@@ -6,12 +6,13 @@ import statistics
 from collections.abc import Sequence
 from pathlib import Path
 
+from fedkd.core.storage import replacing
 from fedkd.study.grid import REFERENCES, Run
 from fedkd.study.results import curve_of, partitions_of
 
 
 def plot_curves(runs: Sequence[Run], path: Path) -> None:
-    """Draw the mean balanced accuracy by round: a panel for each partition, a line for each method."""
+    """Draw the mean balanced accuracy by round as a PNG: a panel for each partition, a line for each method."""
     from matplotlib import colormaps
     from matplotlib.figure import Figure
 
@@ -38,4 +39,5 @@ def plot_curves(runs: Sequence[Run], path: Path) -> None:
     found = [zip(*panel.get_legend_handles_labels(), strict=True) for panel in panels.flat]
     handles = {label: line for pairs in found for line, label in pairs}
     figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=columns, fontsize=8)
-    figure.savefig(path, dpi=100)
+    with replacing(path) as temporary:
+        figure.savefig(temporary, dpi=100, format="png")

@@ -6,6 +6,7 @@ import statistics
 from collections.abc import Sequence
 from pathlib import Path
 
+from fedkd.core.storage import write_atomically
 from fedkd.study.results import Row, partitions_of, seeds_of
 
 
@@ -26,7 +27,7 @@ def write_tables(rows: Sequence[Row], path: Path) -> None:
                 teacher = [row["teacher"] for row in own if row["teacher"] is not None]
                 cells += [f"{100 * statistics.mean(teacher):.1f}" if teacher else "", str(len(own))]
                 lines.append(f"| {method} | {' | '.join(cells)} |")
-    path.write_text("\n".join([*lines, ""]))
+    write_atomically(path, "\n".join([*lines, ""]))
 
 
 def percent(values: Sequence[float]) -> str:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from fedkd.core.storage import write_atomically
 from fedkd.study.grid import REFERENCES, Run
 
 Row = dict[str, Any]
@@ -38,11 +40,12 @@ def curve_of(run: Run) -> list[float]:
 
 
 def write_csv(rows: Sequence[Row], path: Path) -> None:
-    """Write a row a run."""
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, rows[0].keys())
-        writer.writeheader()
-        writer.writerows(rows)
+    """Write a row a run; ``rows`` must not be empty."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, rows[0].keys(), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_atomically(path, text.getvalue())
 
 
 def partitions_of(names: Iterable[str]) -> list[str]:

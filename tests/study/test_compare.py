@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import csv
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
+from fedkd.cli import compare as command
 from fedkd.cli.main import main
+from fedkd.cli.parser import SECTIONS
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 
@@ -66,8 +70,9 @@ def test_a_grid_is_run_once_and_goes_on_where_it_was(tmp_path: Path, capsys: pyt
     assert compare(grid, "--jobs", "2", "--set", "CLIENTS=3") == 1
     said = capsys.readouterr().out
     assert said.startswith("4 runs, 2 of them done")
-    assert "wrong, seed 0: model.loss" in said
-    assert "DKD" in said
+    wrong = next(line for line in said.splitlines() if line.startswith("even, wrong, seed 0: model.loss: "))
+    assert "'DKDD'. Did you mean 'DKD'?" in wrong
+    assert wrong.endswith(f"(log: {out / 'even' / 'wrong' / 'seed-0' / 'output.log'})")
     again = {row["method"]: row for row in csv.DictReader((out / "results.csv").open())}
     assert again["FedAvg"] == rows[0]
     assert again["distilled"]["rounds"] == "2"
@@ -78,15 +83,18 @@ def test_a_grid_is_run_once_and_goes_on_where_it_was(tmp_path: Path, capsys: pyt
     [
         (GRID, ["--set", "CLIENT=3"], "Unknown name of the grid grid.yaml 'CLIENT'. Did you mean 'CLIENTS'?"),
         (GRID, ["--set", "CLIENTS"], "--set takes NAME=VALUE, got 'CLIENTS'."),
-        (GRID, ["--jobs", "0"], "--jobs must be"),
+        (GRID, ["--jobs", "0"], "--jobs must be >= 1, got 0."),
         (GRID, ["--jobs", "two"], "argument --jobs: invalid int value: 'two'"),
         (GRID, ["--only", "("], "--only must be a regular expression, got '('"),
+        (GRID, ["--job", "2"], "Unknown option of compare '--job'. Did you mean '--jobs'?"),
+        (GRID, ["--dat.dataset", "X"], "Unknown option of compare '--dat'. Did you mean '--data'?"),
+        (GRID, ["--run_dir=x"], "compare takes no --run_dir: each run has its own"),
+        (GRID, ["another.yaml"], "compare takes one grid, and 'another.yaml' has no option before it."),
         (GRID + "method: {}\n", [], "Unknown section of the grid grid.yaml 'method'. Did you mean 'methods'?"),
         (GRID.replace("seeds: [0]", "seeds: []"), [], "has no section 'seeds'"),
         ("base: nowhere.yaml\n", [], "There is no grid at"),
         ("a: [", [], "is not YAML"),
         ("- a\n", [], "must have sections"),
-        (GRID.replace("${CLIENTS}", "${CLIENT}"), [], "Unknown name in the grid 'CLIENT'. Did you mean 'CLIENTS'?"),
     ],
 )
 def test_a_mistake_is_one_line_and_nothing_runs(
@@ -104,9 +112,40 @@ def test_a_mistake_is_one_line_and_nothing_runs(
     assert not (tmp_path / "out").exists()
 
 
-def test_every_grid_of_the_examples_is_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    grids = sorted(EXAMPLES.glob("compare_*.yaml"))
-    assert len(grids) >= 4
-    for grid in grids:
-        main(["compare", str(grid), "--out", str(tmp_path / grid.stem), "--only", "no such method"])
-        assert capsys.readouterr().out.endswith(" runs, 0 of them done\n")
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "the following arguments are required: GRID, --out"),
+        (["grid.yaml"], "the following arguments are required: --out"),
+        (["nowhere.yaml", "--out", "out"], "There is no grid at 'nowhere.yaml'."),
+    ],
+)
+def test_a_grid_and_a_folder_are_needed(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(["compare", *arguments])
+    assert stopped.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_options_of_every_section_of_fit_go_to_every_run() -> None:
+    assert {*SECTIONS["fit"], "config"} == set(command.OF_FIT)
+    command.check_further(["--data.dataset", "ImageFolder", "--trainer.callbacks+=Timer", "--config", "more.yaml"])
+
+
+def test_the_help_names_it_among_the_subcommands(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    after = capsys.readouterr().out.partition("Available subcommands:")[2]
+    assert command.SUMMARY in " ".join(after.split())
+    with pytest.raises(SystemExit):
+        main(["compar"])
+    assert "'compare'" in capsys.readouterr().err
+
+
+def test_it_imports_nothing_heavy() -> None:
+    heavy = ("torch", "lightning", "jsonargparse", "matplotlib")
+    code = "import sys\nfrom fedkd.cli.main import main\ntry: main(['compare', '--help'])\n"
+    code += f"except SystemExit: print([m for m in {heavy} if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("usage: fedkd compare GRID --out DIR")
+    assert done.stdout.endswith("[]\n")

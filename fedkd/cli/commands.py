@@ -1,0 +1,137 @@
+"""The subcommands of ``fedkd`` that LightningCLI parses."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+
+from fedkd import teachers
+from fedkd.cli.arguments import expand
+from fedkd.cli.parser import BaseCLI
+from fedkd.core.errors import FedKDError
+from fedkd.core.storage import cache_dir
+from fedkd.server.backends import InProcess
+from fedkd.server.setup import Connections
+from fedkd.training.trainer_arguments import check_trainer
+
+
+class FedKDCLI(BaseCLI):
+    """Federated distillation from foundation models."""
+
+    def fit(self) -> None:
+        """Run a federation."""
+        from fedkd.cli.display import print_clients, print_summary
+
+        self.federation.config = self.reproducing_config()
+        summary = self.federation.fit(self.model, self.datamodule, ckpt_path=self.chosen.ckpt_path)
+        print_summary(summary)
+        if "clients" in summary:
+            print_clients(summary)
+
+    def test(self) -> None:
+        """Test a run's student on the global test set: fedkd test RUN_DIR."""
+        from fedkd.cli.display import print_metrics
+        from fedkd.runs.inference import evaluate_run
+
+        print_metrics(evaluate_run(self.run_dir(), self.datamodule, self.trainer_arguments, self.student))
+
+    def predict(self, images: str | None = None, output: str | None = None) -> None:
+        """Write a run's predictions as CSV: fedkd predict RUN_DIR.
+
+        Args:
+            images: An image file, or a folder of them; the global test set if not given.
+            output: The CSV file; RUN_DIR/predictions.csv if not given.
+        """
+        from fedkd.runs.inference import predict_run
+
+        run_dir = self.run_dir()
+        path = Path(output) if output else run_dir / "predictions.csv"
+        print(predict_run(run_dir, self.datamodule, self.trainer_arguments, images, path, self.student))
+
+    def partition(self, output: str = "partition_report.png", kind: Literal["heat", "bubble"] = "heat") -> None:
+        """Show which client holds how many images of which class, and plot it; nothing trains.
+
+        Args:
+            output: The plot's file (PNG, PDF or SVG); the numbers go beside it, as JSON.
+            kind: How a count is drawn, as a cell's color or as a bubble's area.
+        """
+        from fedkd.cli.display import make_console
+
+        self.datamodule.prepare_data()
+        self.datamodule.setup()
+        report = self.datamodule.partition_report()
+        make_console().print(report.table(), report.skew_table())
+        plot = report.plot(output, kind)
+        print(plot, report.write_json(plot.with_suffix(".json")), sep="\n")
+
+    def teachers(
+        self, name: str | None = None, options: dict[str, Any] | None = None, clear_cache: bool = False
+    ) -> None:
+        """List the teachers known by a short name; or measure one on the data: fedkd teachers NAME --config FILE.
+
+        Args:
+            name: A short name, a HuggingFace id or a local folder; if not given, the configuration's own teacher.
+            options: Its options, such as --options.image_size 98.
+            clear_cache: Whether to delete the cached outputs of all teachers, and print their size.
+        """
+        from fedkd.cli.display import format_bytes, print_teacher_report, print_teachers
+
+        if clear_cache and name:
+            raise FedKDError(f"--clear-cache takes no name, got {name!r}: it deletes what all teachers computed.")
+        if options and not name:
+            raise FedKDError("options go with a teacher's name: fedkd teachers NAME --options.image_size 98.")
+        if clear_cache:
+            folders = [cache_dir("teachers"), cache_dir("adapters")]  # outputs, and what LoRA learned
+            freed = sum(teachers.TeacherCache(folder).clear() for folder in folders)
+            print(f"{' and '.join(map(str, folders))} were cleared of {format_bytes(freed)} ({freed} bytes).")
+        elif not self.measures_teacher:
+            print_teachers()
+        else:
+            teacher = teachers.create(name, **options or {}) if name else self.model.teacher
+            device = check_trainer({key: value for key, value in self.trainer_arguments.items() if key != "logger"})
+            connect = Connections(InProcess())
+            report = teachers.measure_teacher(teacher, self.datamodule, connect=connect, device=device)
+            print_teacher_report(name or type(teacher).__name__, report, connect.traffic.up, connect.traffic.down)
+
+    @property
+    def measures_teacher(self) -> bool:
+        """Whether a teacher was named, or configured, for ``teachers`` to measure."""
+        config = self.chosen
+        return (
+            self.config.subcommand == "teachers"
+            and not config.clear_cache
+            and bool(config.name or getattr(config.model, "teacher", None))
+        )
+
+    def sections(self) -> tuple[str, ...]:
+        """Return what the subcommand makes out of the configuration: a teacher that is named needs no model."""
+        if self.measures_teacher:
+            return ("data", "trainer") if self.chosen.name else ("data", "model", "trainer")
+        return super().sections()
+
+    def run_dir(self) -> Path:
+        """Return the run directory that a subcommand was given."""
+        if self.chosen.run_dir is None:
+            raise FedKDError(f"Say which run: fedkd {self.config.subcommand} RUN_DIR.")
+        return Path(self.chosen.run_dir)
+
+    def reproducing_config(self) -> str:
+        """Return the complete configuration as YAML, without what makes it this very run."""
+        config = self.chosen.clone()
+        config.run_dir = config.ckpt_path = None
+        return self._parser(self.subcommand).dump(config, skip_unset=False)
+
+
+def run_command(args: Sequence[str]) -> None:
+    """Parse the arguments of ``fedkd`` and run the subcommand.
+
+    Raises:
+        FedKDError: If the caller made a mistake, also where Lightning found it.
+    """
+    try:
+        FedKDCLI(expand(args))
+    except MisconfigurationException as error:
+        raise FedKDError(str(error)) from error
