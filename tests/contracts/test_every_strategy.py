@@ -99,6 +99,7 @@ def data() -> fedkd.FederatedDataModule:
 
 def run(name, strategy, run_dir, rounds=ROUNDS, ckpt_path=None, **arguments):
     """Run a federation over five clients with a teacher and public images, and return the student's state."""
+    torch.manual_seed(0)  # the student is made before `module` seeds
     trained = module(Linear(batch_norm=name not in NO_BUFFERS), teacher=BrightRowTeacher())
     federation = fedkd.Federation(rounds=rounds, strategy=strategy, run_dir=run_dir, **arguments)
     before = copy.deepcopy(vars(strategy))
