@@ -1,4 +1,4 @@
-"""Works and sites that the processes of a pool can import."""
+"""Works and sites that the processes of a pool can import, without Lightning: they start in a second."""
 
 from __future__ import annotations
 
@@ -13,14 +13,6 @@ import torch
 from torch import Tensor
 
 from fedkd.core.messages import ClientUpdate
-from fedkd.teachers import LoRATeacher
-
-
-class InvertedTeacher(LoRATeacher):
-    """A subclass with features of its own, of inverted images."""
-
-    def features(self, images: Tensor) -> Tensor:
-        return super().features(1 - images)
 
 
 @dataclass(frozen=True, eq=False)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from pool_works import InvertedTeacher
+from pool_teachers import InvertedTeacher
 from protocols import adapt, federation_data, fit_head, prepare
 
 from fedkd.core.errors import FedKDError
@@ -25,6 +25,12 @@ from fedkd.teachers.lora import load_adapted
 pytest.importorskip("peft")
 
 TINY = LoRA(rank=4, rounds=1, lr=1e-2)
+
+
+@pytest.fixture(autouse=True)
+def _own_adapters(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Start without adapters of the tests before."""
+    monkeypatch.setenv("FEDKD_CACHE", str(tmp_path / "adapters"))
 
 
 @pytest.fixture(scope="module")

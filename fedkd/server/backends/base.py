@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from types import TracebackType
-
-from lightning.fabric.utilities.exceptions import MisconfigurationException
+from typing import TYPE_CHECKING, Any
 
 from fedkd.core.config import Configured
 from fedkd.core.errors import FedKDError
 from fedkd.core.messages import ClientTask, ClientUpdate, Work
-from fedkd.data.site import ClientSite
 
-SiteFactory = Callable[[int], ClientSite]
+if TYPE_CHECKING:  # a worker process imports this package first, and all of Lightning only if a work needs it
+    from fedkd.data.site import ClientSite
+
+SiteFactory = Callable[[int], "ClientSite"]
 """From a client's index to its site."""
 
 
@@ -87,5 +89,8 @@ def run_work(work: Work, sites: SiteFactory, task: ClientTask) -> ClientUpdate:
 
 def said_by(error: BaseException) -> str:
     """Return an error's message, with its type unless the error is one for the caller."""
-    plain = isinstance(error, FedKDError | MisconfigurationException)
+    lightning: Any = sys.modules.get("lightning.fabric.utilities.exceptions")
+    plain = isinstance(error, FedKDError) or (
+        lightning is not None and isinstance(error, lightning.MisconfigurationException)
+    )
     return str(error) if plain else f"{type(error).__name__}: {error}"
