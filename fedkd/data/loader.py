@@ -35,6 +35,7 @@ class BatchLoader:
         shared: Images that join every batch (``Batch.shared``). They count neither as examples nor in the class counts.
 
     Attributes:
+        num_examples: The number of images that a pass shows.
         epoch: The number of the next pass, from 0. Set it to go on from elsewhere.
 
     Raises:
@@ -59,12 +60,15 @@ class BatchLoader:
         self.device = torch.device(device)
         self.shared = shared
         self.epoch = 0
-        self._own = Gathered(rows, augmentation=augmentation, device=self.device)
+        self.num_examples = len(rows)
+        self._own: Gathered | None = Gathered(rows, augmentation=augmentation, device=self.device)
 
-    @property
-    def num_examples(self) -> int:
-        """Return the number of images a pass shows."""
-        return len(self._own)
+    def release(self) -> None:
+        """Let go of the images. A Trainer keeps its loader in a cycle of references until the next garbage collection.
+
+        With large clients, the images of many would be in memory at once.
+        """
+        self._own = self.shared = None
 
     def __len__(self) -> int:
         """Return the number of batches a pass has."""
@@ -73,6 +77,7 @@ class BatchLoader:
     def __iter__(self) -> Iterator[Batch]:
         """Yield one epoch's batches."""
         # A generator runs from the first batch on, so an iterator that is made and never used costs no epoch.
+        assert self._own is not None, "the loader was released"
         epoch = self.epoch
         self.epoch += 1
         if self.shuffle:

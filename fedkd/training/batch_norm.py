@@ -37,7 +37,9 @@ def reestimate_batch_norm(student: nn.Module, model: Weights, pool: Pool, traine
             layer.momentum = None  # the cumulative mean
         with quiet_lightning():
             predictor = make_trainer(evaluation_arguments(trainer))
-            predictor.predict(Measured(student), dataloaders=pool.loader(predictor.strategy.root_device))
+            loader = pool.loader(predictor.strategy.root_device)
+            predictor.predict(Measured(student), dataloaders=loader)
+            loader.release()
     finally:
         for layer, momentum in zip(layers, momenta, strict=True):
             layer.momentum = momentum

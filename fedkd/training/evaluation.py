@@ -44,6 +44,7 @@ def evaluate(
         tester = make_trainer(evaluation_arguments(trainer))
         loader = BatchLoader(rows, batch_size=batch_size, device=tester.strategy.root_device)
         metrics = tester.test(module, dataloaders=loader, verbose=False)[0]
+        loader.release()
     return {name.removeprefix("test/"): value for name, value in metrics.items()}
 
 
@@ -62,4 +63,5 @@ def predict_classes(
         predictor = make_trainer(evaluation_arguments(trainer))
         loader = BatchLoader(rows, batch_size=batch_size, device=predictor.strategy.root_device)
         batches: Any = predictor.predict(module, dataloaders=loader)
+        loader.release()
     return torch.cat(batches).argmax(dim=1).cpu()

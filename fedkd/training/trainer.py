@@ -5,11 +5,13 @@ from __future__ import annotations
 import copy
 import logging
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
+
+from fedkd.data.loader import BatchLoader
 
 TRAINER_DEFAULTS: dict[str, Any] = {
     "max_epochs": 1,
@@ -46,9 +48,12 @@ def make_trainer(arguments: Mapping[str, Any], callbacks: Sequence[Callback] = (
     return Trainer(callbacks=[*configured, *callbacks], **arguments)
 
 
-def fit(trainer: Trainer, module: LightningModule, loader: Iterable[Any]) -> None:
-    """Train a module: the one call of ``Trainer.fit``, for clients and for the server."""
-    trainer.fit(module, train_dataloaders=loader)
+def fit(trainer: Trainer, module: LightningModule, loader: BatchLoader) -> None:
+    """Train a module: the one call of ``Trainer.fit``, for clients and for the server. The loader is released."""
+    try:
+        trainer.fit(module, train_dataloaders=loader)
+    finally:
+        loader.release()
 
 
 @contextmanager

@@ -76,6 +76,8 @@ def predict_logits(student: nn.Module, models: Sequence[Weights], pool: Pool, tr
             load_state(student, model.parameters, model.buffers)
             found = [torch.cat(predictor.predict(Predictor(student), dataloaders=loader)) for loader in loaders]  # type: ignore[arg-type]
             total = total + torch.stack(found, dim=1).cpu()  # (P, V, K)
+        for loader in loaders:
+            loader.release()
     mean = total / len(models)
     assert isinstance(mean, Tensor)
     return mean[:, 0] if pool.views is None else mean

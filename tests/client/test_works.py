@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -54,6 +57,25 @@ def test_train_takes_the_steps_of_sgd(data):
     for name, value in student.named_parameters():
         torch.testing.assert_close(update.delta[name], -0.5 * value.grad, rtol=1e-5, atol=1e-6)
     assert (update.client, update.num_examples, update.num_steps) == (1, len(own.rows), 1)
+
+
+def test_no_images_stay_in_memory_after_training(data, monkeypatch):
+    """They would until the next garbage collection, since a Trainer is part of cycles of references."""
+    own, start = site(data, teacher_logits=None)
+    gathered, make = [], type(own).train_loader
+
+    def train_loader(*arguments):
+        loader = make(*arguments)
+        gathered.append(weakref.ref(loader._own))
+        return loader
+
+    monkeypatch.setattr(type(own), "train_loader", train_loader)
+    gc.disable()
+    try:
+        fedkd.train(own, ClientTask(0, 1, start))
+        assert [each() for each in gathered] == [None]
+    finally:
+        gc.enable()
 
 
 def test_predict_sends_the_logits_of_the_pool(data):
