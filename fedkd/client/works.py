@@ -14,7 +14,7 @@ from fedkd.core.tensors import load_state, split_state, subtract
 from fedkd.data.site import ClientSite
 from fedkd.training.evaluation import predict_classes
 from fedkd.training.module import DistillationModule
-from fedkd.training.trainer import fit, make_trainer, quiet_lightning
+from fedkd.training.trainer import fit, trainer_for
 from fedkd.training.unlabeled import distill, predict_logits
 
 
@@ -44,11 +44,11 @@ def train(site: ClientSite, task: ClientTask) -> ClientUpdate:
     began = time.perf_counter()
     module, rule = module_of(site), task.rule
     keys = (site.seed, "client", task.round, task.client)
-    with seeded(*keys), quiet_lightning():
+    with seeded(*keys):
         start = rule.start(task)
         load_state(module.student, start.parameters, start.buffers)
         module.student.train()
-        trainer = make_trainer(site.trainer, rule.callbacks(task))
+        trainer = trainer_for(module, site.trainer, rule.callbacks(task))
         loader = site.train_loader(derive_seed(*keys, "batches"), trainer.strategy.root_device)
         fit(trainer, module, loader)
     parameters, buffers = split_state(module.student)

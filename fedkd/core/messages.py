@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from fedkd.core.errors import FedKDError
-from fedkd.core.tensors import load_state, num_bytes, split_state
+from fedkd.core.tensors import all_finite, load_state, num_bytes, split_state
 
 if TYPE_CHECKING:
     from lightning.pytorch import Callback, Trainer
@@ -54,7 +54,7 @@ class Weights:
     @property
     def is_finite(self) -> bool:
         """Whether no entry is infinite or NaN."""
-        return all(bool(value.isfinite().all()) for value in self.tensors.values())
+        return all_finite(self.tensors.values())
 
 
 @dataclass(frozen=True, eq=False)
@@ -170,8 +170,7 @@ class ClientUpdate:
     @property
     def is_finite(self) -> bool:
         """Whether no entry of what is sent is infinite or NaN."""
-        sent = (value for tensors in (self.delta, self.buffers, self.extras) for value in tensors.values())
-        return all(bool(value.isfinite().all()) for value in sent)
+        return all_finite(value for tensors in (self.delta, self.buffers, self.extras) for value in tensors.values())
 
 
 Work = Callable[[Any, ClientTask], ClientUpdate]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor
@@ -64,6 +64,39 @@ def accuracies(confusion: Tensor, classes: Iterable[str]) -> dict[str, Tensor]:
         "balanced_accuracy": per_class.nanmean().float(),
         **{f"accuracy/{name}": value.float() for name, value in zip(classes, per_class, strict=True)},
     }
+
+
+class EpochSums:
+    """Means of some scalars over the images of an epoch, summed on their device without waiting for it."""
+
+    def __init__(self) -> None:
+        self._sums: dict[tuple[str, ...], Tensor] = {}  # by the names that came together, float32 (names,)
+        self._counts: dict[tuple[str, ...], int] = {}
+
+    def add(self, means: Mapping[str, Tensor], count: int) -> None:
+        """Add the means over a batch.
+
+        Args:
+            means: Scalars by name.
+            count: The number of images in the batch.
+        """
+        names = tuple(means)
+        summed = torch.stack([value.detach().float() for value in means.values()]).mul_(count)
+        if names in self._sums:
+            self._sums[names].add_(summed)
+            self._counts[names] += count
+        else:
+            self._sums[names], self._counts[names] = summed, count
+
+    def means(self) -> dict[str, Tensor]:
+        """Return the mean of each scalar over the images of the batches that had it."""
+        sums: dict[str, Tensor] = {}
+        counts: dict[str, int] = {}
+        for names, total in self._sums.items():
+            for name, value in zip(names, total, strict=True):
+                sums[name] = sums[name] + value if name in sums else value
+                counts[name] = counts.get(name, 0) + self._counts[names]
+        return {name: value / counts[name] for name, value in sums.items()}
 
 
 def entropies(logits: Tensor, temperature: float = 1.0) -> Tensor:

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import random
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
+
+import numpy as np
+import torch
 
 
 def derive_seed(*keys: int | str) -> int:
@@ -20,6 +25,11 @@ def derive_seed(*keys: int | str) -> int:
     return int.from_bytes(hashed[:8], "big") >> 1
 
 
+@cache
+def _has_gpu() -> bool:
+    return torch.cuda.is_available()  # it opens the driver's library each time, as long as a small client trains
+
+
 @contextmanager
 def seeded(*keys: int | str) -> Iterator[None]:
     """Seed Python, numpy and torch from ``keys`` inside the block, and restore their states afterwards.
@@ -27,9 +37,21 @@ def seeded(*keys: int | str) -> Iterator[None]:
     Args:
         keys: See `derive_seed`.
     """
-    from lightning.pytorch import seed_everything
-    from lightning.pytorch.utilities.seed import isolate_rng
-
-    with isolate_rng():
-        seed_everything(derive_seed(*keys) % 2**32, verbose=False)
+    seed = derive_seed(*keys) % 2**32
+    # Lightning's isolate_rng and seed_everything do the same, and write a stack trace for a CUDA that is not there.
+    on_gpu = _has_gpu()
+    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    gpu_states = torch.cuda.get_rng_state_all() if on_gpu else []
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.default_generator.manual_seed(seed)
+    if on_gpu:
+        torch.cuda.manual_seed_all(seed)
+    try:
         yield
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])
+        torch.set_rng_state(states[2])
+        if on_gpu:
+            torch.cuda.set_rng_state_all(gpu_states)

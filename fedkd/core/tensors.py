@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -97,6 +97,13 @@ def merge_buffers(
         else:
             merged[name] = torch.stack([item[name] for item in items]).amax(0)
     return merged
+
+
+def all_finite(tensors: Iterable[Tensor]) -> bool:
+    """Whether no entry of any tensor is infinite or NaN."""
+    # A sum is finite only if its terms are, and takes a tenth of the time; a sum of large terms may overflow.
+    floats = [value for value in tensors if value.is_floating_point() or value.is_complex()]
+    return all(math.isfinite(abs(value.sum().item())) or bool(value.isfinite().all()) for value in floats)
 
 
 def norm(tensors: Mapping[str, Tensor]) -> float:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from fedkd.core.errors import FedKDError
-from fedkd.data.images.image_set import ImageSet
+from fedkd.data.images.image_set import ImageSet, select
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,7 +56,7 @@ class Rows:
     """n images and what is known of them.
 
     Args:
-        images: uint8 (n, C, H, W) on the CPU.
+        images: uint8 (n, C, H, W) on the CPU, in the memory format channels_last.
         targets: int64 (n,); all 0 where the images have no labels.
         index: int64 (n,), the number of each image in its data set. Augmentations are drawn from it.
         classes: The K class names.
@@ -117,7 +117,7 @@ class Rows:
         if teacher_features is not None and not isinstance(teacher_features, Path):
             features = np.asarray(teacher_features[chosen.numpy()])
         return cls(
-            images=data.images[chosen],
+            images=select(data.images, chosen),
             targets=data.targets[chosen],
             index=chosen,
             classes=data.classes,
@@ -143,7 +143,7 @@ class Rows:
             features = features[rows.numpy()]
         logits = self.teacher_logits
         return Rows(
-            images=self.images[rows],
+            images=select(self.images, rows),
             targets=self.targets[rows],
             index=self.index[rows],
             classes=self.classes,

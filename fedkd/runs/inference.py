@@ -18,9 +18,9 @@ from fedkd.core.tensors import split_state
 from fedkd.data import BatchLoader, FederatedDataModule, ImageSet, Rows
 from fedkd.data.images.folder import EXTENSIONS, decode_file
 from fedkd.runs.directory import load_student, read_spec
-from fedkd.training.evaluation import evaluate, evaluation_arguments
+from fedkd.training.evaluation import evaluate
 from fedkd.training.module import DistillationModule
-from fedkd.training.trainer import make_trainer, quiet_lightning
+from fedkd.training.trainer import evaluator_for, predict
 
 
 def load_module(run_dir: Path, student: nn.Module | None) -> tuple[DistillationModule, dict[str, Any]]:
@@ -99,9 +99,7 @@ def predict_run(
         data = ImageSet(pixels, torch.zeros(len(files), dtype=torch.int64), tuple(spec["classes"]))
         names = [str(file) for file in files]
     loader = BatchLoader(Rows.of(data), batch_size=datamodule.eval_batch_size)
-    with quiet_lightning():
-        batches = make_trainer(evaluation_arguments(trainer)).predict(module, dataloaders=loader)
-    probabilities = torch.cat(batches)  # type: ignore[arg-type]
+    probabilities = predict(evaluator_for(module, trainer), module, loader)
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["image", "prediction", *spec["classes"]])

@@ -19,7 +19,7 @@ from fedkd.runs.directory import RunDirectory
 from fedkd.runs.summary import round_row, summarize
 from fedkd.server.backends import Backend, InProcess
 from fedkd.server.sampling import sample_cohort
-from fedkd.server.setup import Prepared, plan_run, prepare_run, run_settings
+from fedkd.server.setup import Prepared, plan_run, prepare_run, run_settings, training_loop
 from fedkd.strategies import Strategy, resolve_strategy
 from fedkd.training.module import DistillationModule
 from fedkd.training.trainer_arguments import as_loggers
@@ -108,6 +108,7 @@ class Federation:
         try:
             with prepare_run(self, plan) as prepared:
                 state, history = found or (prepared.start(), [])
+                rank_zero_info(f"training loop: {training_loop(self, prepared, state)}")
                 if found:
                     run.write_metrics(history)
                     self._give(module, state)

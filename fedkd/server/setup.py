@@ -23,7 +23,9 @@ from fedkd.server.backends import Backend, SiteFactory
 from fedkd.server.exchange import Exchange, Traffic
 from fedkd.strategies import RoundContext, Strategy
 from fedkd.teachers import TeacherOutputs, prepare_teacher
+from fedkd.training.lean_trainer import has_plain_optimizer, reason_for_lightning
 from fedkd.training.module import DistillationModule
+from fedkd.training.trainer import TRAINER_DEFAULTS
 from fedkd.training.trainer_arguments import check_trainer
 
 
@@ -169,6 +171,22 @@ def run_settings(federation: Any, plan: Plan) -> dict[str, Any]:
         "teaching": federation.teaching,
         **run_identity(plan.modules[0], plan.datamodule, federation.trainer),
     }
+
+
+def training_loop(federation: Any, prepared: Prepared, state: ServerState) -> str:
+    """Return with which loop clients train, and why if it is Lightning's; see `fedkd.training.trainer.trainer_for`.
+
+    Args:
+        federation: The `fedkd.Federation`.
+        prepared: The run.
+        state: The state that the next round starts from.
+    """
+    task = prepared.plan.strategy.tasks(state, list(prepared.clients)[:1])[0]
+    module, callbacks = prepared.plan.modules[0], task.rule.callbacks(task)
+    reason = reason_for_lightning(module, {**TRAINER_DEFAULTS, **federation.trainer}, callbacks)
+    if reason is None and not has_plain_optimizer(module):
+        reason = "the optimizer comes with a scheduler, or takes a closure"
+    return "lean" if reason is None else f"Lightning's own, since {reason}"
 
 
 @contextmanager

@@ -255,7 +255,7 @@ def train_adapter(site: ClientSite, task: ClientTask) -> ClientUpdate:
     rows = site.rows
     for _ in range(settings["local_epochs"]):
         for batch in torch.randperm(len(rows), generator=generator).split(settings["batch_size"]):
-            images = rows.images[batch].to(teacher.device).float() / 255
+            images = rows.images[batch].to(teacher.device).contiguous().float() / 255
             with torch.enable_grad():
                 loss = F.cross_entropy(head(teacher.features(images)), rows.targets[batch].to(teacher.device))
             optimizer.zero_grad()

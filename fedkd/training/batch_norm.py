@@ -11,8 +11,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from fedkd.core.messages import Weights
 from fedkd.core.tensors import load_state, split_state
 from fedkd.data.pool import Pool
-from fedkd.training.evaluation import evaluation_arguments
-from fedkd.training.trainer import make_trainer, quiet_lightning
+from fedkd.training.trainer import evaluation_arguments, make_trainer, predict
 from fedkd.training.unlabeled import Predictor, like
 
 
@@ -35,11 +34,8 @@ def reestimate_batch_norm(student: nn.Module, model: Weights, pool: Pool, traine
         for layer in layers:
             layer.reset_running_stats()
             layer.momentum = None  # the cumulative mean
-        with quiet_lightning():
-            predictor = make_trainer(evaluation_arguments(trainer))
-            loader = pool.loader(predictor.strategy.root_device)
-            predictor.predict(Measured(student), dataloaders=loader)
-            loader.release()
+        predictor = make_trainer(evaluation_arguments(trainer))
+        predict(predictor, Measured(student), pool.loader(predictor.strategy.root_device))
     finally:
         for layer, momentum in zip(layers, momenta, strict=True):
             layer.momentum = momentum

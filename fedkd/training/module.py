@@ -6,7 +6,7 @@ import copy
 import inspect
 from collections.abc import Callable, Iterable
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from lightning.pytorch import LightningModule
@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 
 from fedkd import students
 from fedkd.core.errors import FedKDError
-from fedkd.core.metrics import accuracies, confusion_matrix
+from fedkd.core.metrics import EpochSums, accuracies, confusion_matrix
 from fedkd.losses import DKD, CrossEntropy, DistillationLoss, LabelLoss, Outputs, TeacherFacts, local_facts
 from fedkd.students import ProjectedStudent, UnbuiltStudent
 from fedkd.teachers import Teacher, prepare_teacher
@@ -54,6 +54,9 @@ class DistillationModule(LightningModule):
     """
 
     student: nn.Module
+    runs_lean: ClassVar[bool] = True
+    """A `fedkd.training.lean_trainer.LeanTrainer` may fit it. A subclass that declares it itself overrides no hook but
+    those that such a Trainer calls, and does not log in them."""
 
     def __init__(
         self,
@@ -86,6 +89,7 @@ class DistillationModule(LightningModule):
         self.classes: tuple[str, ...] = ()
         self.image_shape: tuple[int, int, int] = (0, 0, 0)
         self.feature_layer: str | None = None
+        self._train_sums, self._eval_sums = EpochSums(), EpochSums()
         self.was_federated = False  # whether the student's weights are what a federation made of them
 
     @property
@@ -265,20 +269,22 @@ class DistillationModule(LightningModule):
             raise FedKDError(f"The optimizer refuses its arguments: {error}") from error
 
     def on_train_epoch_start(self) -> None:
-        """Log the numbers that the loss took from the teacher, such as an automatic temperature."""
-        if found := self.loss.resolved():
-            self.log_dict({f"train/{name}": value for name, value in found.items()})
+        """Begin to sum the terms of the loss."""
+        self._train_sums = EpochSums()
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         """Compute the loss on ``(images, targets)`` or on a `fedkd.data.Batch`; every term is logged by name."""
         terms = self.loss_terms(batch)
-        self.log_dict(
-            {f"train/{name}": value for name, value in terms.items()},
-            on_step=False,
-            on_epoch=True,
-            batch_size=len(batch[1]),
-        )
+        self._train_sums.add(terms, len(batch[1]))
         return terms["loss"]
+
+    def epoch_metrics(self) -> dict[str, Any]:
+        """Return an epoch's means of all terms, and what the loss took from the teacher: ``train/NAME``."""
+        return {f"train/{name}": value for name, value in {**self.loss.resolved(), **self._train_sums.means()}.items()}
+
+    def on_train_epoch_end(self) -> None:
+        """Log the epoch's metrics. To log each step costs as much as a small student's step."""
+        self.log_dict(self.epoch_metrics())
 
     @property
     def objectives(self) -> list[Objective]:
@@ -338,40 +344,37 @@ class DistillationModule(LightningModule):
             self.feature_layer = students.feature_layer(base, len(self.classes), self.image_shape)
 
     def on_validation_epoch_start(self) -> None:
-        """Begin to count (target, prediction) pairs."""
+        """Begin to count (target, prediction) pairs, and to sum the loss."""
+        self._eval_sums = EpochSums()
         self._confusion = torch.zeros(len(self.classes), len(self.classes), dtype=torch.int64, device=self.device)
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
-        """Count predictions by class and log the cross-entropy."""
-        self._evaluation_step(batch, "val")
+        """Count predictions by class and sum the cross-entropy."""
+        images, targets = batch[:2]
+        logits = self(images).float()
+        self._confusion += confusion_matrix(logits, targets, len(self.classes))
+        self._eval_sums.add({"loss": nn.functional.cross_entropy(logits, targets)}, len(targets))
 
     def on_validation_epoch_end(self) -> None:
-        """Log accuracy, balanced accuracy and accuracy per class."""
-        self._log_accuracies("val")
+        """Log the loss, accuracy, balanced accuracy and accuracy per class."""
+        self.log_dict(self.evaluation_metrics("val"))
 
     on_test_epoch_start = on_validation_epoch_start
-
-    def test_step(self, batch: Any, batch_idx: int) -> None:
-        """As `validation_step`."""
-        self._evaluation_step(batch, "test")
+    test_step = validation_step
 
     def on_test_epoch_end(self) -> None:
         """As `on_validation_epoch_end`."""
-        self._log_accuracies("test")
+        self.log_dict(self.evaluation_metrics("test"))
+
+    def evaluation_metrics(self, stage: str) -> dict[str, Tensor]:
+        """Return ``STAGE/loss`` and the accuracies of `fedkd.core.metrics.accuracies`, ``STAGE/NAME``."""
+        counts = self.trainer.strategy.reduce(self._confusion, reduce_op="sum")
+        found = self._eval_sums.means() | accuracies(counts, self.classes)
+        return {f"{stage}/{name}": value for name, value in found.items()}
 
     def predict_step(self, batch: Any, batch_idx: int) -> Tensor:
         """Return class probabilities (B, K)."""
         return self(batch[0]).float().softmax(dim=-1)
-
-    def _evaluation_step(self, batch: Any, stage: str) -> None:
-        images, targets = batch[:2]
-        logits = self(images).float()
-        self._confusion += confusion_matrix(logits, targets, len(self.classes))
-        self.log(f"{stage}/loss", nn.functional.cross_entropy(logits, targets), batch_size=len(targets))
-
-    def _log_accuracies(self, stage: str) -> None:
-        counts = self.trainer.strategy.reduce(self._confusion, reduce_op="sum")
-        self.log_dict({f"{stage}/{name}": value for name, value in accuracies(counts, self.classes).items()})
 
 
 default_optimizer: OptimizerFactory = (DistillationModule.__init__.__defaults__ or ())[3]

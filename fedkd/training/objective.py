@@ -24,6 +24,7 @@ class Objective(Callback, ABC):
 
     name: ClassVar[str]
     """Under which the term is logged."""
+    runs_lean: ClassVar[bool] = True
     needs_features: ClassVar[bool] = False
     """Whether `term` reads the student's features."""
 

@@ -6,12 +6,15 @@ import copy
 import logging
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
+import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor
 
 from fedkd.data.loader import BatchLoader
+from fedkd.training.lean_trainer import LeanTrainer, has_plain_optimizer, reason_for_lightning
 
 TRAINER_DEFAULTS: dict[str, Any] = {
     "max_epochs": 1,
@@ -32,6 +35,53 @@ NOTICES = (
 )
 
 
+COMPUTATION = ("accelerator", "benchmark", "deterministic", "devices", "inference_mode", "plugins", "precision")
+"""The Trainer's arguments that decide how to compute; the others are for training."""
+
+
+def evaluation_arguments(trainer: Mapping[str, Any]) -> dict[str, Any]:
+    """Return those of a Trainer's arguments that count in evaluation, `COMPUTATION`."""
+    return {key: value for key, value in trainer.items() if key in COMPUTATION}
+
+
+def evaluator_for(module: LightningModule, arguments: Mapping[str, Any]) -> Trainer:
+    """Return the Trainer for a module's next test or prediction, as `trainer_for` does.
+
+    Args:
+        module: The module.
+        arguments: As for `make_trainer`. Only those of `evaluation_arguments` count.
+    """
+    arguments, last = evaluation_arguments(arguments), module._trainer
+    if isinstance(last, LeanTrainer) and evaluation_arguments(last.arguments) == {"devices": 1, **arguments}:
+        return last
+    complete = {**TRAINER_DEFAULTS, **arguments}
+    with quiet_lightning():
+        return make_trainer(arguments) if reason_for_lightning(module, complete) else LeanTrainer(complete)
+
+
+def trainer_for(module: LightningModule, arguments: Mapping[str, Any], callbacks: Sequence[Callback] = ()) -> Trainer:
+    """Return the Trainer for a module's next fit.
+
+    It is a `LeanTrainer` where that does the same as Lightning's own loops (`reason_for_lightning`): the one that the
+    module had before, if its arguments were the same. Else it is a fresh Trainer of Lightning's.
+
+    Args:
+        module: The module.
+        arguments: As for `make_trainer`.
+        callbacks: Further callbacks, after the configured ones.
+    """
+    complete = {**TRAINER_DEFAULTS, **arguments}
+    last: Any = module._trainer
+    known = isinstance(last, LeanTrainer) and last.arguments == complete
+    if reason_for_lightning(module, complete, callbacks) or not (known or has_plain_optimizer(module)):
+        return make_trainer(arguments, callbacks)
+    if not known:
+        with quiet_lightning():
+            last = LeanTrainer(complete)
+    last.callbacks = list(callbacks)
+    return last
+
+
 def make_trainer(arguments: Mapping[str, Any], callbacks: Sequence[Callback] = ()) -> Trainer:
     """Make a fresh Trainer. Objects among the arguments are copied: Lightning's callbacks and plugins keep state.
 
@@ -45,13 +95,35 @@ def make_trainer(arguments: Mapping[str, Any], callbacks: Sequence[Callback] = (
     arguments = {**TRAINER_DEFAULTS, **copy.deepcopy(dict(arguments))}
     configured = arguments.pop("callbacks", None) or []
     configured = list(configured) if isinstance(configured, Sequence) else [configured]
-    return Trainer(callbacks=[*configured, *callbacks], **arguments)
+    with quiet_lightning():
+        return Trainer(callbacks=[*configured, *callbacks], **arguments)
 
 
 def fit(trainer: Trainer, module: LightningModule, loader: BatchLoader) -> None:
     """Train a module: the one call of ``Trainer.fit``, for clients and for the server. The loader is released."""
-    try:
+    with _using(trainer, loader):
         trainer.fit(module, train_dataloaders=loader)
+
+
+def test(trainer: Trainer, module: LightningModule, loader: BatchLoader) -> dict[str, float]:
+    """Return what a module's test finds, by name: the one call of ``Trainer.test``. The loader is released."""
+    with _using(trainer, loader):
+        return dict(trainer.test(module, dataloaders=loader, verbose=False)[0])
+
+
+def predict(trainer: Trainer, module: LightningModule, loader: BatchLoader) -> Tensor:
+    """Return what a module predicts, batches joined: the one call of ``Trainer.predict``. The loader is released."""
+    with _using(trainer, loader):
+        batches: Any = trainer.predict(module, dataloaders=loader)
+    return torch.cat(batches)
+
+
+@contextmanager
+def _using(trainer: Trainer, loader: BatchLoader) -> Iterator[None]:
+    """Release a loader afterwards, and keep Lightning's own loops quiet."""
+    try:
+        with nullcontext() if isinstance(trainer, LeanTrainer) else quiet_lightning():
+            yield
     finally:
         loader.release()
 

@@ -10,7 +10,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.loggers import Logger
 
 from fedkd.core.errors import FedKDError
-from fedkd.training.trainer import make_trainer, quiet_lightning
+from fedkd.training.trainer import make_trainer
 
 
 def as_loggers(logger: Any) -> list[Logger]:
@@ -36,8 +36,7 @@ def check_trainer(arguments: Mapping[str, Any]) -> torch.device:
         FedKDError: If Lightning refuses the arguments.
     """
     try:
-        with quiet_lightning():
-            trainer = make_trainer(arguments)
+        trainer = make_trainer(arguments)
     except (MisconfigurationException, ImportError, ValueError, TypeError) as error:
         raise FedKDError(f"Lightning's Trainer refuses its arguments: {error}") from error
     if trainer.world_size > 1:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from lightning.pytorch import LightningModule
@@ -13,12 +13,13 @@ from fedkd.core.messages import Weights
 from fedkd.core.tensors import load_state, split_state
 from fedkd.data.pool import Pool
 from fedkd.losses.kd import kd_divergence
-from fedkd.training.evaluation import evaluation_arguments
-from fedkd.training.trainer import fit, make_trainer, quiet_lightning
+from fedkd.training.trainer import evaluation_arguments, evaluator_for, fit, predict, trainer_for
 
 
 class Predictor(LightningModule):
     """Predicts logits with a student."""
+
+    runs_lean: ClassVar[bool] = True
 
     def __init__(self, student: nn.Module) -> None:
         super().__init__()
@@ -34,21 +35,29 @@ class Distiller(LightningModule):
 
     Args:
         student: Images (B, C, H, W) to logits (B, K).
-        num_steps: In all; the learning rate is 0 after them.
         lr: The first learning rate.
         temperature: T.
         weight: Of the loss.
+
+    Attributes:
+        num_steps: In all; the learning rate is 0 after them.
     """
 
-    def __init__(self, student: nn.Module, num_steps: int, lr: float, temperature: float, weight: float) -> None:
+    runs_lean: ClassVar[bool] = True
+
+    def __init__(self, student: nn.Module, lr: float, temperature: float, weight: float) -> None:
         super().__init__()
         self.student = student
-        self.num_steps, self.lr, self.temperature, self.weight = num_steps, lr, temperature, weight
+        self.num_steps, self.lr, self.temperature, self.weight = 1, lr, temperature, weight
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         """Return the loss on a `fedkd.data.Batch`; its targets are blank and not used."""
         divergence = kd_divergence(self.student(batch.images), batch.teacher_logits, self.temperature)
         return self.weight * self.temperature**2 * divergence
+
+    def epoch_metrics(self) -> dict[str, Any]:
+        """Return nothing: the server's losses are not logged."""
+        return {}
 
     def configure_optimizers(self) -> Any:
         """Return Adam and its schedule, a step of which is a batch."""
@@ -69,15 +78,13 @@ def predict_logits(student: nn.Module, models: Sequence[Weights], pool: Pool, tr
         trainer: Arguments of the clients' Trainer: precision and device are taken from them.
     """
     total: Tensor | float = 0.0
-    with quiet_lightning():
-        predictor = make_trainer(evaluation_arguments(trainer))
+    module = Predictor(student)
+    predictor = evaluator_for(module, trainer)
+    for model in models:
+        load_state(student, model.parameters, model.buffers)
         loaders = pool.view_loaders(predictor.strategy.root_device)
-        for model in models:
-            load_state(student, model.parameters, model.buffers)
-            found = [torch.cat(predictor.predict(Predictor(student), dataloaders=loader)) for loader in loaders]  # type: ignore[arg-type]
-            total = total + torch.stack(found, dim=1).cpu()  # (P, V, K)
-        for loader in loaders:
-            loader.release()
+        found = [predict(predictor, module, loader) for loader in loaders]
+        total = total + torch.stack(found, dim=1).cpu()  # (P, V, K)
     mean = total / len(models)
     assert isinstance(mean, Tensor)
     return mean[:, 0] if pool.views is None else mean
@@ -117,10 +124,11 @@ def distill(
         return model
     load_state(student, model.parameters, model.buffers)
     student.train()
-    with quiet_lightning():
-        distiller = make_trainer({**evaluation_arguments(trainer), "max_epochs": epochs})
-        loader = pool.training_loader(logits, seed, distiller.strategy.root_device)
-        fit(distiller, Distiller(student, epochs * len(loader), lr, temperature, weight), loader)
+    module = Distiller(student, lr, temperature, weight)
+    distiller = trainer_for(module, {**evaluation_arguments(trainer), "max_epochs": epochs})
+    loader = pool.training_loader(logits, seed, distiller.strategy.root_device)
+    module.num_steps = epochs * len(loader)
+    fit(distiller, module, loader)
     return like(Weights(*split_state(student)), model)
 
 

@@ -54,7 +54,11 @@ def write_decoded(path: Path, source: str, sets: Sets) -> None:
         sets: One or two sets with the same classes.
     """
     parts = dict(zip(_PARTS, sets, strict=False))
-    tensors = {f"{part}.{name}": getattr(data, name) for part, data in parts.items() for name in ("images", "targets")}
+    tensors = {
+        f"{part}.{name}": getattr(data, name).contiguous()
+        for part, data in parts.items()
+        for name in ("images", "targets")
+    }
     metadata = {
         "source": source,
         "classes": json.dumps(sets[0].classes),

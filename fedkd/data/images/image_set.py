@@ -22,7 +22,8 @@ class ImageSet:
     """Labeled images, decoded, in memory once.
 
     Args:
-        images: uint8 (N, C, H, W) on the CPU, C is 1 or 3.
+        images: uint8 (N, C, H, W) on the CPU, C is 1 or 3. They are kept in the memory format channels_last, in which
+            batches are gathered without a further copy.
         targets: int64 (N,), each in ``[0, K)``.
         classes: The K class names, in the order of the labels.
 
@@ -49,6 +50,7 @@ class ImageSet:
             raise FedKDError(
                 f"The class name {twice!r} occurs twice. Names must differ, since results are reported by name."
             )
+        object.__setattr__(self, "images", images.contiguous(memory_format=torch.channels_last))
         outside = targets[(targets < 0) | (targets >= len(self.classes))]
         if len(outside):
             raise FedKDError(
@@ -82,7 +84,7 @@ class ImageSet:
     def subset(self, indices: Sequence[int] | np.ndarray | Tensor) -> ImageSet:
         """Return a copy of the images at ``indices``, in that order, with the same K classes."""
         chosen = torch.as_tensor(indices, dtype=torch.int64)
-        return ImageSet(self.images[chosen], self.targets[chosen], self.classes)
+        return ImageSet(select(self.images, chosen), self.targets[chosen], self.classes)
 
     @classmethod
     def from_dataset(cls, dataset: Any, classes: Sequence[str] | None = None) -> ImageSet:
@@ -114,6 +116,16 @@ class ImageSet:
         if names is None:
             names = tuple(str(k) for k in range(max(labels) + 1))
         return cls(images, torch.tensor(labels, dtype=torch.int64), names)
+
+
+def select(images: Tensor, rows: Tensor) -> Tensor:
+    """Copy some images, (N, C, H, W) -> (n, C, H, W), both in the memory format channels_last.
+
+    Args:
+        images: The images.
+        rows: Their positions, int64 (n,).
+    """
+    return images.permute(0, 2, 3, 1).index_select(0, rows).permute(0, 3, 1, 2)
 
 
 def class_names(dataset: Any) -> tuple[str, ...] | None:

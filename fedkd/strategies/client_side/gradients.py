@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import compress
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -21,6 +21,7 @@ class GradientCorrection(Callback, ABC):
     parameters that have a gradient.
     """
 
+    runs_lean: ClassVar[bool] = True
     parameters: dict[str, nn.Parameter]
     """The trainable parameters, by name."""
 

@@ -83,6 +83,7 @@ class Pass:
         images = self.data.images[first : first + self.step]
         # Copies from pageable memory would wait until the device is idle.
         images = images.pin_memory().to(device, non_blocking=True) if on_cuda else images.to(device)
+        images = images.contiguous()  # the teacher's own memory format
         pixels = self._views_of(images, first).float() / 255
         with torch.no_grad():
             outputs = self.teacher(pixels) if self.gives_logits else self.teacher.features(pixels)
