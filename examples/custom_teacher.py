@@ -1,4 +1,4 @@
-"""A teacher of your own: subclass `fedkd.Teacher`, and name the class in the YAML. This one reaches 98% on Digits.
+"""A teacher of your own: subclass `fedkd.Teacher` and name the class in the YAML. This one reaches 98% on Digits.
 
     cd examples
     fedkd fit --config quickstart.yaml --model.teacher custom_teacher.RandomFeatures
@@ -21,8 +21,8 @@ class RandomFeatures(fedkd.Teacher):
     """Random Fourier features of 8 x 8 gray pixels (Rahimi & Recht 2007); the clients fit the ridge head on them.
 
     Args:
-        count: How many features.
-        bandwidth: Of the Gaussian kernel that they stand for, in the unit of a pixel's range.
+        count: Number of features.
+        bandwidth: Bandwidth of the Gaussian kernel that the features approximate, in units of the pixels' range.
     """
 
     def __init__(self, count: int = 512, bandwidth: float = 2.0) -> None:

@@ -2,8 +2,8 @@
 
     python examples/train_digits_teacher.py
 
-It sees the public split of Digits only: no image of any client, and none of the test set. What is saved is an ordinary
-checkpoint folder (config, weights, image processor), which loads through the same code as one from the hub.
+It is trained only on the public split of Digits: on no image of any client, and on none of the test set. It is saved as
+an ordinary checkpoint folder (config, weights, image processor), which loads through the same code as one from the hub.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ the teacher of fedkd's quickstart: small enough to ship inside the package, and 
 
 
 def augment(images: Tensor) -> Tensor:
-    """Shift, turn and scale each image by itself: (B, C, H, W) -> the same shape."""
+    """Shift, rotate and scale each image independently: (B, C, H, W) -> the same shape."""
     n = len(images)
     angle = (torch.rand(n) * 2 - 1) * math.radians(15)
     scale = 1 + (torch.rand(n, 2) * 2 - 1) * 0.15
@@ -64,7 +64,7 @@ def train(images: Tensor, targets: Tensor, num_classes: int, epochs: int, batch_
         targets: (N,) labels.
         num_classes: K.
         epochs: Passes over the images.
-        batch_size: Images in a step.
+        batch_size: Images per step.
     """
     from transformers import ResNetConfig, ResNetModel
 
@@ -88,7 +88,7 @@ def train(images: Tensor, targets: Tensor, num_classes: int, epochs: int, batch_
 
 
 def main() -> None:
-    """Train, save, and measure what was saved."""
+    """Train the teacher, save it, and measure the saved checkpoint."""
     from transformers import ViTImageProcessor
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -96,7 +96,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=150)
     parser.add_argument("--output", type=Path, default=FOLDER)
     arguments = parser.parse_args()
-    torch.set_num_threads(1)  # the same sums in the same order on every machine
+    torch.set_num_threads(1)  # sums are then computed in the same order on every machine
 
     data = FederatedDataModule(Digits(), public_fraction=0.3)
     data.setup()
@@ -113,7 +113,7 @@ def main() -> None:
 
     backbone.half().save_pretrained(arguments.output)
     processor.save_pretrained(arguments.output)
-    (arguments.output / "model.safetensors").chmod(0o644)  # it is written for the owner's eyes only
+    (arguments.output / "model.safetensors").chmod(0o644)  # it is written readable for its owner only
     teacher = fedkd.teachers.create(str(arguments.output))
     outputs = prepare_teacher(teacher, data, progress=False)
     card = MODEL_CARD.format(
