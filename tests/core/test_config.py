@@ -381,3 +381,11 @@ def test_a_scheduler_beside_the_optimizer_counts():
     plain = fedkd.DistillationModule("cnn", optimizer=functools.partial(torch.optim.SGD, lr=0.1))
     found = [identity(each)["optimizer"] for each in (plain, Scheduled("cnn"), SlowlyScheduled("cnn"))]
     assert len(set(found)) == 3
+
+
+def test_a_layer_without_weights_counts():
+    def student(rate: float) -> nn.Module:
+        return nn.Sequential(nn.Flatten(), nn.Dropout(rate), nn.Linear(64, 3))
+
+    found = [identity(module(student(rate)))["student"] for rate in (0.1, 0.5, 0.1)]
+    assert found[0] == found[2] != found[1]
