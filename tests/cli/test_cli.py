@@ -74,7 +74,7 @@ def test_overrides_reach_the_run_and_its_config(run):
 
 def test_it_is_quiet_off_a_terminal(run):
     _, done = run
-    assert done.stderr == "strategy auto: FedAvg()\n"
+    assert done.stderr == "strategy auto: FedAvg()\ntraining loop: lean\n"
     assert "balanced accuracy" in done.stdout
     assert "\x1b" not in done.stdout
 
