@@ -35,7 +35,7 @@ class FederatedHead(Configured, ABC):
         """Fit a head.
 
         Args:
-            clients: Runs a work at each client, which sees the features and labels of that client only.
+            clients: Runs a work at each client. A work reads only the features and labels of its client.
 
         Raises:
             FedKDError: If no client has an image.
