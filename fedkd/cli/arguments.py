@@ -1,4 +1,4 @@
-"""What people type for short, as the parser wants it."""
+"""Expand the short forms of the command line into options for the parser."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from pathlib import Path
 from fedkd.core.errors import MissingResourceError
 
 POSITIONAL = {"test": "RUN_DIR", "predict": "RUN_DIR", "teachers": "[NAME]"}
-"""What may stand right behind a subcommand."""
+"""The positional argument of each subcommand that has one."""
 
 
 def expand(args: Sequence[str]) -> list[str]:
-    """Turn what stands right behind a subcommand into options.
+    """Turn the positional argument of a subcommand into options.
 
-    - ``test RUN_DIR ...`` becomes ``test --config RUN_DIR/config.yaml --run_dir RUN_DIR ...``; ``predict`` likewise;
-      of one of several students, RUN_DIR/clients/K, the configuration is the whole run's;
+    - ``test RUN_DIR ...`` becomes ``test --config RUN_DIR/config.yaml --run_dir RUN_DIR ...``; ``predict`` likewise.
+      For one of several students, in RUN_DIR/clients/K, the configuration is that of the whole run;
     - ``teachers NAME ...`` becomes ``teachers --name NAME ...``;
     - ``--clear-cache`` becomes ``--clear_cache=true``.
 

@@ -42,7 +42,7 @@ class FedKDCLI(BaseCLI):
         """Write a run's predictions as CSV: fedkd predict RUN_DIR.
 
         Args:
-            images: An image file, or a folder of them; the global test set if not given.
+            images: An image file or a folder of images; the global test set if not given.
             output: The CSV file; RUN_DIR/predictions.csv if not given.
         """
         from fedkd.runs.inference import predict_run
@@ -52,11 +52,11 @@ class FedKDCLI(BaseCLI):
         print(predict_run(run_dir, self.datamodule, self.trainer_arguments, images, path, self.student))
 
     def partition(self, output: str = "partition_report.png", kind: Literal["heat", "bubble"] = "heat") -> None:
-        """Show which client holds how many images of which class, and plot it; nothing trains.
+        """Show and plot how many images of each class each client holds, without training.
 
         Args:
-            output: The plot's file (PNG, PDF or SVG); the numbers go beside it, as JSON.
-            kind: How a count is drawn, as a cell's color or as a bubble's area.
+            output: The plot's file (PNG, PDF or SVG). The numbers are written next to it, as JSON.
+            kind: How a count is drawn: heat is a cell's color, bubble is a bubble's area.
         """
         from fedkd.cli.display import make_console
 
@@ -70,19 +70,19 @@ class FedKDCLI(BaseCLI):
     def teachers(
         self, name: str | None = None, options: dict[str, Any] | None = None, clear_cache: bool = False
     ) -> None:
-        """List the teachers known by a short name; or measure one on the data: fedkd teachers NAME --config FILE.
+        """List the teachers with a short name, or measure one on the data: fedkd teachers NAME --config FILE.
 
         Args:
-            name: A short name, a HuggingFace id or a local folder; if not given, the configuration's own teacher.
-            options: Its options, such as --options.image_size 98.
+            name: A short name, a HuggingFace id or a local folder; if not given, the teacher in the configuration.
+            options: The teacher's options, such as --options.image_size 98.
             clear_cache: Whether to delete the cached outputs of all teachers, and print their size.
         """
         from fedkd.cli.display import format_bytes, print_teacher_report, print_teachers
 
         if clear_cache and name:
-            raise FedKDError(f"--clear-cache takes no name, got {name!r}: it deletes what all teachers computed.")
+            raise FedKDError(f"--clear-cache takes no name, got {name!r}: it deletes the outputs of all teachers.")
         if options and not name:
-            raise FedKDError("options go with a teacher's name: fedkd teachers NAME --options.image_size 98.")
+            raise FedKDError("options need a teacher's name: fedkd teachers NAME --options.image_size 98.")
         if clear_cache:
             folders = [cache_dir("teachers"), cache_dir("adapters")]  # outputs, and what LoRA learned
             freed = sum(teachers.TeacherCache(folder).clear() for folder in folders)
@@ -98,7 +98,7 @@ class FedKDCLI(BaseCLI):
 
     @property
     def measures_teacher(self) -> bool:
-        """Whether a teacher was named, or configured, for ``teachers`` to measure."""
+        """Whether ``teachers`` has a teacher to measure, by name or from the configuration."""
         config = self.chosen
         return (
             self.config.subcommand == "teachers"
@@ -107,19 +107,19 @@ class FedKDCLI(BaseCLI):
         )
 
     def sections(self) -> tuple[str, ...]:
-        """Return what the subcommand makes out of the configuration: a teacher that is named needs no model."""
+        """Return the sections that the subcommand instantiates. A teacher given by name needs no model."""
         if self.measures_teacher:
             return ("data", "trainer") if self.chosen.name else ("data", "model", "trainer")
         return super().sections()
 
     def run_dir(self) -> Path:
-        """Return the run directory that a subcommand was given."""
+        """Return the run directory from the arguments of the subcommand."""
         if self.chosen.run_dir is None:
-            raise FedKDError(f"Say which run: fedkd {self.config.subcommand} RUN_DIR.")
+            raise FedKDError(f"The run directory is missing: fedkd {self.config.subcommand} RUN_DIR.")
         return Path(self.chosen.run_dir)
 
     def reproducing_config(self) -> str:
-        """Return the complete configuration as YAML, without what makes it this very run."""
+        """Return the complete configuration as YAML, without ``run_dir`` and ``ckpt_path``, which belong to one run."""
         config = self.chosen.clone()
         config.run_dir = config.ckpt_path = None
         return self._parser(self.subcommand).dump(config, skip_unset=False)
@@ -129,7 +129,7 @@ def run_command(args: Sequence[str]) -> None:
     """Parse the arguments of ``fedkd`` and run the subcommand.
 
     Raises:
-        FedKDError: If the caller made a mistake, also where Lightning found it.
+        FedKDError: If the arguments are wrong, also if Lightning reports it.
     """
     try:
         FedKDCLI(expand(args))

@@ -1,4 +1,4 @@
-"""``fedkd compare``: many runs of a grid. It takes any option of ``fedkd fit`` besides its own, for every run."""
+"""``fedkd compare``: the runs of a grid. Besides its own options it takes those of ``fedkd fit``, for every run."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ SUMMARY = "Run a grid of partitions, methods and seeds, and tabulate it: fedkd c
 
 OWN = ("out", "jobs", "only", "set")
 OF_FIT = ("config", "data", "federation", "model", "trainer")
-"""The options and sections of ``fedkd fit`` that may go to every run."""
+"""The options and sections of ``fedkd fit`` that may be given for every run."""
 
 OF_A_RUN = ("ckpt_path", "run_dir", "seed_everything")
-"""The options of ``fedkd fit`` that each run has its own values of."""
+"""The options of ``fedkd fit`` with a different value in each run."""
 
 EPILOG = """The grid is a YAML file with these sections:
   config       a configuration of fedkd fit, relative to the grid's folder
@@ -36,9 +36,9 @@ EPILOG = """The grid is a YAML file with these sections:
 Options of fedkd fit, such as --data.dataset.root PATH, go to every run. They override the grid's arguments; the options
 of a partition or a method override them.
 
-Runs are kept in OUT/PARTITION/METHOD/seed-N. Started again, the command leaves what is finished, goes on with what was
-interrupted, and runs what is new in the grid. OUT/results.csv has a row a run, OUT/table.md the means over the seeds,
-OUT/curves.png the accuracy by round. The exit status is 1 if a run failed."""
+Runs are saved in OUT/PARTITION/METHOD/seed-N. If the command is run again, it skips finished runs, resumes interrupted
+runs, and starts runs that are new in the grid. OUT/results.csv has one row per run, OUT/table.md the means over the
+seeds, OUT/curves.png the accuracy by round. The exit status is 1 if a run failed."""
 
 
 class Parser(argparse.ArgumentParser):
@@ -50,11 +50,11 @@ class Parser(argparse.ArgumentParser):
 
 
 def run_compare(args: Sequence[str]) -> None:
-    """Parse the arguments behind ``fedkd compare`` and run it.
+    """Parse the arguments after ``fedkd compare`` and run the grid.
 
     Raises:
         FedKDError: If an argument or the grid is wrong.
-        SystemExit: With status 1 if a run failed, 130 if Ctrl-C or SIGTERM ended the command.
+        SystemExit: With status 1 if a run failed, with 130 if Ctrl-C or SIGTERM ended the command.
     """
     parser = make_parser()
     options, further = parser.parse_known_args(list(args))
@@ -71,7 +71,7 @@ def run_compare(args: Sequence[str]) -> None:
                 log=lambda line: print(line, flush=True),
             )
     except KeyboardInterrupt:
-        print("fedkd: interrupted. Finished rounds are kept; the same command goes on with them.", file=sys.stderr)
+        print("fedkd: interrupted. Finished rounds are saved; the same command resumes from them.", file=sys.stderr)
         raise SystemExit(130) from None
     table = options.out / "table.md"
     if table.is_file():
@@ -101,24 +101,24 @@ def make_parser() -> Parser:
 
 
 def check_further(further: Sequence[str]) -> None:
-    """Raise unless ``further`` can go to every run: a misspelled option would let all of them fail, one by one.
+    """Raise unless every run accepts ``further``. With a misspelled option all runs would fail, one after the other.
 
     Raises:
-        FedKDError: If a value has no option, or an option is neither of ``compare`` nor of a section of ``fit``.
+        FedKDError: If a value has no option, or an option belongs neither to ``compare`` nor to a section of ``fit``.
     """
     if further and not further[0].startswith("-"):
-        raise FedKDError(f"compare takes one grid, and {further[0]!r} has no option before it.")
+        raise FedKDError(f"compare takes one grid, but {further[0]!r} has no option before it.")
     for option in further:
         name = option.removeprefix("--").split("=")[0].split(".")[0].rstrip("+")
         if option.startswith("--") and name in OF_A_RUN:
-            raise FedKDError(f"compare takes no --{name}: each run has its own, from --out and the grid's seeds.")
+            raise FedKDError(f"compare takes no --{name}: --out and the grid's seeds set it for each run.")
         if option.startswith("--") and name not in OF_FIT:
             raise unknown_name("option of compare", f"--{name}", [f"--{each}" for each in (*OWN, *OF_FIT)])
 
 
 @contextmanager
 def terminated_like_interrupted() -> Iterator[None]:
-    """Treat SIGTERM as Ctrl-C, so that `kill` and a cluster's time limit leave no run without its parent."""
+    """Treat SIGTERM as Ctrl-C, so that no run goes on alone after `kill` or at a cluster's time limit."""
     if threading.current_thread() is not threading.main_thread():  # Python sets signal handlers in the main thread only
         yield
         return

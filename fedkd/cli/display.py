@@ -1,4 +1,4 @@
-"""What a run shows a person when it is done."""
+"""Print results on the terminal: summaries, metrics and teachers."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ if TYPE_CHECKING:
 
 
 def make_console() -> Console:
-    """Return a console as wide as the terminal; what goes into a file or a pipe is not cut at 80 characters."""
+    """Return a console as wide as the terminal. For a file or a pipe it is 160 characters wide instead of 80."""
     console = Console()
     return console if console.is_terminal else Console(width=160)
 
 
 def print_summary(summary: Mapping[str, Any]) -> None:
-    """Print a run's summary: student beside teacher, class by class."""
+    """Print a run's summary: the accuracies of student and teacher, overall and for each class."""
     teacher = summary["teacher"] or {}
     table = Table(title=f"{summary['rounds']} rounds, {summary['round_seconds']:.1f} s", title_justify="left")
     table.add_column("test accuracy")
@@ -49,7 +49,7 @@ def print_summary(summary: Mapping[str, Any]) -> None:
 
 
 def print_clients(summary: Mapping[str, Any]) -> None:
-    """Print the clients of a mutual federation, each with its own student, and what their mean logits are worth."""
+    """Print the accuracy of each client's own student in a mutual federation, and that of their mean logits."""
     table = Table("client", "student", title="the clients' own students", title_justify="left")
     for name in ("parameters", "images", "balanced accuracy", "accuracy"):
         table.add_column(name, justify="right")
@@ -78,7 +78,7 @@ def print_teachers() -> None:
     for name in teachers:
         try:
             entry = teachers[name]
-        except MissingResourceError as error:  # a package that cannot be imported hides no other teacher
+        except MissingResourceError as error:  # show the other teachers although this package cannot be imported
             table.add_row(name, f"(not usable) {error}")
             continue
         place = "(in the package)" if Path(entry.checkpoint).is_absolute() else entry.checkpoint or f"({entry.source})"
@@ -88,7 +88,7 @@ def print_teachers() -> None:
 
 
 def print_teacher_report(name: str, report: TeacherReport, bytes_up: int, bytes_down: int) -> None:
-    """Print what a teacher is worth by itself."""
+    """Print the measurements of a teacher."""
     table = Table(title=f"{name}, alone on {report.num_images} test images", title_justify="left")
     table.add_column("measure")
     table.add_column("value", justify="right")

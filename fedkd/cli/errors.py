@@ -1,4 +1,4 @@
-"""From the parser's reports of many lines to one: the value, what is allowed, the nearest match."""
+"""Turn the parser's error messages into one line: the value, the allowed values, the nearest match."""
 
 from __future__ import annotations
 
@@ -30,19 +30,19 @@ NAMED_BY_CLASS: dict[str, type] = {
     "model.label_loss": LabelLoss,
     "model.loss": DistillationLoss,
     "model.teacher": Teacher,
-    "head": FederatedHead,  # of a teacher: what is inside a value is parsed by a parser of its own
+    "head": FederatedHead,  # of a teacher: a separate parser parses a nested value
 }
 
 
 def explain(parser: ArgumentParser, message: str) -> str:
-    """Say in one line what is wrong.
+    """Return the parser's error message in one line.
 
     Args:
-        parser: The parser that reports.
-        message: Its report, of one or many lines.
+        parser: The parser that reports the error.
+        message: Its message, of one or many lines.
 
     Returns:
-        One line that names the option and the value, and where it can be told what is allowed and what is nearest.
+        One line that names the option and the value, and if they are known the allowed values and the nearest match.
     """
     if found := re.match(r"argument subcommand: invalid choice: '([^']*)' \(choose from (.*)\)", message):
         return str(unknown_name("subcommand", found[1], [*re.findall(r"'([^']+)'", found[2]), "compare"]))
@@ -57,29 +57,29 @@ def explain(parser: ArgumentParser, message: str) -> str:
     is_checkpoint = found and key == "model.teacher" and not found[1].isidentifier()  # a short name, an id, a folder
     if found and key in NAMED_BY_CLASS and not is_checkpoint:
         return f"{key}: {unknown_name('class', found[1], [*literals(message), *subclass_names(NAMED_BY_CLASS[key])])}"
-    # the class was found, and its own error names the wrong option
+    # The class exists, and its own error names the wrong option.
     if found := re.search(r"Errors:\n\s+- (\w+: .*)", message):
         return f"{key}.{found[1]}"
     if found := re.search(r"Errors:\n\s+- (Unknown .*)", message):
         return f"{key}: {found[1]}"
     if found := re.search(r"(?:class_path '([^']+)':\s+)?Option '([^']+)' is not accepted", message):
-        # a class inside another value is parsed by a parser of its own, which has nothing but the class's arguments
+        # A separate parser parses a class inside another value. It knows only the arguments of that class.
         own = [
             action.dest for action in parser._actions if not re.search(r"help$|^config$|^print_config$", action.dest)
         ]
         error = unknown_name("option", found[2], parameters_of(found[1]) if found[1] else own)
         return f"{key}: {error}" if key else str(error)
-    # of a class or null, the class's own error, which is one line already
+    # For a class or null: the class's own error, which already has one line.
     optional = (
         r"Subtypes: \[<class '[^']+'>, <class 'NoneType'>\]\n\s*Errors:\n\s*- (?!Expected|Not a)(\w.*)\n\s*- Expected a"
     )
     if found := re.search(optional, message):
         return f"{key}: {found[1]}"
     if found := re.search(r"Given value: NestedArg\(key='(\w+)', val=(.*)\)", message):
-        return f"{key}.{found[1]} {found[2]}: {key} has no class to set it on; give one first, --{key} CLASS."
+        return f"{key}.{found[1]} {found[2]}: {key} has no class yet; set it first with --{key} CLASS."
     allowed = literals(message)
     if allowed and (found := re.search(r"(?:Given|Got) value: (.*)", message)):
-        number = " A number will do too." if re.search(r"Subtypes: \[.*<class '(?:int|float)'>", message) else ""
+        number = " A number is also allowed." if re.search(r"Subtypes: \[.*<class '(?:int|float)'>", message) else ""
         return f"{key}: {unknown_name('value', found[1], set(allowed))}{number}"
     if found := re.search(r"Subtypes: \[(.*)\]\n(?:.*\n)*?\s*Given value: (.*)", message):
         kinds = re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", found[1]).replace("NoneType", "null")
@@ -91,24 +91,24 @@ def explain(parser: ArgumentParser, message: str) -> str:
 
 
 def literals(message: str) -> list[str]:
-    """Return the words that a report gives as allowed, each once."""
+    """Return the values that a message lists as allowed, without duplicates."""
     groups = re.findall(r"Literal\[([^\]]+)\]", message)
     return list(dict.fromkeys(name for group in groups for name in re.findall(r"'([^']+)'", group)))
 
 
 def unknown_option(parser: ArgumentParser, option: str) -> str:
-    """Say that there is no such option, and which is nearest; there are too many to list."""
+    """Return the error for an unknown option, with the nearest option. There are too many options to list all."""
     known = [string for action in parser._actions for string in action.option_strings if string.startswith("--")]
     nearest = difflib.get_close_matches(option, known, n=1, cutoff=0.6)
     hint = f" Did you mean {nearest[0]}?" if nearest else ""
-    return f"There is no option {option}.{hint} All are in: {parser.prog} --help"
+    return f"There is no option {option}.{hint} All options: {parser.prog} --help"
 
 
 def subclass_names(base: type[Any]) -> Iterator[str]:
     """Yield the names of fedkd's exported classes that are allowed where ``base`` is expected."""
     for subclass in base.__subclasses__():
         parts = subclass.__module__.split(".")
-        packages = [".".join(parts[:end]) for end in range(1, len(parts))]  # one of these exports a public class
+        packages = [".".join(parts[:end]) for end in range(1, len(parts))]  # a public class is exported by one of these
         hidden = parts[0] == "fedkd" and not any(hasattr(sys.modules[each], subclass.__name__) for each in packages)
         if not inspect.isabstract(subclass) and not hidden:
             yield subclass.__name__
@@ -123,7 +123,7 @@ def parameters_of(class_path: str) -> list[str]:
 
 
 def own_error(error: BaseException) -> FedKDError:
-    """Return the mistake behind an error: jsonargparse wraps what a constructor raises."""
+    """Return the FedKDError that caused an error, because jsonargparse wraps the errors of a constructor."""
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, FedKDError):

@@ -13,9 +13,9 @@ from fedkd.core.errors import FedKDError
 
 
 def main(args: Sequence[str] | None = None) -> None:
-    """Run the ``fedkd`` command. A mistake of the caller's is one line on standard error and exit status 2.
+    """Run the ``fedkd`` command. A wrong argument prints one line on standard error and gives exit status 2.
 
-    With ``--debug`` anywhere among the arguments the traceback comes instead, a worker process's as well.
+    With ``--debug`` anywhere among the arguments it raises with the traceback instead, also that of a worker process.
     """
     given = list(sys.argv[1:] if args is None else args)
     debug = "--debug" in given
@@ -24,7 +24,7 @@ def main(args: Sequence[str] | None = None) -> None:
     sys.path.append(here)  # so that class_path finds a module in the current folder, as it does with python -m
     try:
         if given[:1] == ["compare"]:
-            from fedkd.cli.compare import run_compare  # needs no torch, so that its help and its mistakes are quick
+            from fedkd.cli.compare import run_compare  # no torch, so its help and its errors are fast
 
             run_compare(given[1:])
         else:

@@ -1,4 +1,4 @@
-"""LightningCLI, bent: subcommands of its own, a section for the federation, and errors of one line."""
+"""LightningCLI with fedkd's subcommands, a section for the federation, and errors of one line."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from fedkd.server.federation import Federation
 from fedkd.training.module import DistillationModule
 from fedkd.training.trainer import TRAINER_DEFAULTS
 
-SECTIONS = {  # what each subcommand makes out of the configuration
+SECTIONS = {  # the sections of the configuration that each subcommand instantiates
     "fit": ("data", "model", "federation", "trainer"),
     "test": ("data", "model", "trainer"),
     "predict": ("data", "model", "trainer"),
@@ -38,7 +38,7 @@ class Parser(LightningArgumentParser):
 
 
 class BaseCLI(LightningCLI):
-    """A command line whose subcommands, those of `SECTIONS`, are a subclass's methods; their parameters are options."""
+    """A command line with the subcommands of `SECTIONS`. A subclass implements each as a method with its options."""
 
     _adding: str = ""  # the subcommand whose options are being added
 
@@ -62,19 +62,19 @@ class BaseCLI(LightningCLI):
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
-        """Name the subcommands; none of their parameters is hidden."""
+        """Return the subcommands, each with the set of parameters that are not options: none."""
         return {name: set() for name in SECTIONS}
 
     def add_default_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Add the seed: always a number, so that every run can be run again."""
-        text = "Decides the partition, the cohorts, the student's first weights and all that clients draw."
+        """Add the seed. It is always a number, so that every run can be repeated."""
+        text = "Determines the partition, the cohorts, the student's initial weights and the clients' randomness."
         parser.add_argument("--seed_everything", type=NonNegativeInt, default=0, help=text)
 
     def _set_seed(self) -> None:
         seed_everything(self.chosen.seed_everything, workers=True, verbose=False)
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Add the sections that Lightning does not have, and let one seed govern all."""
+        """Add the sections that Lightning does not have, and link the data's seed to the global one."""
         if "federation" in SECTIONS[self._adding]:
             parser.add_class_arguments(
                 Federation, "federation", skip={"trainer", "run_dir", "seed"}, instantiate=False, sub_configs=True
@@ -88,12 +88,12 @@ class BaseCLI(LightningCLI):
             "--ckpt_path",
             type=str | None,
             default=None,
-            help="For fit: 'last' goes on from run_dir's newest round; or the path of a round checkpoint.",
+            help="For fit: 'last' resumes from run_dir's newest round; or the path of a round checkpoint.",
         )
         parser.link_arguments("seed_everything", "data.seed")
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
-        """Parse; LightningCLI's own warns when it is handed arguments, as `main` does."""
+        """Parse the arguments. LightningCLI's own method warns if it is given arguments, as in `main`."""
         self.config = parser.parse_args(args)  # type: ignore[arg-type]
         if self.config.subcommand == "compare":
             raise FedKDError("compare must be the first argument: fedkd compare GRID --out DIR.")
@@ -104,35 +104,35 @@ class BaseCLI(LightningCLI):
         return self.config[self.config.subcommand]
 
     def _add_subcommands(self, parser: LightningArgumentParser, **kwargs: Any) -> None:
-        # as LightningCLI's, with this class's methods in place of the Trainer's
+        # As in LightningCLI, but with the methods of this class in place of the Trainer's.
         self._subcommand_parsers: dict[str, LightningArgumentParser] = {}
         group = parser.add_subcommands()
         for name in self.subcommands():
-            self._adding = name  # `add_arguments_to_parser` is not told
+            self._adding = name  # `add_arguments_to_parser` does not receive it
             description = (getattr(type(self), name).__doc__ or "").strip().splitlines()[0]
             first = f"{name} {POSITIONAL[name]}" if name in POSITIONAL else name
-            usage = f"fedkd {first} [--config FILE] [--SECTION.OPTION VALUE ...]"  # not a page of all there are
+            usage = f"fedkd {first} [--config FILE] [--SECTION.OPTION VALUE ...]"  # instead of a page with all options
             subparser = self._prepare_subcommand_parser(
                 type(self), name, description=description, usage=usage, allow_abbrev=False
             )
             self._subcommand_parsers[name] = subparser
             group.add_subcommand(name, subparser, help=description)
-        # `main` runs compare without this parser; here it is one of the names that the help and an error list
+        # `main` runs compare without this parser. It is added here only to appear in the help and in error messages.
         group.add_subcommand("compare", Parser(), help=COMPARE)
 
     def sections(self) -> tuple[str, ...]:
-        """Return what the subcommand makes out of the configuration."""
+        """Return the sections of the configuration that the subcommand instantiates."""
         return SECTIONS[self.config.subcommand]
 
     def instantiate_classes(self) -> None:
-        """Make only what the subcommand uses: ``partition`` loads no teacher."""
+        """Instantiate only what the subcommand uses: ``partition`` loads no teacher."""
         config = self.chosen
         wanted = self.sections()
         for section in wanted:
             if not isinstance(config.get(section), Namespace):
-                raise FedKDError(f"{section}: a section of options is needed, got {config.get(section)!r}.")
+                raise FedKDError(f"{section}: must be a section of options, got {config.get(section)!r}.")
         if self.config.subcommand in ("test", "predict"):
-            config.model.teacher = None  # the student works alone
+            config.model.teacher = None  # inference uses only the student
         try:
             made = self._parser(self.subcommand).instantiate(
                 type(config)(**{key: config[key] for key in wanted if key in config})

@@ -1,6 +1,6 @@
-"""Distillation losses: a pure function and a thin module around it for each, one file a family.
+"""Distillation losses. Each is a pure function with a thin module around it, and each family has one file.
 
-A module maps ``(student: Outputs, targets, teacher: Outputs | None)`` to its named terms, the weighted sum under
+A module maps ``(student: Outputs, targets, teacher: Outputs | None)`` to its named terms, with the weighted sum under
 ``"loss"``. All of its settings are constructor arguments.
 """
 

@@ -20,9 +20,7 @@ class Outputs(NamedTuple):
     """The outputs of a student or a teacher for a batch."""
 
     logits: Tensor  # (B, K)
-    features: Tensor | None = (
-        None  # (B, D), or (B, D_student) where there is no projector; None where they are not needed
-    )
+    features: Tensor | None = None  # (B, D), or (B, D_student) without a projector; None if the loss does not need them
 
     def rows(self, part: slice) -> Outputs:
         """Return the outputs for some of the images."""
@@ -37,7 +35,7 @@ class FeatureMoments(NamedTuple):
 
 
 class TeacherFacts(NamedTuple):
-    """What a loss takes from the teacher's outputs on all clients' images; None what it does not need."""
+    """What a loss needs from the teacher's outputs on all clients' images. A fact that it does not need is None."""
 
     temperature: float | None = None
     moments: FeatureMoments | None = None
@@ -47,22 +45,22 @@ class TeacherFacts(NamedTuple):
 class DistillationLoss(Configured, nn.Module):
     """Base of the losses of `fedkd.DistillationModule`.
 
-    Subclasses implement `forward` and keep no state between batches, because one loss serves several clients. Without a
-    teacher the loss must be the plain supervised one, so that ``teacher: null`` is the federated baseline with nothing
+    Subclasses implement `forward` and keep no state between batches, because several clients share one loss. Without a
+    teacher the loss must be the plain supervised one: ``teacher: null`` is then the federated baseline, with nothing
     else changed. `WeightedLoss` does that.
     """
 
     needs_features: ClassVar[bool] = False
     """Whether `forward` reads ``features``."""
     needs_projector: ClassVar[bool] = False
-    """Whether the student's features must have the teacher's size: a trained linear layer then brings them to it."""
+    """Whether the student's features must have the teacher's size. A trained linear layer then projects them."""
 
     needs_head: ClassVar[bool] = False
     """Whether the student classifies through the teacher's frozen head: see `frozen_head`."""
 
     @property
     def needs_temperature(self) -> bool:
-        """Whether a temperature is to be found on the teacher's logits: see `fit_to_teacher`."""
+        """Whether the loss needs a temperature that is computed from the teacher's logits: see `fit_to_teacher`."""
         return False
 
     @property
@@ -83,36 +81,36 @@ class DistillationLoss(Configured, nn.Module):
             student: Logits (B, K), and features where the loss needs them.
             targets: (B,) class indices.
             teacher: Likewise, or None without a teacher.
-            labels: What is learned from the labels (``label_loss``); a subclass may do without it, and then takes the
-                plain cross-entropy alone.
+            labels: The loss on the labels (``label_loss``). A subclass need not support it; it then accepts only the
+                plain cross-entropy.
 
         Returns:
-            Named scalars; ``"loss"`` is the one to minimize, the others its unweighted terms.
+            Named scalars: ``"loss"`` is minimized, the others are its unweighted terms.
         """
         raise NotImplementedError
 
     def distill(self, student: Outputs, teacher: Outputs) -> dict[str, Tensor]:
-        """Compute what is learned from the teacher alone, of images that have no label.
+        """Compute the loss against the teacher alone, for images without labels.
 
         Args:
             student: Logits (B, K), and features where the loss needs them.
             teacher: Likewise.
 
         Returns:
-            As `forward`; ``"loss"`` and the terms.
+            As `forward`: ``"loss"`` and the terms.
 
         Raises:
-            FedKDError: If the loss does not know how.
+            FedKDError: If the loss does not support images without labels.
         """
         raise FedKDError(
             f"{type(self).__name__} cannot learn from shared images: it has no method distill(student, teacher)."
         )
 
     def fit_to_teacher(self, facts: TeacherFacts) -> None:
-        """Take what the loss needs of the teacher's outputs on all clients' images; nothing by default.
+        """Store what the loss needs from the teacher's outputs on all clients' images; nothing by default.
 
         Args:
-            facts: What was found.
+            facts: The values that were computed from those outputs.
 
         Raises:
             FedKDError: If something that the loss needs is None.
@@ -127,20 +125,20 @@ class DistillationLoss(Configured, nn.Module):
         return None
 
     def resolved(self) -> dict[str, float]:
-        """Return the numbers that `fit_to_teacher` took, by name: they are logged and kept with the run."""
+        """Return the numbers that `fit_to_teacher` stored, by name. They are logged and saved with the run."""
         return {}
 
 
 class WeightedLoss(DistillationLoss, ABC):
-    """``ce_weight * CE + sum of weight * term``; the plain CE, whatever the weights, where there is no teacher.
+    """``ce_weight * CE + sum of weight * term``. Without a teacher it is the plain CE, whatever the weights.
 
-    A weight means the same at every value: 0 takes its term out, and the others stay as they are. All terms are named
-    and logged. The default weight of the cross-entropy is small or 0, for on a skewed shard it pulls towards the
-    client's own classes.
+    A weight means the same at every value: 0 removes its term and leaves the others unchanged. All terms are named and
+    logged. The default weight of the cross-entropy is small or 0, because on a skewed shard the cross-entropy favors
+    the client's own classes.
 
     Args:
         ce_weight: Weight of the cross-entropy on the labels, >= 0.
-        weights: Weights of the terms, >= 0, by the term's name followed by ``_weight``.
+        weights: Weights of the terms, >= 0. The name of each is the term's name followed by ``_weight``.
     """
 
     def __init__(self, ce_weight: float, **weights: float) -> None:
@@ -152,7 +150,7 @@ class WeightedLoss(DistillationLoss, ABC):
 
     @abstractmethod
     def terms(self, student: Outputs, targets: Tensor, teacher: Outputs) -> dict[str, Tensor]:
-        """Return the unweighted terms, scalars, under the names of their weights."""
+        """Return the unweighted terms, scalars, under the names of their weights without ``_weight``."""
 
     def forward(
         self,
@@ -161,7 +159,7 @@ class WeightedLoss(DistillationLoss, ABC):
         teacher: Outputs | None,
         labels: LabelTerm = CrossEntropy(),  # noqa: B008
     ) -> dict[str, Tensor]:
-        """Return ``loss``, ``ce`` and, with a teacher, the terms; all but the loss without gradient."""
+        """Return ``loss``, ``ce`` and, with a teacher, the terms. Only the loss has a gradient."""
         ce = labels(student.logits, targets)
         if teacher is None:
             return {"loss": ce, "ce": ce.detach()}
@@ -169,10 +167,9 @@ class WeightedLoss(DistillationLoss, ABC):
         return {"loss": terms.pop("loss"), "ce": ce.detach(), **terms}
 
     def distill(self, student: Outputs, teacher: Outputs) -> dict[str, Tensor]:
-        """Return ``loss``, which is ``sum of weight * term``, and the terms, the latter without gradient.
+        """Return ``loss``, which is ``sum of weight * term``, and the terms, which have no gradient.
 
-        Terms that need an image's class, as `fedkd.losses.DKD`'s do, get the one that the teacher holds for
-        the likeliest.
+        Terms that need an image's class, such as those of `fedkd.losses.DKD`, get the teacher's most likely class.
         """
         return self._taught(
             student.logits.new_zeros((), dtype=torch.float32), student, teacher.logits.argmax(dim=1), teacher
@@ -188,7 +185,7 @@ class WeightedLoss(DistillationLoss, ABC):
 
 
 def check_shapes(what: str, student: Tensor, teacher: Tensor) -> None:
-    """Raise unless student and teacher give ``what`` of one shape."""
+    """Raise unless ``what`` has the same shape from student and teacher."""
     if student.shape != teacher.shape:
         raise FedKDError(
             f"Student and teacher must give {what} of one shape, got {tuple(student.shape)} and {tuple(teacher.shape)}."
@@ -196,10 +193,10 @@ def check_shapes(what: str, student: Tensor, teacher: Tensor) -> None:
 
 
 def features_of(student: Outputs, teacher: Outputs) -> tuple[Tensor, Tensor]:
-    """Return both sides' features, float32; no gradient flows into the teacher's.
+    """Return the student's and the teacher's features, float32; no gradient flows into the teacher's.
 
     Raises:
-        FedKDError: If one side gives none.
+        FedKDError: If the student or the teacher has no features.
     """
     if student.features is None or teacher.features is None:
         side = "student" if student.features is None else "teacher"

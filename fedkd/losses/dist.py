@@ -17,21 +17,21 @@ from fedkd.losses.temperature import TemperedLoss
 def pearson_distance(left: Tensor, right: Tensor) -> Tensor:
     """Return 1 minus the correlation of two tensors' rows, averaged over rows: (R, C), (R, C) -> scalar in [0, 2].
 
-    A constant row correlates with nothing: it counts 1 and has no gradient.
+    A constant row has no correlation: its distance counts as 1, without a gradient.
     """
     left, right = left - left.mean(1, keepdim=True), right - right.mean(1, keepdim=True)
     return 1 - F.cosine_similarity(left, right, dim=1, eps=1e-8).mean()
 
 
 def dist_distances(student_logits: Tensor, teacher_logits: Tensor, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
-    r"""How far the student's probabilities are from a linear function of the teacher's, by image and by class.
+    r"""Distance of the student's probabilities from a linear function of the teacher's, by image and by class.
 
     .. math:: \frac{1}{B} \sum_b 1 - \rho(q_{b\cdot}, p_{b\cdot}), \qquad
               \frac{1}{K} \sum_k 1 - \rho(q_{\cdot k}, p_{\cdot k}), \quad
               p = \mathrm{softmax}(t / T),\; q = \mathrm{softmax}(s / T)
 
     DIST (arXiv 2205.10536), equations 6 to 9, with Pearson's correlation rho. A student that is too small to match a
-    strong teacher's probabilities can still rank as it does.
+    strong teacher's probabilities can still match its ranking.
 
     Args:
         student_logits: s, (B, K).
@@ -39,8 +39,8 @@ def dist_distances(student_logits: Tensor, teacher_logits: Tensor, temperature: 
         temperature: T > 0.
 
     Returns:
-        The inter-class distance (within each image) and the intra-class distance (within each class, over the batch);
-        a batch of one image has nothing within a class, which counts 1 without a gradient.
+        The inter-class distance (within each image) and the intra-class distance (within each class, over the batch).
+        In a batch of one image the intra-class distance is 1, without a gradient.
     """
     check_shapes("logits", student_logits, teacher_logits)
     q = (student_logits.float() / temperature).softmax(dim=1)
@@ -51,7 +51,7 @@ def dist_distances(student_logits: Tensor, teacher_logits: Tensor, temperature: 
 class DIST(TemperedLoss):
     r"""``ce_weight * CE + inter_weight * T^2 * inter + intra_weight * T^2 * intra``.
 
-    Huang et al. (arXiv 2205.10536), equation 10; see `dist_distances`. T^2 as in the authors' code.
+    Huang et al. (arXiv 2205.10536), equation 10; see `dist_distances`. The factor T^2 is from the authors' code.
 
     Args:
         ce_weight: Weight of the cross-entropy on the labels, >= 0.

@@ -19,13 +19,13 @@ from fedkd.losses.temperature import TemperedLoss
 def target_divergence(
     student_logits: Tensor, teacher_logits: Tensor, targets: Tensor, temperature: float = 1.0
 ) -> Tensor:
-    r"""Divergence of the student from the teacher in the one question whether it is the image's own class.
+    r"""Divergence of the student from the teacher over two outcomes: the image's own class, or any other class.
 
     .. math:: \frac{1}{B} \sum_b p_b \log \frac{p_b}{q_b} + (1 - p_b) \log \frac{1 - p_b}{1 - q_b}, \quad
               p_b = \mathrm{softmax}(t_b / T)_{y_b}
 
-    The target part (TCKD) of DKD (arXiv 2203.08679), equation 7. With the non-target part it makes up all of KD:
-    for one image, KL = TCKD + (1 - p) NCKD.
+    The target part (TCKD) of DKD (arXiv 2203.08679), equation 7. Together with the non-target part (NCKD) it equals
+    KD: for one image, KL = TCKD + (1 - p) NCKD.
 
     Args:
         student_logits: s, (B, K).
@@ -52,10 +52,10 @@ def _own_or_other(logits: Tensor, targets: Tensor) -> Tensor:
 class DKD(TemperedLoss):
     r"""``ce_weight * CE + tckd_weight * T^2 * TCKD + nckd_weight * T^2 * NCKD``.
 
-    Zhao et al. (arXiv 2203.08679), equation 8. In KD the non-target part counts the less the surer the teacher is,
-    though it holds what a label does not; here it has a weight of its own. The paper adds CE at full weight; the
-    default here is none, for on a client of few classes CE pulls to these (docs/results.md). A label is read all the
-    same: it says which class is the target.
+    Zhao et al. (arXiv 2203.08679), equation 8. In KD the factor 1 - p makes the non-target part small where the teacher
+    is confident, although this part holds what a label does not. Here it has its own weight. The paper adds CE at full
+    weight. The default here is none, because on a client with few classes CE favors those classes (docs/results.md).
+    The loss still reads the labels: they name the target class.
 
     Args:
         ce_weight: Weight of the cross-entropy on the labels, >= 0.

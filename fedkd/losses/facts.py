@@ -1,4 +1,4 @@
-"""What a loss takes from a teacher's outputs, found on outputs that are all in one place."""
+"""Compute what a loss needs from a teacher's outputs, when all outputs are on one machine."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from fedkd.losses.temperature import TemperedLoss, entropy_sums, solve_temperatu
 def local_facts(
     loss: DistillationLoss, logits: Tensor, features: Any = None, head: nn.Module | None = None
 ) -> TeacherFacts:
-    """Find what a loss takes from a teacher's outputs; `fedkd.client.fit_to_teacher` finds it federatedly.
+    """Compute what a loss needs from a teacher's outputs. `fedkd.client.fit_to_teacher` is the federated version.
 
     Args:
         loss: The loss.
@@ -37,6 +37,6 @@ def local_facts(
         temperature = solve_temperature(mean_entropies, rows.shape[-1], loss.target_entropy)
     if loss.needs_projector:
         if features is None:
-            raise FedKDError(f"{type(loss).__name__} needs the teacher's features, and got its logits alone.")
+            raise FedKDError(f"{type(loss).__name__} needs the teacher's features, but got only its logits.")
         moments = feature_moments(feature_sums(features))
     return TeacherFacts(temperature, moments, head if loss.needs_head else None)

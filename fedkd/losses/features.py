@@ -1,4 +1,4 @@
-"""Distillation of features: the student's, brought to the teacher's size by a projector, regress the teacher's."""
+"""Distillation of features: a projector gives the student's features the teacher's size; they regress the teacher's."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ def feature_mse(student: Tensor, teacher: Tensor) -> Tensor:
 
     .. math:: \frac{1}{BD} \sum_b \|s_b - t_b\|^2
 
-    Romero, Ballas, Kahou, Chassang, Gatta and Bengio, "FitNets" (arXiv 1412.6550), equation 3, but for its factor 1/2
-    and the mean over D.
+    Romero, Ballas, Kahou, Chassang, Gatta and Bengio, "FitNets" (arXiv 1412.6550), equation 3, without its factor 1/2
+    and with a mean over D.
 
     Args:
         student: s, (B, D), projected.
@@ -38,7 +38,7 @@ def feature_cosine(student: Tensor, teacher: Tensor) -> Tensor:
 
     .. math:: \frac{1}{B} \sum_b 1 - \frac{s_b \cdot t_b}{\|s_b\| \|t_b\|}
 
-    As for the image-level features of Ranzinger, Heinrich, Kautz and Molchanov, "AM-RADIO" (arXiv 2312.06709).
+    The distance of the image-level features in Ranzinger, Heinrich, Kautz and Molchanov, "AM-RADIO" (arXiv 2312.06709).
 
     Args:
         student: s, (B, D), projected.
@@ -55,7 +55,7 @@ def feature_sums(features: Any, chunk: int = 8192) -> Tensor:
     """Return the sums that a client sends for `feature_moments`: of x, of |x|^2, and the number of vectors.
 
     Args:
-        features: (n, D), or (n, V, D) with every view counted: an array, or rows that are read from a file in chunks.
+        features: (n, D), or (n, V, D) where every view counts: an array, or rows that are read from a file in chunks.
         chunk: Images read at a time.
 
     Returns:
@@ -73,7 +73,7 @@ def feature_sums(features: Any, chunk: int = 8192) -> Tensor:
 
 
 def feature_moments(sums: Tensor) -> FeatureMoments:
-    """Return mean and scale of features from `feature_sums`, (D + 2,), added up over all clients.
+    """Return mean and scale of features from the sum over all clients of `feature_sums`, (D + 2,).
 
     Raises:
         FedKDError: If no client has an image.
@@ -89,9 +89,10 @@ def feature_moments(sums: Tensor) -> FeatureMoments:
 class FeatureLoss(WeightedLoss, ABC):
     """A loss that compares projected features with the teacher's standardized ones: (t - mean) / scale.
 
-    `fit_to_teacher` sets mean and scale from all clients' images, one number for all of D (the global standardization
-    of Ranzinger et al., "PHI-S", arXiv 2410.01680): so a weight means the same for every teacher, and the part that all
-    images share, which would make every cosine near 1, is left out. Before, they are 0 and 1.
+    `fit_to_teacher` sets mean and scale from all clients' images. The scale is one number for all D entries (the global
+    standardization of Ranzinger et al., "PHI-S", arXiv 2410.01680), so a weight means the same for every teacher.
+    Subtracting the mean removes the part that all images share; with it every cosine would be near 1. Before
+    `fit_to_teacher` mean and scale are 0 and 1.
 
     Args:
         ce_weight: As for `WeightedLoss`.
@@ -105,7 +106,7 @@ class FeatureLoss(WeightedLoss, ABC):
 
     def __init__(self, ce_weight: float, **weights: float) -> None:
         super().__init__(ce_weight, **weights)
-        self.register_buffer("_mean", None, persistent=False)  # the teacher's: no checkpoint keeps it
+        self.register_buffer("_mean", None, persistent=False)  # the teacher's: not saved in checkpoints
         self._scale = 1.0
 
     @property
@@ -116,7 +117,7 @@ class FeatureLoss(WeightedLoss, ABC):
     def fit_to_teacher(self, facts: TeacherFacts) -> None:
         """Set mean and scale: see `DistillationLoss.fit_to_teacher`."""
         if facts.moments is None:
-            raise FedKDError(f"{type(self).__name__} needs the moments of the teacher's features, and got none.")
+            raise FedKDError(f"{type(self).__name__} needs the moments of the teacher's features, but got none.")
         self._mean, self._scale = facts.moments
 
     def resolved(self) -> dict[str, float]:
@@ -124,7 +125,7 @@ class FeatureLoss(WeightedLoss, ABC):
         return {"feature_scale": self._scale} if self.is_fitted else {}
 
     def compared(self, student: Outputs, teacher: Outputs) -> tuple[Tensor, Tensor]:
-        """Return both sides as they are compared: (B, D) float32 each."""
+        """Return the student's features and the teacher's standardized ones, (B, D) float32 each."""
         ours, theirs = features_of(student, teacher)
         return ours, (theirs if self._mean is None else theirs - self._mean.to(theirs.device)) / self._scale
 
@@ -133,8 +134,8 @@ class FeatureMSE(FeatureLoss):
     """``ce_weight * CE + feature_weight * MSE`` of projected and standardized features.
 
     Romero et al., "FitNets" (arXiv 1412.6550); see `feature_mse` and `FeatureLoss`. The term is the share of the
-    teacher's variance that the student does not explain: 1 for one that always answers the mean. Features do not train
-    the student's last layer, the labels do, hence the full weight of the cross-entropy; `FrozenHead` needs no labels.
+    teacher's variance that the student does not explain: 1 for a student that always outputs the mean. Features do not
+    train the student's last layer. The labels do, so the cross-entropy has full weight; `FrozenHead` needs no labels.
 
     Args:
         ce_weight: Weight of the cross-entropy on the labels, >= 0.

@@ -18,7 +18,7 @@ _DISTANCES = {"mse": feature_mse, "cosine": feature_cosine}
 
 
 def affine_map(head: nn.Module, dim: int) -> tuple[Tensor, Tensor]:
-    """Read a head off as logits = W x + b, up to what it adds to all classes alike, which changes no softmax.
+    """Find W and b of a head with logits = W x + b, up to an offset equal for all classes, which changes no softmax.
 
     An ensemble that averages its members' log-probabilities is linear in this sense.
 
@@ -30,7 +30,7 @@ def affine_map(head: nn.Module, dim: int) -> tuple[Tensor, Tensor]:
         W, (K, D), and b, (K,), float32 on the CPU, both with mean zero over the classes.
 
     Raises:
-        FedKDError: If the head is not affine, as one that scales features to unit length.
+        FedKDError: If the head is not affine, for example because it scales features to unit length.
     """
     device = next((t.device for t in [*head.parameters(), *head.buffers()]), torch.device("cpu"))
     step = 1024.0  # far above b, so that subtracting b loses nothing
@@ -46,26 +46,28 @@ def affine_map(head: nn.Module, dim: int) -> tuple[Tensor, Tensor]:
         found = centered(probe)
     if not torch.allclose(found, probe @ weight.T + bias, rtol=1e-3, atol=1e-3 * float(found.abs().max())):
         raise FedKDError(
-            f"The teacher's {type(head).__name__} is not linear in features, as FrozenHead needs it: a RidgeHead "
-            "without privacy is, or a PrototypeHead with distance 'euclidean'; one that scales or clips them is not."
+            f"The teacher's {type(head).__name__} is not linear in features, and FrozenHead needs a linear head. A "
+            "RidgeHead without privacy is linear, and so is a PrototypeHead with distance 'euclidean'. A head that "
+            "scales or clips features is not."
         )
     return weight.contiguous(), bias
 
 
 class FrozenHead(FeatureLoss):
-    r"""``ce_weight * CE + feature_weight * distance``, with logits that the teacher's own head makes of the features.
+    r"""``ce_weight * CE + feature_weight * distance``, with logits from the teacher's own head on projected features.
 
     Chen et al., SimKD (arXiv 2203.14001), section 3. The student's projected features z regress the teacher's
-    standardized ones, (t - m) / scale, and its logits are ``W (m + scale z) + b``: W and b are the head that was fitted
-    on all clients' data, the same on every client, frozen, and no part of what clients send back. With the default
-    ``ce_weight=0`` nothing that a client trains on mentions its labels: a shard of one class has nothing to bend a
-    classifier with. A client gets W and b once, K (D + 1) numbers.
+    standardized ones, (t - m) / scale, and its logits are ``W (m + scale z) + b``. W and b are the head that was fitted
+    on all clients' data. It is frozen, the same on every client, and clients do not send it back. With the default
+    ``ce_weight=0`` a client's training does not use its labels, so a shard of one class cannot bias the classifier. A
+    client gets W and b once, K (D + 1) numbers.
 
     Args:
         feature_weight: Weight of the distance between features, >= 0.
         ce_weight: Weight of the cross-entropy on the labels, >= 0.
-        distance: ``"mse"``, see `feature_mse`, or ``"cosine"``, see `feature_cosine`; then z is scaled to unit length
-            before the head, and the head to the root mean square length of the teacher's centered features.
+        distance: ``"mse"``, see `feature_mse`, or ``"cosine"``, see `feature_cosine`. With ``"cosine"``, z is scaled to
+            unit length before the head, and the head is scaled by the root mean square length of the teacher's centered
+            features.
     """
 
     def __init__(
@@ -87,14 +89,14 @@ class FrozenHead(FeatureLoss):
         """Return the teacher's head for the student's projected features.
 
         Raises:
-            FedKDError: If the teacher has no head of its own.
+            FedKDError: If the teacher has no head on its features.
         """
         if facts.head is None or facts.moments is None:
-            raise FedKDError("FrozenHead needs a teacher whose logits are a head's on its features; this one has none.")
+            raise FedKDError("FrozenHead needs a teacher with a head on its features, but this teacher has no head.")
         return (*self.classifier(facts.head, facts.moments), self.unit)
 
     def classifier(self, head: nn.Module, moments: FeatureMoments) -> tuple[Tensor, Tensor]:
-        """Return the frozen head in the units of the student's projected features.
+        """Return the frozen head rescaled to the student's projected features.
 
         Args:
             head: The teacher's, features (B, D) -> logits (B, K).

@@ -20,8 +20,8 @@ def kd_divergence(student_logits: Tensor, teacher_logits: Tensor, temperature: f
     .. math:: \frac{1}{B} \sum_b \sum_k p_{bk} \log (p_{bk} / q_{bk}), \quad
               p = \mathrm{softmax}(t / T),\; q = \mathrm{softmax}(s / T)
 
-    Hinton, Vinyals and Dean (arXiv 1503.02531), section 2. The factor T^2 that keeps gradients of one size is not in
-    here: `KD` applies it.
+    Hinton, Vinyals and Dean (arXiv 1503.02531), section 2. This function leaves out the factor T^2, which makes the
+    size of gradients independent of T: `KD` applies it.
 
     Args:
         student_logits: s, (B, K).
@@ -41,7 +41,7 @@ class KD(TemperedLoss):
     r"""Cross-entropy and knowledge distillation: ``ce_weight * CE + kd_weight * T^2 * KL``.
 
     Hinton, Vinyals and Dean (arXiv 1503.02531), section 2; see `kd_divergence`. With ``kd_weight=0`` the loss is
-    ``ce_weight * CE``, with ``ce_weight=0`` the labels are not used.
+    ``ce_weight * CE``. With ``ce_weight=0`` the labels are not used.
 
     Args:
         ce_weight: Weight of the cross-entropy on the labels, >= 0.

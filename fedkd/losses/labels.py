@@ -1,4 +1,4 @@
-"""What is learned from labels: cross-entropy, and its corrections for a shard whose classes are of different sizes.
+"""Losses on labels: cross-entropy, and its corrections for a shard with class imbalance.
 
 Ren, Yu, Sheng, Ma, Zhao, Yi and Li, "Balanced Meta-Softmax for Long-Tailed Visual Recognition" (arXiv 2007.10740);
 Zhang, Li, Li, Xu, Wu, Ding and Wu, "Federated Learning with Label Distribution Skew via Logits Calibration" (FedLC,
@@ -16,17 +16,17 @@ from fedkd.core.config import Configured
 from fedkd.core.errors import check_range
 
 ABSENT = 1e-8
-"""How many images a class without any counts as in `calibration_offsets`."""
+"""The number of images that `calibration_offsets` assumes for a class without images."""
 
 
 def balanced_softmax(logits: Tensor, targets: Tensor, counts: Tensor) -> Tensor:
-    r"""Cross-entropy of a softmax in which every class weighs as much as it has images.
+    r"""Cross-entropy of a softmax in which the weight of every class is its number of images.
 
     .. math:: -\frac{1}{B} \sum_b \log \frac{n_{y_b} \exp(s_{b y_b})}{\sum_k n_k \exp(s_{bk})}
 
-    Ren et al. (arXiv 2007.10740), equations 3 and 4. The logits themselves then need not model how frequent a class is,
-    and their plain softmax is that of balanced classes. A class without an image is out of the sum: no gradient
-    pushes it down. With a single class the loss is 0.
+    Ren et al. (arXiv 2007.10740), equations 3 and 4. The logits then need not model how frequent a class is, and their
+    plain softmax is the prediction for balanced classes. A class without images is not in the sum, so no gradient
+    lowers its logit. With a single class the loss is 0.
 
     Args:
         logits: s, (B, K).
@@ -40,21 +40,21 @@ def balanced_softmax(logits: Tensor, targets: Tensor, counts: Tensor) -> Tensor:
 
 
 def calibration_offsets(counts: Tensor, tau: float = 1.0) -> Tensor:
-    r"""Return what FedLC takes off each class's logit, :math:`\tau n_k^{-1/4}`: (K,) -> (K,) float32.
+    r"""Return what FedLC subtracts from each class's logit, :math:`\tau n_k^{-1/4}`: (K,) -> (K,) float32.
 
-    A class without an image counts as 1e-8 images, which lowers it by 100 tau: with the usual tau it is out of the
-    softmax, as in the limit of n to 0, and with ``tau=0`` the cross-entropy is the plain one.
+    A class without images counts as 1e-8 images, so its logit is lowered by 100 tau. With the usual tau its probability
+    is then about 0, as in the limit of n to 0. With ``tau=0`` the cross-entropy is the plain one.
     """
     return tau * counts.float().clamp(min=ABSENT).pow(-0.25)
 
 
 def logit_calibration(logits: Tensor, targets: Tensor, counts: Tensor, tau: float = 1.0) -> Tensor:
-    r"""Cross-entropy with logits that are lowered the more, the fewer images a class has.
+    r"""Cross-entropy with logits that are lowered more for classes with fewer images.
 
     .. math:: -\frac{1}{B} \sum_b \log \frac{\exp(s_{b y_b} - \tau n_{y_b}^{-1/4})}
                                             {\sum_k \exp(s_{bk} - \tau n_k^{-1/4})}
 
-    FedLC (arXiv 2209.00189), equation 6: a rare class must be told apart by a margin.
+    FedLC (arXiv 2209.00189), equation 6: a rare class must be separated from the others by a larger margin.
 
     Args:
         logits: s, (B, K).
@@ -69,7 +69,7 @@ def logit_calibration(logits: Tensor, targets: Tensor, counts: Tensor, tau: floa
 
 
 class LabelLoss(Configured, nn.Module, ABC):
-    """What a client learns from its labels: the cross-entropy term of every `DistillationLoss`.
+    """The loss on a client's labels: the cross-entropy term of every `DistillationLoss`.
 
     Subclasses implement `forward`. Validation and prediction use the student's logits as they are.
     """
@@ -81,8 +81,8 @@ class LabelLoss(Configured, nn.Module, ABC):
         Args:
             logits: The student's, (B, K).
             targets: (B,) class indices.
-            counts: (K,), how many images of each class the client trains on; None where it is not known, and then
-                classes count as equally frequent: the plain cross-entropy.
+            counts: (K,), how many images of each class the client trains on. None if they are not known: all classes
+                then count as equally frequent, which gives the plain cross-entropy.
 
         Returns:
             A scalar.

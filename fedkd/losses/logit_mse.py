@@ -17,9 +17,9 @@ def logit_mse(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
 
     .. math:: \frac{1}{BK} \sum_b \sum_k (\hat s_{bk} - \hat t_{bk})^2, \quad \hat s_{bk} = s_{bk} - \bar s_b
 
-    Kim et al. (arXiv 2105.08919), equation 3 (Ba and Caruana, arXiv 1312.6184, equation 1), except for the centering:
-    an offset that all classes share, such as SigLIP's bias, changes no probability, and a student should not spend its
-    capacity on it. It is then twice what T^2 times the divergence of `KD` tends to as T grows.
+    Kim et al. (arXiv 2105.08919), equation 3 (Ba and Caruana, arXiv 1312.6184, equation 1), with centering added. An
+    offset that all classes share, such as SigLIP's bias, changes no probability, and a student should not spend
+    capacity on it. With centering, T^2 times the divergence of `KD` tends to half of this value as T grows.
 
     Args:
         student_logits: s, (B, K).

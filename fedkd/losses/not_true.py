@@ -17,7 +17,7 @@ from fedkd.losses.temperature import TemperedLoss
 
 
 def not_true(logits: Tensor, targets: Tensor) -> Tensor:
-    """Leave out every row's own class: logits (B, K), targets (B,) -> (B, K - 1), the classes' order kept."""
+    """Remove the own class of every row: logits (B, K), targets (B,) -> (B, K - 1), in the order of the classes."""
     batch, classes = logits.shape
     others = torch.arange(classes, device=logits.device) != targets[:, None]  # (B, K)
     return logits[others].reshape(batch, classes - 1)
@@ -40,18 +40,18 @@ def not_true_divergence(
         temperature: T > 0.
 
     Returns:
-        A scalar in nats, >= 0; 0 for two classes, since one alone is left.
+        A scalar in nats, >= 0. With two classes it is 0, since only one class is left.
     """
     check_shapes("logits", student_logits, teacher_logits)
     return kd_divergence(not_true(student_logits, targets), not_true(teacher_logits, targets), temperature)
 
 
 class NotTrue(TemperedLoss):
-    r"""FedNTD's loss with the foundation model for its teacher: ``ce_weight * CE + not_true_weight * T^2 * KL``.
+    r"""FedNTD's loss with the foundation model as its teacher: ``ce_weight * CE + not_true_weight * T^2 * KL``.
 
-    Lee et al. (arXiv 2106.03097), section 3.2; see `not_true_divergence`. The image's own class is learned from the
-    label alone, so the cross-entropy has full weight by default; what the teacher preserves is how the other classes
-    compare, which a skewed shard makes a client forget.
+    Lee et al. (arXiv 2106.03097), section 3.2; see `not_true_divergence`. The student learns the image's own class from
+    the label alone, so the cross-entropy has full weight by default. The teacher preserves the relative probabilities
+    of the other classes, which a client with a skewed shard forgets.
 
     Args:
         ce_weight: Weight of the cross-entropy on the labels, >= 0.

@@ -13,7 +13,7 @@ from fedkd.losses.base import Outputs, WeightedLoss, features_of
 
 
 def rkd_distance(student: Tensor, teacher: Tensor) -> Tensor:
-    r"""Compare the distances between the images of a batch, each side's in units of its own mean distance.
+    r"""Compare the distances between the images of a batch; student and teacher each divide by their mean distance.
 
     .. math:: \frac{2}{B (B - 1)} \sum_{i < j} \ell(\psi(s_i, s_j), \psi(t_i, t_j)), \quad
               \psi(x_i, x_j) = \|x_i - x_j\| / \mu
@@ -22,7 +22,7 @@ def rkd_distance(student: Tensor, teacher: Tensor) -> Tensor:
     a mean here, so that its weight means the same for every batch size.
 
     Args:
-        student: (B, D_student) features; the two sides' sizes may differ.
+        student: (B, D_student) features; D_student may differ from D.
         teacher: (B, D) features; no gradient flows into them.
 
     Returns:
@@ -40,7 +40,7 @@ def _relative_distances(features: Tensor) -> Tensor:
 
 
 def rkd_angle(student: Tensor, teacher: Tensor) -> Tensor:
-    r"""Compare the angles that the images of a batch form, three at a time.
+    r"""Compare the angles of all triplets of images in a batch.
 
     .. math:: \frac{1}{B (B - 1) (B - 2)} \sum_{i, j, k} \ell(\psi(s_i, s_j, s_k), \psi(t_i, t_j, t_k)), \quad
               \psi(x_i, x_j, x_k) = \cos \angle x_i x_j x_k
@@ -49,7 +49,7 @@ def rkd_angle(student: Tensor, teacher: Tensor) -> Tensor:
     `rkd_distance` the sum is a mean. Time and memory grow with B^3.
 
     Args:
-        student: (B, D_student) features; the two sides' sizes may differ.
+        student: (B, D_student) features; D_student may differ from D.
         teacher: (B, D) features; no gradient flows into them.
 
     Returns:
@@ -59,7 +59,7 @@ def rkd_angle(student: Tensor, teacher: Tensor) -> Tensor:
     count = len(student)
     if count < 3:
         return 0 * student.sum()
-    # entries where two of the three are one image are equal on both sides (0 or 1), and add nothing
+    # Entries with the same image twice are equal (0 or 1) for student and teacher, so they add nothing.
     total = F.smooth_l1_loss(_cosines(student), _cosines(teacher), reduction="sum")
     return total / (count * (count - 1) * (count - 2))
 
@@ -73,14 +73,14 @@ def _cosines(features: Tensor) -> Tensor:
 class RKD(WeightedLoss):
     """``ce_weight * CE + distance_weight * distance + angle_weight * angle``.
 
-    Park et al. (arXiv 1904.05068), section 3.2; see `rkd_distance` and `rkd_angle`. What is compared is how images lie
-    to each other in a batch, so student and teacher need no common space and there is no projector. It does not train
-    the student's last layer: the labels do.
+    Park et al. (arXiv 1904.05068), section 3.2; see `rkd_distance` and `rkd_angle`. The loss compares relations between
+    the images of a batch, so student and teacher need no common feature space and no projector. These terms do not
+    train the student's last layer: the labels do.
 
     Args:
         ce_weight: Weight of the cross-entropy on the labels, >= 0.
-        distance_weight: The paper's lambda_D, >= 0; 25 for classification there.
-        angle_weight: The paper's lambda_A, >= 0; 50 for classification there.
+        distance_weight: The paper's lambda_D, >= 0. The paper uses 25 for classification.
+        angle_weight: The paper's lambda_A, >= 0. The paper uses 50 for classification.
     """
 
     needs_features = True
@@ -91,5 +91,5 @@ class RKD(WeightedLoss):
     def terms(self, student: Outputs, targets: Tensor, teacher: Outputs) -> dict[str, Tensor]:
         """Return ``distance`` and ``angle``."""
         ours, theirs = features_of(student, teacher)
-        with torch.autocast(ours.device.type, enabled=False):  # differences of near features need float32
+        with torch.autocast(ours.device.type, enabled=False):  # differences of similar features need float32
             return {"distance": rkd_distance(ours, theirs), "angle": rkd_angle(ours, theirs)}

@@ -19,8 +19,8 @@ def standardize(logits: Tensor) -> Tensor:
 
     .. math:: z_{bk} = (x_{bk} - \bar x_b) / \sigma(x_b), \quad \sigma(x)^2 = \frac{1}{K} \sum_k (x_k - \bar x)^2
 
-    Sun et al. (arXiv 2403.01427), algorithm 1. Their code, unlike the paper, divides by K - 1 in sigma, which is a
-    temperature sqrt(K / (K - 1)) times as high.
+    Sun et al. (arXiv 2403.01427), algorithm 1. Their code, unlike the paper, divides by K - 1 in sigma. This equals a
+    temperature that is sqrt(K / (K - 1)) times as high.
     """
     centered = logits.float() - logits.float().mean(dim=-1, keepdim=True)
     return centered / centered.square().mean(dim=-1, keepdim=True).add(1e-12).sqrt()
@@ -29,11 +29,12 @@ def standardize(logits: Tensor) -> Tensor:
 class StandardizedKD(TemperedLoss):
     r"""``ce_weight * CE + kd_weight * T^2 * KL`` of logits that are standardized first.
 
-    Sun et al. (arXiv 2403.01427), algorithm 2; see `standardize` and `kd_divergence`. The student matches how the
-    teacher's logits lie to each other, not their scale or offset, which it may choose as the labels and its size
-    allow. T is in units of a row's standard deviation, so one number suits every teacher.
+    Sun et al. (arXiv 2403.01427), algorithm 2; see `standardize` and `kd_divergence`. The student matches the relations
+    between the teacher's logits. It need not match their scale or offset, which depend on the labels and on its size. T
+    is in units of a row's standard deviation, so one value suits every teacher.
 
-    With ``ce_weight=0`` the scale of the student's logits is not trained: its accuracy is, its calibration is not.
+    With ``ce_weight=0`` the scale of the student's logits is not trained. Training then improves its accuracy but not
+    its calibration.
 
     Args:
         ce_weight: Weight of the cross-entropy on the labels, >= 0.

@@ -1,4 +1,4 @@
-"""The temperature of losses that soften logits, given or found from the teacher's entropy."""
+"""The temperature of losses that soften logits: a given number, or computed from the teacher's entropy."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from fedkd.core.metrics import entropies
 from fedkd.losses.base import TeacherFacts, WeightedLoss
 
 LOW, HIGH = 1e-6, 1e6
-"""Between these the temperature is sought."""
+"""The bounds of the search for the temperature."""
 
 STEPS = 40
-"""Bisections of log T: they end log(1e12) / 2^40 from the solution."""
+"""The number of bisections of log T. They end within log(1e12) / 2^40 of the solution."""
 
 STEPS_AT_ONCE = 5
-"""So many bisections are answered by one exchange, at all of their 2^5 - 1 possible midpoints."""
+"""The number of bisections per exchange, which gets the entropies at all of their 2^5 - 1 possible midpoints."""
 
 
 def entropy_sums(logits: Tensor, temperatures: Sequence[float]) -> Tensor:
@@ -44,9 +44,9 @@ def solve_temperature(
 ) -> float:
     r"""Return the T at which the mean entropy of ``softmax(logits / T)`` is ``target_entropy * log K``.
 
-    The entropy rises with T, since its derivative is :math:`\mathrm{Var}_p(t) / T^3 \ge 0`: bisection of log T finds
-    the one solution. Entropies come from clients, so `STEPS_AT_ONCE` bisections share one exchange: it answers at all
-    midpoints that they may come to.
+    The entropy rises with T, since its derivative is :math:`\mathrm{Var}_p(t) / T^3 \ge 0`. Bisection of log T finds
+    the one solution. Entropies come from clients, so `STEPS_AT_ONCE` bisections share one exchange, which returns the
+    entropies at all midpoints that these bisections can reach.
 
     Args:
         mean_entropies: From temperatures to the mean entropy at each, in nats, over all clients' images.
@@ -54,7 +54,7 @@ def solve_temperature(
         target_entropy: Share of log K, in (0, 1).
 
     Raises:
-        FedKDError: If no temperature meets the target, as when a teacher cannot tell its classes apart.
+        FedKDError: If no temperature meets the target, for example because the teacher does not separate the classes.
     """
     target = target_entropy * math.log(num_classes)
     low, high = LOW, HIGH
@@ -62,7 +62,7 @@ def solve_temperature(
     if not least < target < greatest:
         raise FedKDError(
             f"No temperature gives the teacher a mean entropy of {target_entropy} log K: its logits on the clients' "
-            "images hardly differ between classes. Give temperature a number, or choose another teacher."
+            "images are almost equal for all classes. Set temperature to a number, or choose another teacher."
         )
     for _ in range(STEPS // STEPS_AT_ONCE):
         midpoints = _midpoints(low, high, STEPS_AT_ONCE)
@@ -74,7 +74,7 @@ def solve_temperature(
 
 
 def _midpoints(low: float, high: float, steps: int) -> list[float]:
-    """Return all geometric midpoints that so many bisections between two numbers may come to."""
+    """Return all geometric midpoints that ``steps`` bisections between two numbers can reach."""
     if not steps:
         return []
     middle = (low * high) ** 0.5
@@ -85,11 +85,11 @@ class TemperedLoss(WeightedLoss):
     r"""A weighted loss whose terms soften logits by a temperature T.
 
     ``temperature="auto"`` finds the T at which the mean entropy of the teacher's ``softmax(logits / T)`` on all
-    clients' images is ``target_entropy * log K``: a CLIP's logits and a ridge head's live on different scales, and one
-    number would be soft for the one and hard for the other. At the default 0.3 ten classes get a perplexity of
-    10^0.3 = 2, a hundred 4, a thousand 8: the most likely class leads, and the few that it resembles share the rest,
-    which is all that soft targets add to labels. Terms are times T^2, with which s / T learns at a pace that does not
-    depend on T.
+    clients' images is ``target_entropy * log K``. The logits of CLIP and of a ridge head have different scales, so one
+    temperature would give soft targets for one and hard targets for the other. The default 0.3 gives 10 classes a
+    perplexity of 10^0.3 = 2, 100 classes 4, and 1000 classes 8. The most likely class then has most of the probability
+    and a few similar classes share the rest; this rest is all that soft targets add to labels. Terms are multiplied by
+    T^2, so that the speed at which s / T learns does not depend on T.
 
     Args:
         ce_weight: As for `WeightedLoss`.
@@ -116,14 +116,14 @@ class TemperedLoss(WeightedLoss):
         """The temperature as a number.
 
         Raises:
-            FedKDError: If it is ``"auto"`` and was not found yet.
+            FedKDError: If it is ``"auto"`` and not computed yet.
         """
         if not isinstance(self.temperature, str):
             return self.temperature
         if self._found is None:
             raise FedKDError(
-                "temperature 'auto' is found on the teacher's logits: call fit_to_teacher(facts) first, or train on a "
-                "FederatedDataModule."
+                "temperature 'auto' is computed from the teacher's logits: call fit_to_teacher(facts) first, or train "
+                "on a FederatedDataModule."
             )
         return self._found
 
@@ -134,20 +134,20 @@ class TemperedLoss(WeightedLoss):
 
     @property
     def is_fitted(self) -> bool:
-        """Whether the temperature is a number by now."""
+        """Whether the temperature is already a number."""
         return not self.needs_temperature or self._found is not None
 
     def softened(self, logits: Tensor) -> Tensor:
-        """Return what is divided by T: the logits (..., K) themselves by default."""
+        """Return the values that are divided by T: the logits (..., K) themselves by default."""
         return logits
 
     def fit_to_teacher(self, facts: TeacherFacts) -> None:
-        """Take the temperature, if it is ``"auto"``: see `DistillationLoss.fit_to_teacher`."""
+        """Store the computed temperature, if the setting is ``"auto"``: see `DistillationLoss.fit_to_teacher`."""
         if self.needs_temperature:
             if facts.temperature is None:
-                raise FedKDError(f"{type(self).__name__} needs the temperature that was found, and got none.")
+                raise FedKDError(f"{type(self).__name__} needs the computed temperature, but got none.")
             self._found = facts.temperature
 
     def resolved(self) -> dict[str, float]:
-        """Return the temperature, if it was found."""
+        """Return the temperature, if it was computed."""
         return {} if self._found is None else {"temperature": self._found}

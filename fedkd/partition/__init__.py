@@ -1,4 +1,4 @@
-"""How a data set is partitioned over clients: one file a partitioner, and the report of the result. numpy only."""
+"""Partition a data set over clients: one file per partitioner, and a report of the result. Needs only numpy."""
 
 from fedkd.partition.by_attribute import ByAttribute
 from fedkd.partition.class_and_quantity import ClassAndQuantity

@@ -16,26 +16,26 @@ from fedkd.partition.partitioner import Partitioner
 
 @dataclass(frozen=True)
 class ByAttribute(Partitioner):
-    """Gives all images with one value of an attribute to one client.
+    """Gives all images with the same value of an attribute to one client.
 
-    Client 0 is the first value in sorted order, and so on. Groups are never split, so ``num_clients`` must be the
-    number of different values, as in LEAF and in Flower's ``NaturalIdPartitioner``. With ``merge`` it may be less;
-    groups are then put together, the largest first, each to the client that has the fewest images so far. The partition
-    is a property of the data: no seed changes it.
+    Client 0 gets the first value in sorted order, and so on. The images with one value are a group. Groups are never
+    split, so ``num_clients`` must be the number of different values, as in LEAF and in Flower's
+    ``NaturalIdPartitioner``. With ``merge`` it may be less: each group, the largest first, is then given to the client
+    with the fewest images so far. The partition depends only on the data: no seed changes it.
 
-    There is a value for every training image, in the order of the data set and with the public ones; a client whose
-    images are all public stays, without images.
+    There is a value for every training image, public ones included, in the order of the data set. A client whose images
+    are all public remains, without images.
 
     Args:
-        values: A list of integers or of texts, or a file of such: ``.csv`` (the first line names the columns),
-            ``.json`` (a list, or lists by name), ``.npy`` or ``.npz``.
+        values: A list of integers or of strings, or a file with such a list: ``.csv`` (the first line names the
+            columns), ``.json`` (a list, or lists by name), ``.npy`` or ``.npz``.
         column: The column of a CSV, key of a JSON object or array of an NPZ, if there are several.
         merge: Whether a client may hold more than one group.
 
     Raises:
-        MissingResourceError: When called, if the file is not there.
-        FedKDError: When called, if there is not one integer or text for each image, or the groups do not fit
-            ``num_clients``.
+        MissingResourceError: When called, if the file does not exist.
+        FedKDError: When called, if there is not one integer or string for each image, or the number of groups does not
+            fit ``num_clients``.
     """
 
     values: list[int] | list[str] | str | Path
@@ -61,22 +61,22 @@ class ByAttribute(Partitioner):
             more = f"num_clients={len(keys)}" + (
                 ", or merge=true" if len(keys) > num_clients else " or less, with merge=true"
             )
-            raise FedKDError(f"{name} makes {len(keys):,} groups for {num_clients:,} clients: use {more}.")
+            raise FedKDError(f"{name} has {len(keys):,} groups for {num_clients:,} clients: use {more}.")
         if len(keys) == num_clients:
             return groups
         return largest_first(np.bincount(groups, minlength=len(keys)), num_clients)[groups]
 
 
 def largest_first(sizes: np.ndarray, num_clients: int) -> np.ndarray:
-    """Pack groups into clients of about equal size: LPT, Graham 1969, whose largest client is at most 4/3 of the best.
+    """Assign groups to clients of about equal size by LPT (Graham 1969): the largest client is at most 4/3 of the best.
 
     Args:
         sizes: Images of each group, (G,).
-        num_clients: How many clients there are.
+        num_clients: The number of clients.
 
     Returns:
-        The client of each group, int64 (G,). Of equal groups the first is dealt first, of equal clients the first
-        comes first.
+        The client of each group, int64 (G,). Of equal groups the first is assigned first. Of equal clients the first
+        gets the group.
     """
     owners = np.empty(len(sizes), dtype=np.int64)
     heap = [(0, client) for client in range(num_clients)]  # images so far; sorted, hence a heap

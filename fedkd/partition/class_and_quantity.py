@@ -1,4 +1,4 @@
-"""Few classes a client and unequal sizes: both skews at once, each with its own parameter."""
+"""Few classes per client and unequal sizes: both skews at once, each with its own parameter."""
 
 from __future__ import annotations
 
@@ -14,22 +14,23 @@ from fedkd.partition.partitioner import check_count
 
 @dataclass(frozen=True)
 class ClassAndQuantity(DrawnPartitioner):
-    """Gives every client a few classes, and splits each class over its holders by a Dirichlet distribution.
+    """Gives every client a few classes, and splits each class over its clients by a Dirichlet distribution.
 
-    Classes are assigned as by `ClassSpecific`, which is the limit of a large ``alpha``. A client whose share of a class
-    is less than one image may hold fewer classes than it was assigned. A class with one holder is not split, so
+    Classes are assigned as in `ClassSpecific`, which is the limit of a large ``alpha``. A client whose share of a class
+    is less than one image may hold fewer classes than it was assigned. A class that one client holds is not split, so
     ``alpha`` has no effect if clients x classes_per_client = classes.
 
     Args:
-        alpha: The concentration. Toward 0 each class goes entirely to one of its holders; toward infinity its holders
-            get equal parts.
+        alpha: The concentration. Toward 0 each class goes entirely to one of the clients that hold it. Toward infinity
+            these clients get equal parts.
         classes_per_client: How many different classes each client is assigned.
-        min_examples: How many images every client must hold at least; everything is drawn again until they do.
+        min_examples: The minimum number of images per client. The partition is drawn again until every client has it.
 
     Raises:
         FedKDError: If ``alpha`` is not between 1e-100 and 1e100, ``classes_per_client`` is not an integer of at least 1
-            or ``min_examples`` not one of at least 0; when called, if there are fewer classes than
-            ``classes_per_client``, the clients cannot cover all classes, or no draw gives each ``min_examples``.
+            or ``min_examples`` is not an integer of at least 0. When called, if there are fewer classes than
+            ``classes_per_client``, the clients cannot cover all classes, or no draw gives every client
+            ``min_examples``.
     """
 
     classes_per_client: int = 2

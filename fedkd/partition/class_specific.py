@@ -1,4 +1,4 @@
-"""The hardest skew: a client sees a few classes only, after McMahan et al. 2017 (arXiv 1602.05629, section 3)."""
+"""The strongest label skew: each client has few classes, after McMahan et al. 2017 (arXiv 1602.05629, section 3)."""
 
 from __future__ import annotations
 
@@ -15,15 +15,16 @@ from fedkd.partition.partitioner import Partitioner, check_count, positions_by_v
 class ClassSpecific(Partitioner):
     """Gives every client exactly ``classes_per_client`` classes.
 
-    Classes are dealt like cards, from a deck that is shuffled anew each time it runs out, so the numbers of holders of
-    any two classes differ by at most one. With clients x classes_per_client = classes every class has exactly one
-    holder. The images of a class held by several clients are split evenly among them, to within one image.
+    Classes are assigned in random order from a shuffled list of all classes. When the list is used up, a new one is
+    shuffled. So the numbers of clients that hold any two classes differ by at most one. With clients x
+    classes_per_client = classes exactly one client holds each class. The images of a class that several clients hold
+    are split evenly among them, to within one image.
 
     Args:
         classes_per_client: How many different classes each client holds.
 
     Raises:
-        FedKDError: If ``classes_per_client`` is not an integer of at least 1; when called, if it exceeds the number of
+        FedKDError: If ``classes_per_client`` is not an integer of at least 1. When called, if it exceeds the number of
             classes, or if the clients are too few to cover all classes.
     """
 
@@ -44,31 +45,31 @@ class ClassSpecific(Partitioner):
 def images_and_holders(
     labels: np.ndarray, num_clients: int, per_client: int, rng: np.random.Generator
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Deal classes to clients, and yield for each class the positions of its images and the clients that hold it.
+    """Assign classes to clients. Yield for each class the positions of its images and the clients that hold it.
 
     Args:
         labels: The class of every image, integers (N,).
-        num_clients: How many clients there are.
+        num_clients: The number of clients.
         per_client: How many classes each of them holds.
-        rng: Deals, and shuffles the holders of each class.
+        rng: Assigns the classes, and shuffles the clients of each class.
 
     Raises:
-        FedKDError: If a client cannot hold so many classes, or the clients are too few to cover all classes.
+        FedKDError: If ``per_client`` exceeds the number of classes, or the clients are too few to cover all classes.
     """
     classes, labels = np.unique(labels, return_inverse=True)
     check_cover(len(classes), num_clients, per_client)
     hands = deal(len(classes), num_clients, per_client, rng)  # (J, per_client)
     seats = positions_by_value(hands.ravel(), len(classes))
     for members, seat in zip(positions_by_value(labels, len(classes)), seats, strict=True):
-        # Shuffled, or the images left over when the split is uneven would always go to the first clients.
+        # Without the shuffle the first clients would always get the remaining images of an uneven split.
         yield members, rng.permutation(seat // per_client)
 
 
 def check_cover(num_classes: int, num_clients: int, per_client: int) -> None:
-    """Raise unless ``per_client`` classes a client can cover all classes.
+    """Raise unless ``per_client`` classes per client can cover all classes.
 
     Raises:
-        FedKDError: With what would work.
+        FedKDError: If they cannot. The error names values that would.
     """
     if per_client > num_classes:
         raise FedKDError(f"classes_per_client must be at most the number of classes, {num_classes}, got {per_client}.")
@@ -80,13 +81,13 @@ def check_cover(num_classes: int, num_clients: int, per_client: int) -> None:
 
 
 def deal(num_classes: int, num_clients: int, per_client: int, rng: np.random.Generator) -> np.ndarray:
-    """Deal classes to clients so that no client holds one twice and no class is dealt two times more than another.
+    """Assign classes to clients: no client gets a class twice, and the clients per class differ by at most one.
 
     Args:
-        num_classes: The cards of a deck.
-        num_clients: How many hands to deal.
-        per_client: The size of a hand, at most ``num_classes``.
-        rng: What shuffles the decks.
+        num_classes: The number of classes.
+        num_clients: The number of clients.
+        per_client: How many classes each client gets, at most ``num_classes``.
+        rng: Shuffles the lists of all classes.
 
     Returns:
         The classes of each client, int64 (num_clients, per_client).
@@ -96,7 +97,7 @@ def deal(num_classes: int, num_clients: int, per_client: int, rng: np.random.Gen
     for client in range(num_clients):
         hand, deck = deck[:per_client], deck[per_client:]
         if len(hand) < per_client:
-            # The deck ends inside this hand. It is filled up from a new one, passing over what it already holds.
+            # The list is used up. The client gets its other classes from a new list, without those that it already has.
             deck = rng.permutation(num_classes)
             filled = deck[~np.isin(deck, hand)][: per_client - len(hand)]
             deck = deck[~np.isin(deck, filled)]

@@ -1,10 +1,10 @@
 """Label skew of any strength, by a Dirichlet distribution.
 
-There are two formulations of this name. This is the one of Yurochkin et al. 2019, "Bayesian Nonparametric Federated
+There are two formulations with this name. This is the one of Yurochkin et al. 2019, "Bayesian Nonparametric Federated
 Learning of Neural Networks" (arXiv 1905.12022): for each class k, draw p_k ~ Dir_J(alpha) over the J clients and give
-client j the share p_kj of the class. Shards then differ in size as well as in mixture. Hsu et al. 2019, "Measuring the
-Effects of Non-Identical Data Distribution for Federated Visual Classification" (arXiv 1909.06335), draw a mixture over
-classes for each client instead, with equal sizes; the same alpha does not mean the same skew in both.
+client j the share p_kj of the class. Shards then differ in size and in label distribution. Hsu et al. 2019, "Measuring
+the Effects of Non-Identical Data Distribution for Federated Visual Classification" (arXiv 1909.06335), instead draw a
+label distribution for each client, with equal sizes. The same alpha does not mean the same skew in both.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ from fedkd.partition.partitioner import positions_by_value
 class Dirichlet(DrawnPartitioner):
     """Splits each class over the clients in proportions drawn from a symmetric Dirichlet distribution.
 
-    Clients may have no images: by default no draw is rejected, so the distribution is exactly Dirichlet.
+    Clients may have no images. By default no draw is rejected, so the distribution is exactly Dirichlet.
 
     Args:
         alpha: The concentration, the same for every client. Toward 0 each class goes entirely to one client; at 1 all
             proportions are equally likely; toward infinity every client gets an equal part of every class.
-        min_examples: How many images every client must hold at least; the partition is drawn again until they do.
+        min_examples: The minimum number of images per client. The partition is drawn again until every client has it.
 
     Raises:
-        FedKDError: If ``alpha`` is not between 1e-100 and 1e100 or ``min_examples`` is not an integer of at least 0;
-            when called, if no draw gives every client ``min_examples``.
+        FedKDError: If ``alpha`` is not between 1e-100 and 1e100 or ``min_examples`` is not an integer of at least 0.
+            When called, if no draw gives every client ``min_examples``.
     """
 
     def draw(self, labels: np.ndarray, num_clients: int, rng: np.random.Generator) -> np.ndarray:
@@ -47,14 +47,14 @@ class Dirichlet(DrawnPartitioner):
 def draw_proportions(alpha: float, size: int, rng: np.random.Generator) -> np.ndarray:
     r"""Draw p ~ Dir(alpha, ..., alpha), finite and summing to 1 for every alpha > 0.
 
-    A Dirichlet draw is a vector of Gamma(alpha) draws over its sum, but for small alpha all of them underflow to 0. The
-    logarithms do not, and Gamma(alpha) = Gamma(alpha + 1) U^(1 / alpha) in distribution, so
+    A Dirichlet draw is a vector of Gamma(alpha) draws divided by its sum. For small alpha all of these draws underflow
+    to 0, but their logarithms do not. Gamma(alpha) = Gamma(alpha + 1) U^(1 / alpha) in distribution, so
 
     .. math:: p = \mathrm{softmax}\left(\log G + \frac{\log U}{\alpha}\right), \quad G \sim \Gamma(\alpha + 1).
 
     Args:
         alpha: The concentration of each component.
-        size: How many components, J.
+        size: The number of components, J.
         rng: Makes the draw.
 
     Returns:
@@ -68,13 +68,13 @@ def draw_proportions(alpha: float, size: int, rng: np.random.Generator) -> np.nd
 def round_to_counts(shares: np.ndarray, total: int, rng: np.random.Generator) -> np.ndarray:
     """Round ``total * shares`` to integers that sum to ``total``, without bias.
 
-    The running sum is rounded at one random offset for all (systematic sampling, Madow 1949): each count is the floor
-    or the ceiling of its exact value and equals it on average. Largest remainder would not: with 100 images, a client
-    whose share is 0.1% would never hold one of them, instead of one time in ten.
+    The cumulative sum is rounded with one random offset for all entries (systematic sampling, Madow 1949). Each count
+    is the floor or the ceiling of its exact value, and its mean is the exact value. The largest remainder method is
+    biased: with 100 images, a client with a share of 0.1% would never get one, instead of one time in ten.
 
     Args:
         shares: Proportions that sum to 1, (J,).
-        total: How many images to distribute.
+        total: The number of images to distribute.
         rng: Draws the offset.
 
     Returns:

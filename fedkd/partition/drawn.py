@@ -1,8 +1,8 @@
 """The base of partitioners that use a Dirichlet distribution: its alpha, and a minimum size of shards.
 
-Drawing again until every client has enough is the practice of Li et al. 2022, "Federated Learning on Non-IID Data
-Silos: An Experimental Study" (arXiv 2102.02079), whose loop never ends if no draw is accepted. Here it is bounded.
-The accepted draws do not follow the Dirichlet distribution exactly, so this is off by default.
+Li et al. 2022, "Federated Learning on Non-IID Data Silos: An Experimental Study" (arXiv 2102.02079), also draw again
+until every client has enough images. Their loop never ends if no draw is accepted; here the number of draws is limited.
+The accepted draws do not follow the Dirichlet distribution exactly, so the minimum is off by default.
 """
 
 from __future__ import annotations
@@ -27,18 +27,18 @@ class DrawnPartitioner(Partitioner):
 
     Args:
         alpha: The concentration of the Dirichlet distribution.
-        min_examples: How many images every client must hold at least; 0 accepts the first draw, whatever it is.
+        min_examples: The minimum number of images per client; 0 accepts every first draw.
 
     Raises:
-        FedKDError: If ``alpha`` is not between 1e-100 and 1e100 or ``min_examples`` is not an integer of at least 0;
-            when called, if 100 draws do not give every client ``min_examples``. The error names values that would.
+        FedKDError: If ``alpha`` is not between 1e-100 and 1e100 or ``min_examples`` is not an integer of at least 0.
+            When called, if 100 draws do not give every client ``min_examples``. The error names values that would.
     """
 
     alpha: float
     min_examples: int = field(default=0, kw_only=True)
 
     def __post_init__(self) -> None:
-        """Check the values; the bounds of ``alpha`` are far outside any use, and inside them nothing overflows."""
+        """Check the values. The bounds of ``alpha`` are far outside any use; between them nothing overflows."""
         check_range("alpha", self.alpha, low=1e-100, high=1e100)
         least = self.min_examples
         if isinstance(least, bool) or not isinstance(least, int | np.integer) or least < 0:
@@ -54,8 +54,8 @@ class DrawnPartitioner(Partitioner):
             return self.draw(labels, num_clients, rng)
         if self.min_examples * num_clients > len(labels):
             raise FedKDError(
-                f"{self._name}: min_examples={self.min_examples} for each of {num_clients:,} clients takes "
-                f"{self.min_examples * num_clients:,} images and there are {len(labels):,}; it must be min_examples <= "
+                f"{self._name}: min_examples={self.min_examples} for each of {num_clients:,} clients needs "
+                f"{self.min_examples * num_clients:,} images, but there are {len(labels):,}; use min_examples <= "
                 f"{len(labels) // num_clients} or num_clients <= {len(labels) // self.min_examples}."
             )
         start = copy.deepcopy(rng)
@@ -70,7 +70,7 @@ class DrawnPartitioner(Partitioner):
     def _draw_again(
         self, labels: np.ndarray, num_clients: int, rng: np.random.Generator, draws: int
     ) -> tuple[np.ndarray, int]:
-        """Return the first draw that has ``min_examples``, or else the best; and the size of its smallest shard."""
+        """Return the first draw with ``min_examples`` per client, else the best one, and its smallest shard's size."""
         best, most = None, -1
         for _ in range(draws):
             clients = self.draw(labels, num_clients, rng)
@@ -83,12 +83,12 @@ class DrawnPartitioner(Partitioner):
         return best, most
 
     def _remedies(self, labels: np.ndarray, num_clients: int, start: np.random.Generator, smallest: int) -> str:
-        """Try other values from the same state of ``rng``, so that those which are named do work with that seed."""
+        """Try other values from the same state of ``rng``, so that the values in the error work with that seed."""
 
         def works(partitioner: DrawnPartitioner, clients: int) -> bool:
             try:
                 return partitioner._draw_again(labels, clients, copy.deepcopy(start), TRIAL_DRAWS)[1] >= least
-            except FedKDError:  # so few clients cannot hold all classes
+            except FedKDError:  # too few clients to hold all classes
                 return False
 
         least = self.min_examples

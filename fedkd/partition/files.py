@@ -23,17 +23,17 @@ def read_file(path: str | Path) -> Any:
         path: A ``.csv`` whose first line names the columns, a ``.json``, a ``.npy`` or a ``.npz``.
 
     Returns:
-        An array (NPY), a JSON value, or a dictionary by column: of lists of texts (CSV) or of arrays (NPZ).
+        An array (NPY), a JSON value, or a dictionary by column: of lists of strings (CSV) or of arrays (NPZ).
 
     Raises:
-        MissingResourceError: If there is no such file.
-        FedKDError: If it is of another kind or cannot be read.
+        MissingResourceError: If the file does not exist.
+        FedKDError: If it has another suffix or cannot be read.
     """
     path = Path(path).expanduser()
     if path.suffix.lower() not in SUFFIXES:
         raise FedKDError(f"{path}: the file must end in one of {', '.join(SUFFIXES)}.")
     if not path.is_file():
-        raise MissingResourceError(f"{path} is not there: it must hold a value for each image.")
+        raise MissingResourceError(f"{path} does not exist: it must hold a value for each image.")
     try:
         return _read(path)
     except (OSError, ValueError, EOFError, BadZipFile, csv.Error) as error:  # ValueError: JSON, Unicode, pickles
@@ -41,15 +41,15 @@ def read_file(path: str | Path) -> Any:
 
 
 def choose_column(content: Any, column: str | None, name: str) -> Any:
-    """Return the one value of a dictionary, or that under ``column``; anything else as it is.
+    """Return the value of a dictionary under ``column``, or its only value. Return any other content unchanged.
 
     Args:
-        content: What `read_file` returned.
-        column: The name to choose; not needed where there is only one.
-        name: What it is called in an error.
+        content: The result of `read_file`.
+        column: The name to choose; not needed if there is only one.
+        name: The name of the content in an error.
 
     Raises:
-        FedKDError: If there is no such column, or several and none is named.
+        FedKDError: If there is no such column, or there are several columns and ``column`` is None.
     """
     if not isinstance(content, Mapping):
         return content
@@ -61,20 +61,20 @@ def choose_column(content: Any, column: str | None, name: str) -> Any:
 
 
 def values_by_image(content: Any, size: int, name: str) -> np.ndarray:
-    """Return one integer or text for each image (size,). Texts that are all whole numbers, as in a CSV, become numbers.
+    """Return one integer or string per image, (size,). Strings that are all integers, as in a CSV, become integers.
 
     Raises:
-        FedKDError: If there are more or fewer, or a value is missing or of another kind.
+        FedKDError: If the number of values is not ``size``, or a value is missing or of another type.
     """
     try:
         values = np.asarray(content)
     except ValueError:  # rows of different lengths
         values = np.empty((0, 0))
     if values.ndim != 1:
-        raise FedKDError(f"{name} must hold one value for each image, a list of integers or of texts.")
+        raise FedKDError(f"{name} must hold one value for each image, as a list of integers or of strings.")
     if len(values) != size:
         raise FedKDError(
-            f"{name} must hold one value for each of the {size:,} training images, public ones included, and has "
+            f"{name} must hold one value for each of the {size:,} training images, public ones included, but has "
             f"{len(values):,} (the first line of a CSV names the columns)."
         )
     if values.dtype.kind == "U":
@@ -85,7 +85,7 @@ def values_by_image(content: Any, size: int, name: str) -> np.ndarray:
         except (ValueError, OverflowError):
             return values
     if values.dtype.kind not in "iu":
-        raise FedKDError(f"{name} must hold integers or texts, got {values.dtype}.")
+        raise FedKDError(f"{name} must hold integers or strings, got {values.dtype}.")
     return values
 
 

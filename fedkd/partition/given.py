@@ -1,4 +1,4 @@
-"""A partition from elsewhere: of an earlier run, of another framework or of a benchmark."""
+"""A given partition: of an earlier run, of another framework or of a benchmark."""
 
 from __future__ import annotations
 
@@ -18,22 +18,23 @@ from fedkd.partition.partitioner import Partitioner
 class Given(Partitioner):
     """Takes the client of each image, or the indices of each client's images, from a file or a list.
 
-    Positions count all training images, in the order of the data set and with the public ones: a run's
-    ``partition.json`` gives its shards again under the same ``public_fraction``, and a file with a client for
-    every image works for any. Entries of public images are ignored. No seed changes the partition.
+    Positions count all training images, public ones included, in the order of the data set. A run's ``partition.json``
+    gives the same shards under the same ``public_fraction``. A file with a client for every image works for every
+    ``public_fraction``. Entries of public images are ignored. No seed changes the partition.
 
-    ``num_clients`` must be the number of clients that there are in the file.
+    ``num_clients`` must be the number of clients in the file.
 
     Args:
-        clients: A list of integers, the client of each image; or a list of lists, each client's positions, which may be
-            empty; or a file of such. ``.json``: either list, or a run's ``partition.json``, whose images for validation
-            go back to their clients. ``.npy``, ``.npz``, ``.csv`` (the first line names the columns): the first.
+        clients: A list of integers, the client of each image; or a list of lists, the positions of each client's
+            images, where a list may be empty; or a file with one of these. A ``.json`` file holds either list, or it is
+            a run's ``partition.json``, whose validation images go back to their clients. ``.npy``, ``.npz`` and
+            ``.csv`` files (the first line names the columns) hold the client of each image.
         column: The column of a CSV, or the array of an NPZ, if there are several.
 
     Raises:
-        MissingResourceError: When called, if the file is not there.
-        FedKDError: When called, if the file or list does not give every image that is dealt out exactly one client
-            holds it, or ``num_clients`` is another number.
+        MissingResourceError: When called, if the file does not exist.
+        FedKDError: When called, if the file or list does not name exactly one client for every image that is not
+            public, or ``num_clients`` is another number.
     """
 
     clients: list[int] | list[list[int]] | str | Path
@@ -54,12 +55,12 @@ class Given(Partitioner):
         if len(missing):
             raise FedKDError(
                 f"{self._name} gives {len(missing):,} of {len(among):,} images to no client, the first at position "
-                f"{missing[0]}. Were they public? Then public_fraction must be what it was."
+                f"{missing[0]}. If they were public, set public_fraction to its earlier value."
             )
         return owners[among]
 
     def _read(self, size: int) -> tuple[np.ndarray, int]:
-        """Return the client of each image of the data set, -1 for none, int64 (N,); and how many clients there are."""
+        """Return the client of each image of the data set, -1 for none, int64 (N,), and the number of clients."""
         content: Any = self.clients
         if isinstance(content, str | Path):
             content = read_file(content)
@@ -80,7 +81,7 @@ class Given(Partitioner):
             positions = np.asarray(row if len(row) else np.empty(0, np.int64))
             if positions.ndim != 1 or positions.dtype.kind not in "iu":
                 raise FedKDError(
-                    f"{self._name} must hold a list of integers for each client, client {client} has none."
+                    f"{self._name} must hold a list of integers for each client, but client {client} has none."
                 )
             outside = positions[(positions < 0) | (positions >= size)]
             if len(outside):
@@ -92,7 +93,7 @@ class Given(Partitioner):
             if len(taken) or len(np.unique(positions)) < len(positions):
                 twice = taken[0] if len(taken) else np.sort(positions)[np.argmin(np.diff(np.sort(positions)))]
                 raise FedKDError(
-                    f"{self._name} gives the image at position {twice} away twice, also to client {client}."
+                    f"{self._name} assigns the image at position {twice} twice, the second time to client {client}."
                 )
         return owners
 
@@ -102,6 +103,6 @@ class Given(Partitioner):
 
 
 def _lists_of_run(record: Mapping[str, Any]) -> list[list[int]]:
-    """Return each client's indices out of a run's ``partition.json``, with those that it held out for validation."""
+    """Return each client's indices from a run's ``partition.json``, including those of its validation images."""
     held_out = record.get("val_indices") or [[]] * len(record["indices"])
     return [[*train, *val] for train, val in zip(record["indices"], held_out, strict=True)]

@@ -11,7 +11,7 @@ from fedkd.partition.partitioner import Partitioner
 
 @dataclass(frozen=True)
 class IID(Partitioner):
-    """Shuffles the images and deals them out in turn: sizes differ by at most one."""
+    """Shuffles the images and assigns them to the clients in turn. Sizes differ by at most one."""
 
     def assign(self, labels: np.ndarray, num_clients: int, rng: np.random.Generator) -> np.ndarray:
         """Return the client of each image (N,): see `Partitioner.assign`."""

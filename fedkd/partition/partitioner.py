@@ -1,4 +1,4 @@
-"""The base of all partitioners: `assign` names a client for each image, and the base makes the shards."""
+"""The base of all partitioners. A subclass's `assign` returns a client for each image; the base makes the shards."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from fedkd.core.errors import FedKDError
 class Partitioner(ABC):
     """Partitions the images of a data set over clients.
 
-    A new partitioner is a frozen dataclass with one method, `assign`. Shards are disjoint, cover every image and are
-    sorted whatever `assign` does, because it names exactly one client for each image.
+    A new partitioner is a frozen dataclass with one method, `assign`, which returns exactly one client for each image.
+    So shards are always disjoint and sorted, and cover every image.
     """
 
     def __call__(
@@ -30,17 +30,17 @@ class Partitioner(ABC):
 
         Args:
             labels: The class of every image, integers (N,).
-            num_clients: How many clients there are. It may exceed N: clients without images are legal.
-            rng: The only source of randomness; the same state gives the same shards.
-            among: Sorted positions of the images to partition, integers (M,), such as all that are not public; every
-                image if not given.
+            num_clients: The number of clients. It may exceed N: clients without images are allowed.
+            rng: The only source of randomness. The same state gives the same shards.
+            among: Sorted positions of the images to partition, integers (M,), such as all that are not public. None
+                means every image.
 
         Returns:
             One sorted int64 array for each client, empty for a client without images.
 
         Raises:
             FedKDError: If ``labels`` is not a non-empty 1-D array of integers, ``num_clients`` is not an integer of at
-                least 1, ``among`` is empty, or the partitioner cannot serve that many clients and classes.
+                least 1, ``among`` is empty, or the partitioner does not allow that many clients and classes.
         """
         labels = np.asarray(labels)
         if labels.ndim != 1 or labels.size == 0 or labels.dtype.kind not in "iu":
@@ -50,7 +50,7 @@ class Partitioner(ABC):
         check_count("num_clients", num_clients)
         among = np.arange(len(labels)) if among is None else np.asarray(among, dtype=np.int64)
         if not len(among):
-            raise FedKDError("There must be at least one image to deal out, got none.")
+            raise FedKDError("There must be at least one image to partition, got none.")
         clients = np.asarray(self.assign_among(labels, among, int(num_clients), rng))
         if clients.shape != among.shape or clients.dtype.kind not in "iu":
             raise FedKDError(
@@ -69,8 +69,8 @@ class Partitioner(ABC):
     ) -> np.ndarray:
         """Return the client of each image at ``among``, integers (M,).
 
-        To most partitioners the other images might as well not be there. One that reads a value for every image of the
-        data set from a file has to know which ones are left: it overrides this.
+        Most partitioners ignore the other images. A partitioner that reads a value for every image of the data set from
+        a file needs the positions, so it overrides this method.
         """
         return self.assign(labels[among], num_clients, rng)
 
@@ -80,8 +80,8 @@ class Partitioner(ABC):
 
         Args:
             labels: The class of every image, integers (N,), N > 0, checked.
-            num_clients: How many clients there are, at least 1, checked.
-            rng: Where all randomness comes from.
+            num_clients: The number of clients, at least 1, checked.
+            rng: The only source of randomness.
 
         Returns:
             Integers (N,).
@@ -99,8 +99,8 @@ def check_count(name: str, value: int) -> None:
 
 
 def positions_by_value(values: np.ndarray, num_values: int) -> list[np.ndarray]:
-    """Return, for each value in ``[0, num_values)``, the sorted int64 positions where it stands in ``values`` (N,)."""
-    # One stable sort serves all values at once: 10,000 clients cost no more passes over the data than ten.
+    """Return, for each value in ``[0, num_values)``, its sorted int64 positions in ``values`` (N,)."""
+    # One stable sort is enough for all values: 10,000 clients need no more passes over the data than ten.
     order = np.argsort(values, kind="stable").astype(np.int64, copy=False)  # (N,)
     ends = np.cumsum(np.bincount(values, minlength=num_values))  # (num_values,)
     return [part.copy() for part in np.split(order, ends[:-1])]

@@ -1,4 +1,4 @@
-"""Clients that differ in size and in nothing else, as in Li et al. 2022 (arXiv 2102.02079, section 4.3)."""
+"""Clients that differ only in size, as in Li et al. 2022 (arXiv 2102.02079, section 4.3)."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ class QuantitySkew(DrawnPartitioner):
     """Gives every client a uniform sample, of a size drawn from a symmetric Dirichlet distribution over the clients.
 
     Args:
-        alpha: The concentration. Towards 0 one client holds everything; towards infinity all sizes are equal.
-        min_examples: How many images every client must hold at least; sizes are drawn again until they do.
+        alpha: The concentration. Toward 0 one client holds all images; toward infinity all sizes are equal.
+        min_examples: The minimum number of images per client. Sizes are drawn again until every client has it.
 
     Raises:
-        FedKDError: If ``alpha`` is not between 1e-100 and 1e100 or ``min_examples`` is not an integer of at least 0;
-            when called, if no draw gives every client ``min_examples``.
+        FedKDError: If ``alpha`` is not between 1e-100 and 1e100 or ``min_examples`` is not an integer of at least 0.
+            When called, if no draw gives every client ``min_examples``.
     """
 
     def draw(self, labels: np.ndarray, num_clients: int, rng: np.random.Generator) -> np.ndarray:

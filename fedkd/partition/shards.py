@@ -1,6 +1,7 @@
-"""Sort and deal: McMahan et al. 2017, "Communication-Efficient Learning of Deep Networks from Decentralized Data".
+"""Shards of sorted data.
 
-arXiv 1602.05629, section 3: "we first sort the data by digit label, divide it into 200 shards of size 300, and assign
+McMahan et al. 2017, "Communication-Efficient Learning of Deep Networks from Decentralized Data", arXiv 1602.05629,
+section 3: "we first sort the data by digit label, divide it into 200 shards of size 300, and assign
 each of 100 clients 2 shards".
 """
 
@@ -15,16 +16,17 @@ from fedkd.partition.partitioner import Partitioner, check_count
 
 @dataclass(frozen=True)
 class Shards(Partitioner):
-    """Sorts the images by label, cuts them into equal shards and deals each client the same number of these.
+    """Sorts the images by label, cuts them into equal shards and assigns each client the same number of shards.
 
-    Sizes differ by at most ``shards_per_client``. A shard that lies across the border of two classes has both, so that
-    a client may see more classes than shards; two shards may also be of one class. The order of images within a class
-    is random, as it may stand for something else that would skew clients unnoticed.
+    Sizes differ by at most ``shards_per_client``. A shard across the border between two classes has images of both, so
+    a client may have more classes than shards. Two shards of a client may also have the same class. The order of images
+    within a class is random, because the order in the data set may depend on another property and would skew clients
+    by it.
 
     With more shards than images some shards are empty.
 
     Args:
-        shards_per_client: How many shards each client is dealt; 2 in the paper.
+        shards_per_client: How many shards each client gets; 2 in the paper.
 
     Raises:
         FedKDError: If ``shards_per_client`` is not an integer of at least 1.

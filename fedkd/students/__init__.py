@@ -1,4 +1,4 @@
-"""Lightweight models by name. Any other ``nn.Module`` from images in [0, 1] to logits can be a student too."""
+"""Lightweight models by name. Any other ``nn.Module`` that maps images in [0, 1] to logits can also be a student."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whether a module can be a student."""
+"""Check whether a module can be a student."""
 
 from __future__ import annotations
 
@@ -21,4 +21,4 @@ def check(student: nn.Module, num_classes: int, image_shape: tuple[int, int, int
     finally:
         student.train(was_training)
     if shape != (2, num_classes):
-        raise FedKDError(f"The student must give logits of shape (2, {num_classes}) for 2 images, it gave {shape}.")
+        raise FedKDError(f"The student must return logits of shape (2, {num_classes}) for 2 images, got {shape}.")

@@ -27,7 +27,7 @@ class CNN(nn.Module):
         norm: ``"none"``, as in the paper, or ``"batch"`` or ``"group"`` after each convolution.
 
     Raises:
-        FedKDError: If ``norm`` is unknown or the image too small.
+        FedKDError: If ``norm`` is unknown or the image is too small.
     """
 
     def __init__(self, num_classes: int, in_channels: int = 3, image_size: int = 32, norm: str = "none") -> None:

@@ -28,7 +28,7 @@ def feature_layer(student: nn.Module, num_classes: int, image_shape: tuple[int, 
 
     def watch(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
         def note(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            if inputs and inputs[0].ndim == 2:  # one vector an image
+            if inputs and inputs[0].ndim == 2:  # one vector per image
                 called.append(name)
 
         return note
@@ -49,19 +49,19 @@ def feature_layer(student: nn.Module, num_classes: int, image_shape: tuple[int, 
             hook.remove()
     if not called:
         raise FedKDError(
-            f"{type(student).__name__} has no features to distill: it has no nn.Linear from a vector an image to "
-            f"{num_classes} classes. Choose a loss on logits, such as KD, or a student that ends in such a layer."
+            f"{type(student).__name__} has no features to distill: it has no nn.Linear that maps one vector per image "
+            f"to {num_classes} classes. Choose a loss on logits, such as KD, or a student that ends in such a layer."
         )
     return called[-1]
 
 
 def features_and_logits(student: nn.Module, images: Tensor, layer: str) -> tuple[Tensor, Tensor]:
-    """Run a student once for both.
+    """Compute features and logits in one forward pass.
 
     Args:
         student: Images (B, C, H, W) in [0, 1] -> logits (B, K).
         images: (B, C, H, W).
-        layer: As `feature_layer` found it.
+        layer: The layer's name, from `feature_layer`.
 
     Returns:
         Features (B, D_student), with gradients, and logits (B, K).

@@ -16,8 +16,8 @@ NORMS = ("batch", "group")
 class Normalize(nn.Module):
     """Standardize images: (B, C, H, W) in [0, 1] -> (x - mean) / std.
 
-    The two numbers are constants, not buffers: they are the same on every client, so they never travel, and nothing of
-    any client's images is in them. Their defaults map [0, 1] onto [-2, 2]; the standard deviation of a channel of
+    The two numbers are constants, not buffers. They are the same on every client, so clients never send them, and they
+    do not depend on any client's images. The defaults map [0, 1] to [-2, 2]. The standard deviation of a channel of
     natural images is near 0.25.
 
     Args:
@@ -40,10 +40,10 @@ class Normalize(nn.Module):
 
 
 class BatchNorm2d(nn.BatchNorm2d):
-    """Batch normalization that also trains where a batch holds one value a channel.
+    """Batch normalization that also trains on a batch with one value per channel.
 
-    One image whose feature map has shrunk to 1x1 has no variance, and torch refuses it. Here that batch is normalized
-    by the running statistics, as in evaluation, and leaves them as they are. Every other batch is treated as by torch.
+    A batch of one image with a 1x1 feature map has no variance, and torch raises an error. Here the running statistics
+    normalize that batch, as in evaluation, and it does not change them. Every other batch is handled as in torch.
     """
 
     def forward(self, input: Tensor) -> Tensor:
@@ -55,10 +55,10 @@ class BatchNorm2d(nn.BatchNorm2d):
 
 
 class GroupNorm(nn.GroupNorm):
-    """Group normalization in float32 where autocast would have it in bfloat16, as autocast does on CUDA.
+    """Group normalization that runs in float32 under autocast on every device, as autocast runs it on CUDA.
 
-    On CPUs autocast leaves it to its input's precision, and torch's bfloat16 gradient of it is slow: a training step of
-    `resnet8` takes 1.4 times as long.
+    On CPUs autocast keeps the precision of the input, and torch's bfloat16 gradient of group normalization is slow: a
+    training step of `resnet8` takes 1.4 times as long.
     """
 
     def forward(self, input: Tensor) -> Tensor:
@@ -73,7 +73,7 @@ def check_norm(norm: str, allowed: Sequence[str] = NORMS) -> None:
     """Raise unless ``norm`` is allowed.
 
     Raises:
-        FedKDError: If it is not; the message has the nearest match.
+        FedKDError: If it is not. The error names the nearest match.
     """
     if norm not in allowed:
         raise unknown_name("norm", norm, allowed)
@@ -82,8 +82,8 @@ def check_norm(norm: str, allowed: Sequence[str] = NORMS) -> None:
 def make_norm(norm: str, channels: int, eps: float = 1e-5) -> nn.Module:
     """Return a normalization layer for feature maps (B, channels, H, W).
 
-    Group normalization (Wu and He, "Group Normalization", 2018, arXiv 1803.08494) sees one image at a time and holds no
-    buffers, so a client's skew does not reach the others through running statistics. It gets `num_groups` groups.
+    Group normalization (Wu and He, "Group Normalization", 2018, arXiv 1803.08494) uses one image at a time and has no
+    buffers, so a client's skew does not affect the others through running statistics. It has `num_groups` groups.
 
     Args:
         norm: ``"batch"`` or ``"group"``.
@@ -100,19 +100,19 @@ def make_norm(norm: str, channels: int, eps: float = 1e-5) -> nn.Module:
 
 
 def num_groups(channels: int) -> int:
-    """Return the largest divisor of ``channels`` up to 32 that leaves at least 8 channels a group, else 1.
+    """Return the largest divisor of ``channels`` up to 32 that leaves at least 8 channels per group, else 1.
 
-    Where a feature map is 1x1 a group holds one value a channel. A group of one would always come out as 0 and one of
-    two as +1 and -1, neither with a gradient to learn from.
+    In a 1x1 feature map a group has one value per channel. The output of a group with one channel would always be 0,
+    and that of a group with two channels +1 and -1. Neither has a gradient.
     """
     return max((g for g in range(1, 33) if channels % g == 0 and channels // g >= 8), default=1)
 
 
 def replace_batch_norms(module: nn.Module, norm: str) -> None:
-    """Put fresh layers of `make_norm` in place of every ``nn.BatchNorm2d`` below ``module``, which is changed.
+    """Replace every ``nn.BatchNorm2d`` below ``module`` with a new layer of `make_norm`, in place.
 
-    Only the old layers' eps is kept. Momentum goes to torch's 0.1: MobileNetV3's 0.01 suits a million ImageNet steps,
-    but after the few steps of a round the running statistics would still be near their start.
+    Only the eps of the old layers is kept. Momentum becomes torch's 0.1. MobileNetV3's 0.01 suits a million ImageNet
+    steps; after the few steps of a round the running statistics would still be near their initial values.
 
     Args:
         module: Any network, such as one of torchvision's.

@@ -1,4 +1,4 @@
-"""A student with a linear layer to the teacher's feature space, and perhaps the teacher's head behind it."""
+"""A student with a linear layer to the teacher's feature space, optionally followed by the teacher's head."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from fedkd.students.features import features_and_logits
 class ProjectedStudent(nn.Module):
     """A student and its projector, trained, averaged and saved as one.
 
-    Without a head it classifies as the student does by itself, and the projector serves the loss alone. With
-    `freeze_head` its logits are the frozen head's on the projected features. The head is the teacher's: it is in no
-    ``state_dict``, so no client sends it and no average changes it; the run directory keeps it beside the student.
+    Without a head its logits are those of the student, and only the loss uses the projector. After `freeze_head` its
+    logits are the output of the frozen head for the projected features. The head belongs to the teacher: it is not in
+    the ``state_dict``, so no client sends it and no average changes it. The run directory stores it with the student.
 
     Args:
         student: Images (B, C, H, W) in [0, 1] -> logits (B, K).
-        layer: Its last linear layer, as `fedkd.students.feature_layer` finds it.
+        layer: The name of its last linear layer, from `fedkd.students.feature_layer`.
         feature_dim: D, the size of the teacher's features.
     """
 
@@ -38,11 +38,11 @@ class ProjectedStudent(nn.Module):
 
     @property
     def has_head(self) -> bool:
-        """Whether a frozen head classifies."""
+        """Whether the logits come from a frozen head."""
         return self.head_weight is not None
 
     def freeze_head(self, weight: Tensor, bias: Tensor, unit: bool = False) -> None:
-        """Classify through a frozen head from now on.
+        """Compute logits with a frozen head from now on.
 
         Args:
             weight: (K, D).
@@ -66,13 +66,13 @@ class ProjectedStudent(nn.Module):
         return projected, logits
 
     def constants(self) -> dict[str, Tensor]:
-        """Return the frozen head, if there is one: what is kept with the student and never travels."""
+        """Return the frozen head, if there is one. It is saved with the student, and clients never send it."""
         if self.head_weight is None or self.head_bias is None:
             return {}
         return {"head_weight": self.head_weight.cpu(), "head_bias": self.head_bias.cpu()}
 
     def describe(self) -> dict[str, Any]:
-        """Return what is needed to wrap the student again, JSON-able: see `restore`."""
+        """Return the values that `restore` needs to wrap the student again, ready for JSON."""
         return {"layer": self.layer, "feature_dim": self.projector.out_features, "unit": self.unit}
 
     @classmethod
@@ -80,9 +80,9 @@ class ProjectedStudent(nn.Module):
         """Wrap a student as `describe` specifies.
 
         Args:
-            student: The student, or one that is wrapped already.
-            description: What `describe` returned.
-            tensors: All that was saved; `constants` are taken out of it.
+            student: The student, or a `ProjectedStudent`.
+            description: The result of `describe`.
+            tensors: All saved tensors. Those of `constants` are removed from it.
         """
         if not isinstance(student, cls):
             student = cls(student, description["layer"], description["feature_dim"])

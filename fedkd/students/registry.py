@@ -18,15 +18,15 @@ students: Registry[Callable[..., nn.Module]] = Registry("student")
 def register(name: str) -> Callable[[Callable[..., nn.Module]], Callable[..., nn.Module]]:
     """Return a decorator that adds a student under ``name``.
 
-    What it decorates is a class or function that returns a module from images (B, C, H, W) in [0, 1] to logits (B, K).
-    It takes ``num_classes`` and may take ``in_channels``, ``image_size``, ``norm`` and options of its own::
+    It decorates a class or function that returns a module from images (B, C, H, W) in [0, 1] to logits (B, K). The
+    class or function takes ``num_classes`` and may take ``in_channels``, ``image_size``, ``norm`` and its own options::
 
         @fedkd.students.register("linear")
         def linear(num_classes: int, in_channels: int = 3, image_size: int = 32) -> nn.Module:
             return nn.Sequential(nn.Flatten(), nn.Linear(in_channels * image_size**2, num_classes))
 
     Args:
-        name: The name that `create` will know.
+        name: The name for `create`.
 
     Raises:
         FedKDError: If the name is already used.
@@ -42,15 +42,15 @@ def create(
     norm: str | None = None,
     **options: Any,
 ) -> nn.Module:
-    """Create a student by name, with fresh weights that depend on torch's global seed alone.
+    """Create a student by name, with new weights that depend only on torch's global seed.
 
     Args:
         name: One of `students`, such as ``"resnet20"``.
         num_classes: K, the number of classes.
         in_channels: C, the channels of an image: 1 for gray, 3 for color.
         image_size: H and W in pixels, 8 or more.
-        norm: ``"batch"`` or ``"group"``; None takes the student's own default.
-        options: What this one student takes besides, such as ``width`` of a CIFAR ResNet.
+        norm: ``"batch"`` or ``"group"``. None is the student's own default.
+        options: Further options of this student, such as ``width`` of a CIFAR ResNet.
 
     Returns:
         A module from images (B, C, H, W), float in [0, 1], to logits (B, K).
@@ -71,5 +71,5 @@ def create(
     for option in requests:
         if option not in parameters:
             raise unknown_name(f"option of student {name!r}", option, set(parameters) - set(facts))
-    # A fully convolutional student has no use for the image's size, and need not take it.
+    # A fully convolutional student does not need the image size, so it need not accept it.
     return build(**{key: value for key, value in facts.items() if key in parameters}, **requests)

@@ -18,11 +18,12 @@ from fedkd.students.registry import students
 class Block(nn.Module):
     """Two 3x3 convolutions and a shortcut without parameters (the paper's option A).
 
-    Where the block halves the image and widens, the shortcut takes every second pixel and pads with channels of zeros.
+    If the block halves the image and adds channels, the shortcut takes every second pixel and pads the new channels
+    with zeros.
 
     Args:
-        in_channels: Channels that come in.
-        channels: Channels that go out, no fewer.
+        in_channels: Channels of the input.
+        channels: Channels of the output, at least ``in_channels``.
         stride: 1, or 2 to halve the image.
         norm: ``"batch"`` or ``"group"``.
     """
@@ -54,7 +55,7 @@ class CifarResNet(nn.Module):
         num_classes: K, the number of classes.
         in_channels: C, the channels of an image.
         norm: ``"batch"``, as in the paper, or ``"group"``.
-        depth: Layers with weights: 6n + 2 for n blocks a stage.
+        depth: Layers with weights: 6n + 2 for n blocks per stage.
         width: Multiplies the channels of the three stages, 16, 32 and 64.
 
     Raises:

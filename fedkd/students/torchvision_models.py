@@ -1,11 +1,11 @@
-"""torchvision's light networks, without weights, with a stem for small images.
+"""torchvision's lightweight networks, without pretrained weights, with a stem for small images.
 
 ResNet-18 (He et al., 2015, arXiv 1512.03385), MobileNetV2 (Sandler et al., 2018, arXiv 1801.04381), MobileNetV3 (Howard
 et al., 2019, arXiv 1905.02244), ShuffleNetV2 (Ma et al., 2018, arXiv 1807.11164).
 
-Made for 224 pixels, they shrink an image 32-fold. Below 64 pixels the first convolution becomes 3x3 with stride 1 and a
-max-pooling after it goes, so that ResNet-18 and ShuffleNetV2 shrink 8-fold and the MobileNets 16-fold. From 64 pixels
-they are torchvision's own.
+These networks are designed for 224 pixels and reduce the image size 32-fold. Below 64 pixels the first convolution
+becomes 3x3 with stride 1, and the max-pooling after it is removed if there is one. ResNet-18 and ShuffleNetV2 then
+reduce the size 8-fold and the MobileNets 16-fold. From 64 pixels on the networks are those of torchvision.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from fedkd.students.layers import Normalize, check_norm, replace_batch_norms
 from fedkd.students.registry import students
 
 SMALL = 64
-"""Images below so many pixels get the small stem."""
+"""The small stem is for images below this number of pixels."""
 
 
 @students.register("resnet18")
@@ -58,7 +58,7 @@ def _shufflenet(name: str, num_classes: int, in_channels: int, image_size: int, 
 
 @students.register("shufflenet_v2_x0_5")
 def shufflenet_v2_x0_5(num_classes: int, in_channels: int = 3, image_size: int = 32, norm: str = "batch") -> nn.Module:
-    """Return torchvision's ShuffleNetV2 of half the width; arguments and result as for `resnet18`."""
+    """Return torchvision's ShuffleNetV2 with half the width; arguments and result as for `resnet18`."""
     return _shufflenet("shufflenet_v2_x0_5", num_classes, in_channels, image_size, norm)
 
 
@@ -114,7 +114,7 @@ def mobilenet_v3_large(
 
 
 def _stem(conv: nn.Conv2d, in_channels: int, image_size: int) -> nn.Conv2d:
-    """Return a fresh first convolution for ``in_channels``: 3x3 with stride 1 on small images, else like ``conv``."""
+    """Return a new first convolution for ``in_channels``: 3x3 with stride 1 for small images, else like ``conv``."""
     kernel_size, stride = (3, 1) if image_size < SMALL else (conv.kernel_size[0], conv.stride[0])
     stem = nn.Conv2d(in_channels, conv.out_channels, kernel_size, stride, padding=kernel_size // 2, bias=False)
     nn.init.kaiming_normal_(stem.weight, mode="fan_out", nonlinearity="relu")

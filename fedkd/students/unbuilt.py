@@ -1,4 +1,4 @@
-"""`UnbuiltStudent`: a student by name, before the data is known."""
+"""`UnbuiltStudent`: a student that is specified by name, before the data is known."""
 
 from __future__ import annotations
 
@@ -11,19 +11,21 @@ from fedkd.students.registry import create, students
 
 
 class UnbuiltStudent(nn.Module):
-    """A student by name before its number of classes and image shape are known. It has no parameters.
+    """A student that is specified by name, before its number of classes and image shape are known.
+
+    It has no parameters.
 
     Args:
         name: One of `fedkd.students.students`.
         options: The student's own options, such as ``{"norm": "group"}``.
 
     Raises:
-        FedKDError: If the name is unknown, or an option is one that the data decides.
+        FedKDError: If the name is unknown, or the data determines one of the options.
     """
 
     def __init__(self, name: str, options: dict[str, Any] | None = None) -> None:
         super().__init__()
-        students[name]  # an unknown name raises now, not after the data was read
+        students[name]  # an unknown name raises here, before the data is read
         if taken := {"num_classes", "in_channels", "image_size"} & set(options or {}):
             raise FedKDError(f"student_options: {', '.join(sorted(taken))} come from the data; leave them out.")
         self.name, self.options = name, dict(options or {})
@@ -40,11 +42,11 @@ class UnbuiltStudent(nn.Module):
         }
 
     def build(self, num_classes: int, image_shape: tuple[int, int, int]) -> nn.Module:
-        """Return the student, with fresh weights that depend on torch's global seed alone."""
+        """Return the student, with new weights that depend only on torch's global seed."""
         return create(**self.spec(num_classes, image_shape))
 
     def forward(self, images: Tensor) -> NoReturn:
-        """Raise: there is nothing to run yet."""
+        """Raise an error, because the student is not built yet."""
         raise FedKDError(
             f"The student {self.name!r} is not built yet: call module.build(classes, image_shape) first, or pass a "
             "FederatedDataModule."

@@ -1,1 +1,1 @@
-"""Many runs: a grid of partitions, methods and seeds, run, resumed, and put into a table and a plot."""
+"""Many runs: run and resume a grid of partitions, methods and seeds, and summarize it in tables and a plot."""

@@ -1,4 +1,4 @@
-"""Run what is missing of a grid, then write its results."""
+"""Run the missing runs of a grid, then write its results."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ def compare(
     further: Sequence[str] = (),
     log: Callable[[str], None] = print,
 ) -> int:
-    """Run what is missing of a grid, and write ``results.csv``, ``table.md`` and ``curves.png`` of all that is there.
+    """Run the missing runs of a grid. Write ``results.csv``, ``table.md`` and ``curves.png`` of all finished runs.
 
-    Runs are kept in ``OUT/PARTITION/METHOD/seed-N``. Called again, it leaves what is finished, goes on with what was
-    interrupted, and runs what is new in the grid. When it is interrupted, it ends the running processes and writes the
-    results of what is finished.
+    Runs are saved in ``OUT/PARTITION/METHOD/seed-N``. If it is called again, it skips finished runs, resumes
+    interrupted runs, and starts runs that are new in the grid. If it is interrupted, it ends the running processes and
+    writes the results of the finished runs.
 
     Args:
-        grid: The grid's YAML; see `fedkd.study.grid.read_grid`.
+        grid: The grid's YAML file; see `fedkd.study.grid.read_grid`.
         out: The folder of all runs and of the results.
         jobs: Runs at a time, >= 1.
-        only: A regular expression. Only runs with a match in "PARTITION, METHOD" start; the results are of all runs.
+        only: A regular expression. Only runs with a match in "PARTITION, METHOD" start. The results include all runs.
         names: Values of the grid's names, as ``NAME=VALUE``.
         further: Options for every run, such as ``["--data.dataset", "ImageFolder"]``.
         log: Called with the number of runs, then with one line for each run that ends.
@@ -44,7 +44,7 @@ def compare(
         The number of runs that failed.
 
     Raises:
-        FedKDError: If the grid or an argument is wrong; then nothing is run.
+        FedKDError: If the grid or an argument is wrong. Then no run starts.
     """
     check_range("--jobs", jobs, low=1, whole=True)
     try:

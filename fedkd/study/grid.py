@@ -15,7 +15,7 @@ import yaml
 from fedkd.core.errors import FedKDError, MissingResourceError, unknown_name
 
 REFERENCES = "any partition"
-"""Where methods stand that no partition changes."""
+"""The partition name of methods that do not depend on the partition."""
 
 SECTIONS = ("base", "names", "config", "arguments", "seeds", "partitions", "methods", "references")
 NEEDED = ("config", "seeds", "partitions", "methods")
@@ -23,7 +23,7 @@ NEEDED = ("config", "seeds", "partitions", "methods")
 
 @dataclass(frozen=True)
 class Run:
-    """One method on one partition with one seed, and where it is kept.
+    """One method on one partition with one seed, and its run directory.
 
     Args:
         partition: The partition's name in the grid.
@@ -46,27 +46,27 @@ class Run:
 
     @property
     def is_done(self) -> bool:
-        """Whether all its rounds are on disk."""
+        """Whether all rounds of the run are on disk."""
         return (self.folder / "summary.json").is_file()
 
     @property
     def is_begun(self) -> bool:
-        """Whether some of its rounds are on disk."""
+        """Whether some rounds of the run are on disk."""
         return (self.folder / "metrics.csv").is_file()
 
 
 def read_grid(path: Path, given: Sequence[str] = ()) -> dict[str, Any]:
-    """Read a grid from YAML, check it and replace its names by their values.
+    """Read a grid from YAML, check it, and replace its names by their values.
 
     Sections:
 
     - ``config``: a configuration of ``fedkd fit``, relative to the grid's folder;
     - ``arguments``: options for every run, as ``{data.batch_size: 32}``;
     - ``seeds``: a list of integers >= 0;
-    - ``partitions`` and ``methods``: options by name, ``{NAME: {OPTION: VALUE}}``; every pair of them is a run;
-    - ``references``: methods that no partition changes, such as one client that has all the images. Each runs once a
-      seed, and the tables repeat it for every partition;
-    - ``names``: values for ``${NAME}``, which may stand anywhere in the grid;
+    - ``partitions`` and ``methods``: options by name, ``{NAME: {OPTION: VALUE}}``; every pair is one run per seed;
+    - ``references``: methods that do not depend on the partition, such as one client with all images. Each runs once
+      per seed, and the tables repeat it for every partition;
+    - ``names``: values for ``${NAME}``, which may occur anywhere in the grid;
     - ``base``: another grid in the same folder. The sections of this grid replace those of the base; ``arguments`` are
       merged, option by option.
 
@@ -75,7 +75,7 @@ def read_grid(path: Path, given: Sequence[str] = ()) -> dict[str, Any]:
         given: Values of names, as ``NAME=VALUE``; they replace those in ``names``.
 
     Returns:
-        The sections. ``arguments``, ``partitions``, ``methods`` and ``references`` are always there, and every set of
+        The sections. ``arguments``, ``partitions``, ``methods`` and ``references`` always exist, and every set of
         options is a dictionary.
 
     Raises:
@@ -97,15 +97,15 @@ def read_grid(path: Path, given: Sequence[str] = ()) -> dict[str, Any]:
     _check_folders(path, "method", [*grid["methods"], *grid["references"]])
     config = path.parent / str(grid["config"])
     if not config.is_file():
-        raise MissingResourceError(f"The grid {str(path)!r} needs the configuration {str(config)!r}, which is absent.")
+        raise MissingResourceError(f"The grid {str(path)!r} needs the configuration {str(config)!r}: no such file.")
     return grid
 
 
 def runs_of(grid: Mapping[str, Any], beside: Path, out: Path, further: Sequence[str] = ()) -> Iterator[Run]:
-    """Yield all runs of a grid, those of one seed before those of the next.
+    """Yield all runs of a grid: all runs of one seed, then those of the next.
 
     Args:
-        grid: As `read_grid` returns it.
+        grid: The sections from `read_grid`.
         beside: The folder that ``config`` is relative to.
         out: The folder of all runs.
         further: Options for every run, such as ``["--data.dataset", "ImageFolder"]``.
@@ -132,9 +132,9 @@ def slug(name: str) -> str:
 
 
 def _load(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
-    """Read a grid and what it starts from; ``above`` are the grids that start from this one."""
+    """Read a grid and its bases; ``above`` are the grids that this grid is a base of."""
     if path.resolve() in above:
-        raise FedKDError(f"The grid {str(path)!r} starts from itself, by way of its base.")
+        raise FedKDError(f"The grid {str(path)!r} is its own base, directly or through another grid.")
     if not path.is_file():
         raise MissingResourceError(f"There is no grid at {str(path)!r}.")
     try:
@@ -166,7 +166,7 @@ def _chosen(path: Path, names: Mapping[str, Any], given: Sequence[str]) -> dict[
 
 
 def _mapping(path: Path, section: str, value: Any) -> dict[str, Any]:
-    """Return a section's mapping with strings as keys; an empty one for an empty section."""
+    """Return a section's mapping with strings as keys. An empty section gives an empty mapping."""
     if value is not None and not isinstance(value, dict):
         raise FedKDError(f"The grid {str(path)!r}: {section} must be a mapping, got {value!r}.")
     return {str(key): item for key, item in (value or {}).items()}
@@ -179,7 +179,7 @@ def _check_seeds(path: Path, seeds: Any) -> None:
 
 
 def _check_folders(path: Path, kind: str, names: Sequence[str]) -> None:
-    """Raise unless every name has a folder of its own: two runs in one folder would resume each other."""
+    """Raise unless every name has its own folder: two runs in one folder would resume each other."""
     owners: dict[str, str] = {}
     for name in names:
         folder = slug(name)
@@ -192,7 +192,7 @@ def _check_folders(path: Path, kind: str, names: Sequence[str]) -> None:
 
 
 def _put_in(value: Any, names: Mapping[str, Any], path: Path) -> Any:
-    """Replace ``${NAME}`` at any depth; a value that is nothing else takes the name's own type."""
+    """Replace ``${NAME}`` at any depth. A value that consists only of ``${NAME}`` gets the type of the name's value."""
     if isinstance(value, dict):
         return {key: _put_in(item, names, path) for key, item in value.items()}
     if isinstance(value, list):

@@ -12,7 +12,7 @@ from fedkd.study.results import curve_of, partitions_of
 
 
 def plot_curves(runs: Sequence[Run], path: Path) -> None:
-    """Draw the mean balanced accuracy by round as a PNG: a panel for each partition, a line for each method."""
+    """Draw the mean balanced accuracy by round as a PNG, with a panel for each partition and a line for each method."""
     from matplotlib import colormaps
     from matplotlib.figure import Figure
 

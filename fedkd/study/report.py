@@ -11,7 +11,7 @@ from fedkd.study.results import Row, partitions_of, seeds_of
 
 
 def write_tables(rows: Sequence[Row], path: Path) -> None:
-    """Write Markdown in the order of the grid: a table of all partitions, then all that was measured at each."""
+    """Write Markdown in the order of the grid: a table of all partitions, then a table of all measures for each."""
     partitions = partitions_of(row["partition"] for row in rows)
     methods = list(dict.fromkeys(row["method"] for row in rows))
     lines = [f"| last round | {' | '.join(partitions)} |", "|---" * (len(partitions) + 1) + "|"]
@@ -31,7 +31,7 @@ def write_tables(rows: Sequence[Row], path: Path) -> None:
 
 
 def percent(values: Sequence[float]) -> str:
-    """Write a mean in percent, with the standard deviation over several seeds; nothing without values."""
+    """Return the mean in percent, with the standard deviation if there are several values; "" without values."""
     if not values:
         return ""
     text = f"{100 * statistics.mean(values):.1f}"

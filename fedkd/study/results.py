@@ -16,7 +16,7 @@ Row = dict[str, Any]
 
 
 def row_of(run: Run) -> Row:
-    """Read a finished run's results; accuracies are fractions."""
+    """Read a finished run's results. Accuracies are in [0, 1]."""
     summary = json.loads((run.folder / "summary.json").read_text())
     per_class, teacher = summary["per_class_accuracy"], summary["teacher"] or {}
     return {
@@ -40,7 +40,7 @@ def curve_of(run: Run) -> list[float]:
 
 
 def write_csv(rows: Sequence[Row], path: Path) -> None:
-    """Write a row a run; ``rows`` must not be empty."""
+    """Write one row per run; ``rows`` must not be empty."""
     text = io.StringIO()
     writer = csv.DictWriter(text, rows[0].keys(), lineterminator="\n")
     writer.writeheader()
@@ -49,10 +49,10 @@ def write_csv(rows: Sequence[Row], path: Path) -> None:
 
 
 def partitions_of(names: Iterable[str]) -> list[str]:
-    """Return the partitions in their order; that of the references only if there is no other."""
+    """Return the partitions in their order. That of the references is included only if there is no other."""
     return [name for name in dict.fromkeys(names) if name != REFERENCES] or [REFERENCES]
 
 
 def seeds_of(rows: Sequence[Row], partition: str, method: str) -> list[Row]:
-    """Return a method's rows at a partition; a reference's rows stand for every partition."""
+    """Return a method's rows for a partition. The rows of a reference count for every partition."""
     return [row for row in rows if row["method"] == method and row["partition"] in (partition, REFERENCES)]

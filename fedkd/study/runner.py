@@ -1,4 +1,4 @@
-"""Run what is missing of a grid, several runs at a time, each in a process of its own."""
+"""Run the missing runs of a grid, several at a time, each in its own process."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Runner:
 
     Args:
         jobs: Runs at a time, >= 1.
-        command: The command that runs one; the options of the run follow it.
+        command: The command for one run. The options of the run are appended.
     """
 
     def __init__(self, jobs: int = 1, command: Sequence[str] = FIT) -> None:
@@ -32,13 +32,13 @@ class Runner:
         self._stopped = False
 
     def __call__(self, runs: Sequence[Run]) -> Generator[tuple[Run, str | None], None, None]:
-        """Run all. A run that was interrupted goes on from its last round.
+        """Run all. An interrupted run resumes from its last round.
 
-        An exception, Ctrl-C included, and closing the generator end the running processes and wait for them. Each of
+        An exception, including Ctrl-C, or closing the generator ends the running processes and waits for them. Each of
         them keeps its finished rounds.
 
         Yields:
-            Each run as it ends, with one line that gives its error and its log if it failed, else None.
+            Each run when it ends, with one line that names its error and its log file if it failed, else None.
         """
         with ThreadPoolExecutor(self.jobs) as pool:
             futures = {pool.submit(self._run, run): run for run in runs}
@@ -56,7 +56,7 @@ class Runner:
         resume = ["--ckpt_path", "last"] if run.is_begun else []
         command = [*self.command, *run.arguments, "--run_dir", str(run.folder), *resume]
         with log.open("ab") as output:
-            start = output.tell()  # the log of an earlier start stands before
+            start = output.tell()  # the log of an earlier start comes before this position
             with self._lock:
                 if self._stopped:
                     return "not started"
@@ -77,13 +77,14 @@ class Runner:
 
 
 def error_line(output: str, status: int) -> str:
-    """Return the one line of a failed command's output that gives the error.
+    """Return the one line of a failed command's output with the error.
 
-    That is the line that ``fedkd`` reports a mistake with, else the last line of a traceback, else the last line. If a
-    signal ended the process, as SIGKILL does when memory runs out, the output has no error and the signal is named.
+    This is the line with which ``fedkd`` reports an error, else the error of the last traceback, else the last line.
+    If a signal ended the process, such as SIGKILL when memory runs out, the output has no error, and the line names the
+    signal.
 
     Args:
-        output: What the command wrote.
+        output: The output of the command.
         status: Its exit status, not 0; ``-n`` if signal n ended it.
     """
     if status < 0:
@@ -93,7 +94,7 @@ def error_line(output: str, status: int) -> str:
         return errors[-1].removeprefix(ERROR)
     if TRACEBACK in lines:
         last = len(lines) - lines[::-1].index(TRACEBACK)
-        # warnings of libraries that shut down may follow; the error is the first line that is not indented
+        # Libraries may print warnings at shutdown. The error is the first line that is not indented.
         for line in lines[last:]:
             if not line.startswith(" "):
                 return line

@@ -1,4 +1,4 @@
-"""Frozen foundation models that teach: any HuggingFace image checkpoint, or your own subclass of `Teacher`."""
+"""Frozen foundation models as teachers: any HuggingFace image checkpoint, or your own subclass of `Teacher`."""
 
 from fedkd.teachers.adapter import LoRA
 from fedkd.teachers.catalogue import create

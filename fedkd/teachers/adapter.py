@@ -18,18 +18,18 @@ from fedkd.core.tensors import Tensors
 
 @dataclass(frozen=True)
 class LoRA:
-    """How a backbone is adapted.
+    """The settings of the adaptation of a backbone.
 
     Args:
         rank: r; >= 1.
         alpha: The update is B A times alpha / r; > 0.
-        rounds: Rounds of averaging; >= 1. Every client with images takes part in each.
+        rounds: Rounds of averaging; >= 1. Every client with images takes part in each round.
         local_epochs: Passes of a client over its images in a round; >= 1.
-        lr: Of each client's Adam; > 0.
+        lr: The learning rate of each client's Adam; > 0.
         batch_size: Images in a step; >= 1.
-        layers: "all-linear", or suffixes of the names of layers to adapt, such as ["q_proj", "v_proj"]; convolutions
-            can be named too.
-        seed: Decides A, and the order of images.
+        layers: "all-linear", or suffixes of the names of layers to adapt, such as ["q_proj", "v_proj"]. These layers
+            may also be convolutions.
+        seed: Determines A and the order of images.
     """
 
     rank: int = 8
@@ -49,10 +49,10 @@ class LoRA:
 
 
 class Adapter:
-    """A model with adapters A and B of peft, of which B is trained.
+    """A model with peft's adapters A and B. Only B is trained.
 
     Args:
-        peft_model: The model that peft returned.
+        peft_model: The model from peft.
     """
 
     def __init__(self, peft_model: Any) -> None:
@@ -77,10 +77,10 @@ class Adapter:
 
 
 def inject(model: Any, lora: LoRA) -> Adapter:
-    """Put A, drawn from the seed, and B, which is 0, into a model.
+    """Add adapters to a model: A is drawn from the seed, and B is 0.
 
     Raises:
-        FedKDError: If the model has no such layers.
+        FedKDError: If the model does not have the layers of ``lora.layers``.
     """
     peft = import_peft()
     config = peft.LoraConfig(r=lora.rank, lora_alpha=lora.alpha, target_modules=lora.layers)
@@ -104,7 +104,7 @@ def adaptable(model: nn.Module) -> list[str]:
 
 
 def import_peft() -> Any:
-    """Return the library; raise with how to install it if it is missing."""
+    """Return the peft library. If it is missing, raise an error with the command that installs it."""
     try:
         import peft
     except ImportError:

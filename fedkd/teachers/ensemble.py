@@ -1,4 +1,4 @@
-"""Several teachers as one: their predictions are averaged, with weights given or fitted to public images."""
+"""Several teachers as one: their predictions are averaged, with given weights or weights fitted to public images."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ from fedkd.teachers.teacher import Teacher
 
 
 class EnsembleTeacher(Teacher):
-    """Several teachers as one; any of them may be zero-shot or have a head to be fitted.
+    """Several teachers as one. Each may be zero-shot or have a head that is fitted.
 
-    Its features are the members' features, concatenated; its head averages their predictions: see `EnsembleHead`.
+    Its features are the members' features, concatenated. Its head averages their predictions: see `EnsembleHead`.
 
     Args:
         teachers: The members: teachers, or arguments of `fedkd.teachers.create`.
-        weights: One number >= 0 a member, of which only the ratios count; "fitted" to the public images by
-            cross-entropy, which needs ``public_fraction`` above 0; or None for equal ones.
+        weights: One number >= 0 per member, of which only the ratios matter; or "fitted", which fits the weights to the
+            public images by cross-entropy and needs ``public_fraction`` above 0; or None for equal weights.
 
     Raises:
-        FedKDError: If there is no member, or the weights do not fit.
+        FedKDError: If there is no member, or the weights are not one of these.
     """
 
     not_in_features = Teacher.not_in_features | {"weights", "widths"}
@@ -38,7 +38,7 @@ class EnsembleTeacher(Teacher):
     def __init__(self, teachers: list[Teacher | str], weights: list[float] | Literal["fitted"] | None = None) -> None:
         super().__init__()
         if not teachers:
-            raise FedKDError("teachers is empty: an ensemble needs at least one.")
+            raise FedKDError("teachers is empty: an ensemble needs at least one teacher.")
         self.weights = weights
         self.initial_weights = _checked(weights, len(teachers))
         self.members = nn.ModuleList(create(each) if isinstance(each, str) else each for each in teachers)
@@ -50,11 +50,11 @@ class EnsembleTeacher(Teacher):
         return list(self.members)  # type: ignore[arg-type]
 
     def features(self, images: Tensor) -> Tensor:
-        """Images (B, C, H, W) in [0, 1] -> the members' features, side by side (B, D_1 + ... + D_M) float32."""
+        """Images (B, C, H, W) in [0, 1] -> the members' features, concatenated (B, D_1 + ... + D_M) float32."""
         return torch.cat([_outputs(member, images) for member in self.teachers], dim=1)
 
     def prepare(self, classes: Sequence[str]) -> None:
-        """Prepare the members; if all have a head of their own, make the ensemble's."""
+        """Prepare the members. If each has its own head, build the ensemble's head."""
         super().prepare(classes)
         black = torch.zeros(1, 3, 32, 32, device=self.device)
         with torch.no_grad():
@@ -69,14 +69,14 @@ class EnsembleTeacher(Teacher):
             self.head = EnsembleHead([head for head in heads if head is not None], self.widths, weights)
 
     def fit_weights(self, outputs: Tensor, targets: Tensor) -> None:
-        """Fit the weights to public images, if they are to be "fitted"; called once the head is there.
+        """Fit the weights to public images, if ``weights`` is "fitted". Called after the head is fitted.
 
         Args:
             outputs: Features (P, D_1 + ... + D_M) of the public images.
             targets: (P,) labels.
 
         Raises:
-            FedKDError: If the weights are to be fitted and P is 0.
+            FedKDError: If ``weights`` is "fitted" and P is 0.
         """
         if self.weights != "fitted":
             return
@@ -94,7 +94,7 @@ class EnsembleTeacher(Teacher):
                 adapt(data, connect)
 
     def fingerprint(self) -> str:
-        """Return a hash of all that the members' features depend on."""
+        """Return a hash of everything that the members' features depend on."""
         each = [fingerprint(m) if m.overrides_forward else m.fingerprint() for m in self.teachers]
         return hashlib.sha256(" ".join(["ensemble", *each]).encode()).hexdigest()
 
@@ -104,18 +104,18 @@ class EnsembleTeacher(Teacher):
 
 
 def _outputs(member: Teacher, images: Tensor) -> Tensor:
-    """Return a member's features, or its logits if it makes those in its own way."""
+    """Return a member's features, or its logits if it overrides ``forward``."""
     return (member(images) if member.overrides_forward else member.features(images)).float()
 
 
 def _checked(weights: Any, count: int) -> Tensor:
-    """Return the weights to start with, (M,) summing to one."""
+    """Return the initial weights, (M,), which sum to one."""
     if weights is None or weights == "fitted":
         return torch.full((count,), 1 / count)
     if isinstance(weights, str):
         raise FedKDError(f"weights must be a list of numbers, 'fitted' or null, got {weights!r}.")
     if len(weights) != count:
-        raise FedKDError(f"weights must be one number a teacher, {count}, got {len(weights)}: {list(weights)}.")
+        raise FedKDError(f"weights must be one number per teacher, {count}, got {len(weights)}: {list(weights)}.")
     if not all(math.isfinite(w) and w >= 0 for w in weights) or sum(weights) == 0:
         raise FedKDError(f"weights must be >= 0 and not all 0, got {list(weights)}.")
     return torch.tensor(weights) / sum(weights)

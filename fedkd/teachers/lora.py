@@ -2,8 +2,8 @@
 
 Hu et al. 2021, "LoRA" (arXiv 2106.09685): a linear layer's weight W becomes W + (alpha / r) B A, and only A (r, in) and
 B (out, r) are trained. Sun et al. 2024, "Improving LoRA in Privacy-preserving Federated Learning" (FFA-LoRA, arXiv
-2403.12313): the mean of clients' products B A is not the product of their means. It is if A is drawn once and fixed,
-and then only B travels.
+2403.12313): the mean of the clients' products B A is not the product of their means. The two are equal if A is drawn
+once and fixed. Then clients send only B.
 """
 
 from __future__ import annotations
@@ -45,22 +45,23 @@ from fedkd.teachers.huggingface.feature import FeatureTeacher
 class LoRATeacher(FeatureTeacher):
     """A `FeatureTeacher` whose backbone is adapted to the clients' images in a few federated rounds, then frozen.
 
-    In each round ``head`` fits the head to the current features, which for closed-form heads does not depend on the
+    In each round ``head`` fits the head to the current features. For closed-form heads this fit does not depend on the
     partition. Each client then trains B by cross-entropy through that head, which is frozen, so no client can shift it
-    to its own classes. The server averages, weighted by images. Finally B A is added to the weights, so the cache sees
-    a new backbone. The result is kept on disk and not computed twice. Needs ``pip install fedkd[lora]``.
+    to its own classes. The server averages B, weighted by images. Finally B A is added to the weights, so the cache
+    treats the result as a new backbone. The result is stored on disk and not computed twice. Needs
+    ``pip install fedkd[lora]``.
 
     Args:
-        checkpoint: See `FeatureTeacher`, also for what follows.
-        head: How the head is fitted, in each round and at the end.
-        pooling: What the features are.
+        checkpoint: See `FeatureTeacher`, also for the next arguments.
+        head: The method that fits the head, in each round and at the end.
+        pooling: The features, as for `FeatureTeacher`.
         image_size: Side of the square input in pixels.
-        dtype: Precision of the frozen weights; adapters are float32.
+        dtype: Precision of the frozen weights. Adapters are float32.
         revision: Branch, tag or commit on the hub.
-        lora: How it is adapted.
+        lora: The settings of the adaptation.
 
     Raises:
-        FedKDError: If the head is private: the adapters that clients send are not.
+        FedKDError: If the head is private, because the adapters that clients send are not.
     """
 
     not_in_features = FeatureTeacher.not_in_features | {"lora", "adapted", "arguments"}
@@ -76,7 +77,7 @@ class LoRATeacher(FeatureTeacher):
         lora: LoRA = LoRA(),  # noqa: B008 (frozen)
     ) -> None:
         if getattr(head, "privacy", None) is not None:
-            raise FedKDError("A private head with LoRA protects nothing: adapters are sent without noise. Drop one.")
+            raise FedKDError("A private head with LoRA protects nothing: adapters are sent without noise. Remove one.")
         import_peft()
         super().__init__(checkpoint, head, pooling, image_size, dtype, revision)
         self.lora = lora
@@ -88,18 +89,18 @@ class LoRATeacher(FeatureTeacher):
             "revision": revision,
             "lora": asdict(lora),
         }
-        self.adapted: tuple[str, str] | None = None  # to what, and the identity before
+        self.adapted: tuple[str, str] | None = None  # a hash of the clients and settings, and the identity before
 
     def adapt(self, data: FederatedDataModule, connect: Connect) -> None:
         """Adapt the backbone, on the teacher's device. A second call with the same clients changes nothing.
 
         Args:
-            data: Set up.
-            connect: Gives an exchange with the clients of a site factory. It is not used if the adaptation is kept on
-                disk.
+            data: The federation's data, already set up.
+            connect: Gives an exchange with the clients of a site factory. It is not used if the adaptation is already
+                on disk.
 
         Raises:
-            FedKDError: If it was adapted to other images, no client has an image, or no layer can be adapted.
+            FedKDError: If the teacher is adapted to other images, no client has an image, or no layer can be adapted.
         """
         key = hashlib.sha256(repr((self.lora, self.head_method, data.train.fingerprint)).encode())
         for shard in data.shards:
@@ -137,7 +138,7 @@ class LoRATeacher(FeatureTeacher):
         self.adapted = (key.hexdigest(), identity)
 
     def recipe(self) -> dict[str, Any]:
-        """Return plain values (JSON) from which a worker loads this teacher. Its head is sent separately.
+        """Return JSON values from which another process loads this teacher. Its head is sent separately.
 
         A subclass whose constructor takes other arguments adds them.
         """
@@ -145,13 +146,13 @@ class LoRATeacher(FeatureTeacher):
         return {"class": f"{kind.__module__}:{kind.__qualname__}", **self.arguments}
 
     def identity(self) -> str:
-        """Return a line that identifies this teacher, by its state before the adaptation, which follows from it."""
+        """Return a line that identifies this teacher by its state before the adaptation; this determines the result."""
         return self.adapted[1] if self.adapted else super().identity()
 
     def _train(self, adapter: Adapter, exchange: Exchange, counts: Mapping[int, int], num_classes: int) -> Tensors:
         """Run the rounds; return the trained adapter."""
         clients = [client for client, count in counts.items() if count]
-        state, device = adapter.state(), {"device": self.device.type}  # a worker may see its GPU under another number
+        state, device = adapter.state(), {"device": self.device.type}  # a GPU's index may differ between processes
         names = ("seed", "lr", "batch_size", "local_epochs")
         settings = {**device, **{name: getattr(self.lora, name) for name in names}}
         with progress_bar(f"{type(self).__name__} adapts", self.lora.rounds) as bar:
@@ -173,11 +174,11 @@ class LoRATeacher(FeatureTeacher):
 
 
 _LOADED: dict[str, tuple[LoRATeacher, Adapter]] = {}
-"""The teachers that works of this process use, by recipe: one at a time, with its adapter."""
+"""The teacher that the works in this process use, with its adapter, by recipe. It holds one teacher at a time."""
 
 
 def load_adapted(recipe: Mapping[str, Any], device: str) -> tuple[LoRATeacher, Adapter]:
-    """Return the teacher of a recipe with its adapter, loaded once in a process.
+    """Return the teacher of a recipe with its adapter, loaded once per process.
 
     Args:
         recipe: `LoRATeacher.recipe`.
@@ -191,7 +192,7 @@ def load_adapted(recipe: Mapping[str, Any], device: str) -> tuple[LoRATeacher, A
         _LOADED.clear()
         arguments = {name: value for name, value in recipe.items() if name != "class"}
         teacher = _class_of(recipe["class"])(**{**arguments, "lora": LoRA(**recipe["lora"])})
-        teacher.to(device)  # before there is an adapter: a move may set the precision, and an adapter stays float32
+        teacher.to(device)  # before the adapter exists: a move may set the precision, and the adapter stays float32
         _LOADED[key] = (teacher, inject(teacher.model, teacher.lora))
     return _LOADED[key]
 
@@ -209,7 +210,8 @@ def _class_of(name: str) -> type[LoRATeacher]:
             found = getattr(found, part)
     except (ImportError, AttributeError) as error:
         raise FedKDError(
-            f"A worker cannot import the teacher's class {name!r} ({error}): define it at the top level of a module."
+            f"This process cannot import the teacher's class {name!r} ({error}): define it at the top level of a "
+            "module."
         ) from error
     if not (isinstance(found, type) and issubclass(found, LoRATeacher)):
         raise FedKDError(f"The teacher's class must be a LoRATeacher, got {name!r}.")
@@ -217,11 +219,11 @@ def _class_of(name: str) -> type[LoRATeacher]:
 
 
 def compute_adapted_features(site: ClientSite, task: ClientTask) -> ClientUpdate:
-    """Compute the features of the client's images under an adapter, and keep both on the client.
+    """Compute the features of the client's images with an adapter, and save both in the client's scratch folder.
 
     Args:
-        site: The client's, with the teacher's recipe and a scratch folder.
-        task: ``extras`` are the adapter's state; the settings are ``device`` and ``batch_size``.
+        site: The client's site, with the teacher's recipe and a scratch folder.
+        task: ``extras`` are the adapter's state. The settings are ``device`` and ``batch_size``.
     """
     teacher, adapter = load_adapted(site.teacher or {}, task.settings["device"])
     adapter.load(task.extras)
@@ -239,11 +241,11 @@ def compute_adapted_features(site: ClientSite, task: ClientTask) -> ClientUpdate
 
 
 def train_adapter(site: ClientSite, task: ClientTask) -> ClientUpdate:
-    """Train the adapter on the client's images by cross-entropy through a head: ``extras`` are its new state.
+    """Train the adapter on the client's images by cross-entropy through a head. The update's ``extras`` are its state.
 
     Args:
-        site: The client's, with the adapter that `compute_adapted_features` kept.
-        task: ``extras`` are the head (`pack_head`); the settings those of `LoRA`, ``device`` and ``unit``.
+        site: The client's site, with the adapter that `compute_adapted_features` saved.
+        task: ``extras`` are the head (`pack_head`). The settings are those of `LoRA`, ``device`` and ``unit``.
     """
     settings: Any = task.settings
     teacher, adapter = load_adapted(site.teacher or {}, settings["device"])
@@ -268,7 +270,7 @@ def pack_head(head: nn.Module) -> tuple[Tensors, bool]:
     """Return a fitted head as tensors, and whether it scales features to unit length first.
 
     Raises:
-        FedKDError: If it is no linear head.
+        FedKDError: If the head is not linear.
     """
     layers = list(head) if isinstance(head, nn.Sequential) else [head]
     unit = isinstance(layers[0], UnitNorm)

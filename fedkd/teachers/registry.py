@@ -68,7 +68,7 @@ class TeacherRegistry(Registry[TeacherEntry]):
 
     @cached_property
     def plugins(self) -> dict[str, list[EntryPoint]]:
-        """Return the entry points of installed packages, by short name. A name with several is an error when used."""
+        """Return the entry points of installed packages, by short name. Using a name with several raises an error."""
         found: dict[str, dict[tuple[str, str], EntryPoint]] = {}
         for point in entry_points(group=GROUP):  # a package can be found twice: installed, and as a folder
             found.setdefault(point.name, {}).setdefault((_package(point), point.value), point)

@@ -28,16 +28,16 @@ class Teacher(nn.Module, ABC):
                 return self.backbone(2 * images - 1)
 
     Every module or parameter that is assigned to a teacher is frozen and stays in evaluation mode. Features are
-    computed once and cached; then ``head_method`` fits ``head`` on them federatedly. A teacher with its own classifier
-    assigns it to ``head`` (``nn.Identity()`` if ``features`` are logits already).
+    computed once and cached. Then ``head_method`` fits ``head`` on them federatedly. A teacher with its own classifier
+    assigns it to ``head`` (``nn.Identity()`` if ``features`` already returns logits).
 
     Args:
-        head_method: How the head is fitted from what clients send; a ridge head by default.
+        head_method: The method that fits the head from what clients send; a ridge head by default.
 
     Attributes:
-        head: Features (B, D) to logits (B, K), or None until it is fitted.
-        head_is_fitted: Whether ``head`` was fitted by ``head_method``, and so is fitted anew for other data.
-        classes: The class names, once `prepare` was called.
+        head: Maps features (B, D) to logits (B, K). None until it is fitted.
+        head_is_fitted: Whether ``head_method`` fitted ``head``. If so, other data needs a new fit.
+        classes: The class names, after `prepare` was called.
     """
 
     not_in_features: ClassVar[frozenset[str]] = frozenset({"head", "head_method", "head_is_fitted", "classes"})
@@ -60,7 +60,7 @@ class Teacher(nn.Module, ABC):
         """Compute features.
 
         Args:
-            images: (B, C, H, W) in [0, 1], C being 1 or 3; the teacher resizes and normalizes by itself.
+            images: (B, C, H, W) in [0, 1], where C is 1 or 3. The teacher itself resizes and normalizes them.
 
         Returns:
             (B, D) float32.
@@ -79,15 +79,15 @@ class Teacher(nn.Module, ABC):
         return self.head(self.features(images)).float()
 
     def prepare(self, classes: Sequence[str]) -> None:
-        """Learn the K class names; called once, before any image is seen."""
+        """Store the K class names. Called once, before any image is processed."""
         self.classes = tuple(classes)
 
     def fingerprint(self) -> str:
-        """Return a hash of all that the features depend on: weights, code, settings, preprocessing, dtype."""
+        """Return a hash of everything that the features depend on: weights, code, settings, preprocessing, dtype."""
         return fingerprint(self, ignore=self.not_in_features)
 
     def identity(self) -> str:
-        """Return a line that identifies this teacher before it is prepared: a resumed run compares it."""
+        """Return a line that identifies this teacher before it is prepared. A resumed run compares it."""
         what = fingerprint(self, ignore={"classes"}) if self.overrides_forward else self.fingerprint()
         names = sorted(self.not_in_features - {"head", "head_is_fitted", "classes"})
         texts = [f"{name}={one_line(vars(self)[name])}" for name in names if name in vars(self)]
@@ -95,7 +95,7 @@ class Teacher(nn.Module, ABC):
 
     @property
     def overrides_forward(self) -> bool:
-        """Whether the teacher computes logits in another way than by its head from its features."""
+        """Whether the teacher overrides `forward`, so its logits need not be its head's outputs for its features."""
         return type(self).forward is not Teacher.forward
 
     @property
@@ -111,7 +111,7 @@ class Teacher(nn.Module, ABC):
 
     @property
     def feature_dim(self) -> int:
-        """Return D, found by running one black image."""
+        """Return D. One forward pass of a black image determines it."""
         with torch.no_grad():
             return self.features(torch.zeros(1, 3, 32, 32, device=self.device)).shape[1]
 
@@ -128,6 +128,6 @@ class Teacher(nn.Module, ABC):
         super().__setattr__(name, value)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Call `forward` without gradients (not in inference mode: a loss must be able to use the result)."""
+        """Call `forward` without gradients, but not in inference mode: a loss must be able to use the result."""
         with torch.no_grad():
             return super().__call__(*args, **kwargs)

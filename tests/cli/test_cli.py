@@ -262,7 +262,7 @@ def test_print_config_is_complete(tmp_path):
         ),
         (
             ["--model.teacher", "digits-tiny", "--model.teacher.head", "PrototypeHead"],
-            "model.teacher.head 'PrototypeHead': model.teacher has no class to set it on; give one first",
+            "model.teacher.head 'PrototypeHead': model.teacher has no class yet; set it first",
         ),
         (["--federation.strategy", "Combine"], "federation.strategy: Unknown class 'Combine'. Did you mean 'Compose'?"),
         (["--federation.strategy", "aut"], "federation.strategy: Unknown class 'aut'. Did you mean 'auto'?"),
@@ -284,7 +284,7 @@ def test_print_config_is_complete(tmp_path):
         ),
         (["--model.teacher", "FeatureTeachr", "--model.teacher.checkpoint", "x"], "Did you mean 'FeatureTeacher'?"),
         (["--model.loss.temperature", "0"], "temperature must be > 0"),
-        (["--model.loss.temperature", "autoo"], "Did you mean 'auto'? Choose one of: auto. A number will do too."),
+        (["--model.loss.temperature", "autoo"], "Did you mean 'auto'? Choose one of: auto. A number is also allowed."),
         (["--trainer.max_epoch", "1"], "There is no option --trainer.max_epoch. Did you mean --trainer.max_epochs?"),
         (["--trainer.devices", "2"], "each client trains on one device, got 2"),
         (["--trainer.max_epochs", "-1"], "trainer.max_epochs: -1 never ends"),

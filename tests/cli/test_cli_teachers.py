@@ -84,7 +84,7 @@ def test_a_class_of_the_users_is_measured_from_the_yaml_that_it_shows(tmp_path: 
     ("arguments", "message"),
     [
         (["digits-tinny", "--config", str(QUICKSTART)], "Did you mean 'digits-tiny'?"),
-        (["--options.image_size", "17"], "options go with a teacher's name"),
+        (["--options.image_size", "17"], "options need a teacher's name"),
         (["digits-tiny", "--config", "nofile.yaml"], "nofile.yaml"),
         (["--model.teacher", "no_such_module.Teacher"], "no_such_module.Teacher"),
     ],

@@ -112,7 +112,7 @@ def test_only_some_of_the_images(kind: type[Partitioner]) -> None:
 
 @pytest.mark.parametrize("kind", EXAMPLES)
 def test_no_image_at_all(kind: type[Partitioner]) -> None:
-    with pytest.raises(FedKDError, match="at least one image to deal out, got none"):
+    with pytest.raises(FedKDError, match="at least one image to partition, got none"):
         EXAMPLES[kind](10, 1)(labels_of(10), 1, np.random.default_rng(0), among=np.empty(0, int))
 
 

@@ -155,7 +155,7 @@ def test_a_runs_partition_can_be_given_back(digits: tuple[ImageSet, ImageSet], t
     for ours, theirs in ((again.shards, first.shards), (again.val_shards, first.val_shards)):
         assert all(np.array_equal(a, b) for a, b in zip(ours, theirs, strict=True))
     assert np.array_equal(again.public_indices, first.public_indices)
-    with pytest.raises(FedKDError, match=r"to no client, .* Were they public"):
+    with pytest.raises(FedKDError, match=r"to no client, .* If they were public"):
         make(digits, partitioner=Given(str(path)), num_clients=5)
 
 

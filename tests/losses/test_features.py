@@ -98,7 +98,7 @@ def test_features_must_be_there():
         FeatureMSE()(outputs, torch.tensor([0, 1]), outputs)
     with pytest.raises(FedKDError, match="FeatureCosine needs the moments of the teacher's features"):
         FeatureCosine().fit_to_teacher(TeacherFacts())
-    with pytest.raises(FedKDError, match="FeatureCosine needs the teacher's features, and got its logits alone"):
+    with pytest.raises(FedKDError, match="FeatureCosine needs the teacher's features, but got only its logits"):
         local_facts(FeatureCosine(), torch.zeros(2, 3))
 
 
@@ -153,7 +153,7 @@ def test_a_head_that_is_not_affine_is_named():
         def forward(self, features):
             return nn.functional.normalize(features, dim=1)
 
-    with pytest.raises(FedKDError, match=r"The teacher's Cosine is not linear in features.*a RidgeHead without"):
+    with pytest.raises(FedKDError, match=r"The teacher's Cosine is not linear in features.*A RidgeHead without"):
         affine_map(Cosine(), 4)
 
 

@@ -80,7 +80,7 @@ def test_auto_equals_the_number_it_finds(make):
     loss = make(temperature="auto", target_entropy=0.4)
     assert not loss.is_fitted
     assert loss.resolved() == {}
-    with pytest.raises(FedKDError, match="temperature 'auto' is found on the teacher's logits"):
+    with pytest.raises(FedKDError, match="temperature 'auto' is computed from the teacher's logits"):
         loss(Outputs(student), targets, Outputs(teacher))
     before = repr(loss)
     loss.fit_to_teacher(local_facts(loss, teacher))

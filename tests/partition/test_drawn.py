@@ -103,8 +103,8 @@ def test_what_the_error_says_would_work_does(partitioner: DrawnPartitioner) -> N
 
 def test_more_than_there_is_is_refused_before_anything_is_drawn() -> None:
     message = (
-        r"Dirichlet with alpha=0\.5: min_examples=30 for each of 50 clients takes 1,500 images and there are "
-        r"1,000; it must be min_examples <= 20 or num_clients <= 33\."
+        r"Dirichlet with alpha=0\.5: min_examples=30 for each of 50 clients needs 1,500 images, but there are "
+        r"1,000; use min_examples <= 20 or num_clients <= 33\."
     )
     with pytest.raises(FedKDError, match=message):
         Dirichlet(0.5, min_examples=30)(np.zeros(1000, int), 50, None)  # type: ignore[arg-type]

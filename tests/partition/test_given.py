@@ -75,20 +75,26 @@ def test_a_client_of_a_list_may_be_empty() -> None:
 @pytest.mark.parametrize(
     ("clients", "message"),
     [
-        ([0, 1, 1], r"clients must hold one value for each of the 6 training images, .* and has 3 \(the first line"),
+        ([0, 1, 1], r"clients must hold one value for each of the 6 training images, .* but has 3 \(the first line"),
         ([0, 1, 2, 3, 1, 1], r"clients has 4 clients: set num_clients to 4, got 3\."),
         ([[0, 1, 2, 3, 4, 5]], r"clients has 1 clients: set num_clients to 1, got 3\."),
         ([0, 1, 2, -2, 1, 1], r"clients must hold clients from 0, or -1 for none, got '-2'\."),
-        ([0.0, 1.0, 2.0, 0.0, 1.0, 1.0], r"clients must hold integers or texts, got float64\."),
+        ([0.0, 1.0, 2.0, 0.0, 1.0, 1.0], r"clients must hold integers or strings, got float64\."),
         (["a", "b", "c", "a", "a", "a"], r"clients must hold clients from 0, or -1 for none, got 'a'\."),
         ([[0, 1], [2, 3], [4, 6]], r"clients: training images have positions 0 to 5, client 2 has 6\."),
-        ([[0, 1], [2, -3], [4, 5]], r"clients: training images have positions 0 to 5, client 1 has -3\."),
-        ([[0, 1], [2, 3], [4, 5, 1]], r"gives the image at position 1 away twice, also to client 2\."),
-        ([[0, 1], [2, 3, 3], [4, 5]], r"gives the image at position 3 away twice, also to client 1\."),
-        ([[0, 1], [2], [5]], r"clients gives 2 of 6 images to no client, the first at position 3\. Were they public\?"),
-        ([[0, 1], [2, 0.5], [5]], r"must hold a list of integers for each client, client 1 has none\."),
+        (
+            [[0, 1], [2, -3], [4, 5]],
+            r"clients: training images have positions 0 to 5, client 1 has -3\.",
+        ),
+        ([[0, 1], [2, 3], [4, 5, 1]], r"assigns the image at position 1 twice, the second time to client 2\."),
+        ([[0, 1], [2, 3, 3], [4, 5]], r"assigns the image at position 3 twice, the second time to client 1\."),
+        (
+            [[0, 1], [2], [5]],
+            r"clients gives 2 of 6 images to no client, the first at position 3\. If they were",
+        ),
+        ([[0, 1], [2, 0.5], [5]], r"must hold a list of integers for each client, but client 1 has none\."),
         ([], r"clients must hold one value for each of the 6 training images"),
-        ([[0, 1], 2, [5]], r"must hold one value for each image, a list of integers or of texts\."),
+        ([[0, 1], 2, [5]], r"must hold one value for each image, as a list of integers or of strings\."),
     ],
 )
 def test_given_wrong(clients: Any, message: str) -> None:
@@ -105,7 +111,7 @@ def test_given_wrong(clients: Any, message: str) -> None:
         ("a.json", {"one": OWNERS}, "oen", r"Unknown column of .*a\.json 'oen'\. Did you mean 'one'\?"),
         ("a.csv", "a,b\n0,1\n2\n", "a", r"a\.csv could not be read \(row 2 has 1 values for 2 columns\)\."),
         ("a.csv", "a,b\n0,1\n2,3\n4,\n5,6\n7,8\n9,0\n", "b", r"has no value for the image at position 2\."),
-        ("a.csv", "0\n1\n2\n0\n0\n0\n", None, r"and has 5 \(the first line of a CSV names the columns\)\."),
+        ("a.csv", "0\n1\n2\n0\n0\n0\n", None, r"but has 5 \(the first line of a CSV names the columns\)\."),
         ("a.csv", "", None, "0 columns"),
         ("a.npy", np.array([{}], dtype=object), None, r"a\.npy could not be read"),
     ],
@@ -120,7 +126,7 @@ def test_a_broken_or_missing_file(tmp_path: Path) -> None:
         (tmp_path / name).write_bytes(b"PK\x03\x04 not one")
         with pytest.raises(FedKDError, match=f"{name} could not be read"):
             deal(Given(str(tmp_path / name)))
-    with pytest.raises(MissingResourceError, match=r"none\.json is not there: it must hold a value for each image\."):
+    with pytest.raises(MissingResourceError, match=r"none\.json does not exist: it must hold a value for each image\."):
         deal(Given(str(tmp_path / "none.json")))
 
 
@@ -151,9 +157,9 @@ def test_groups_in_python_and_public_images() -> None:
 @pytest.mark.parametrize(
     ("num_clients", "merge", "message"),
     [
-        (2, False, r"values makes 3 groups for 2 clients: use num_clients=3, or merge=true\."),
-        (5, False, r"values makes 3 groups for 5 clients: use num_clients=3 or less, with merge=true\."),
-        (5, True, r"values makes 3 groups for 5 clients: use num_clients=3 or less, with merge=true\."),
+        (2, False, r"values has 3 groups for 2 clients: use num_clients=3, or merge=true\."),
+        (5, False, r"values has 3 groups for 5 clients: use num_clients=3 or less, with merge=true\."),
+        (5, True, r"values has 3 groups for 5 clients: use num_clients=3 or less, with merge=true\."),
     ],
 )
 def test_groups_that_do_not_fit(num_clients: int, merge: bool, message: str) -> None:

@@ -233,5 +233,5 @@ def test_bad_targets() -> None:
 
 
 def test_bad_counts() -> None:
-    with pytest.raises(FedKDError, match=r"counts must be \(clients, 2\), a column a class, got shape \(4, 3\)\."):
+    with pytest.raises(FedKDError, match=r"counts must be \(clients, 2\), one column per class, got shape \(4, 3\)\."):
         PartitionReport(np.zeros((4, 3), int), ("a", "b"))

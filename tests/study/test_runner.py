@@ -140,7 +140,7 @@ main(sys.argv[1:])"""
     out, err = process.communicate(timeout=60)
     assert process.returncode == 130
     assert out == "2 runs, 0 of them done\n"
-    assert err == "fedkd: interrupted. Finished rounds are kept; the same command goes on with them.\n"
+    assert err == "fedkd: interrupted. Finished rounds are saved; the same command resumes from them.\n"
     with pytest.raises(ProcessLookupError):
         os.kill(int(log.read_text()), 0)
     assert not (tmp_path / "out" / "p" / "b").exists()

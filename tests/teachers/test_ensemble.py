@@ -149,7 +149,7 @@ def test_members_by_name_are_frozen(tiny: Callable[[str], str], images: ImageSet
 @pytest.mark.parametrize(
     ("weights", "message"),
     [
-        ([1.0], r"weights must be one number a teacher, 2, got 1: \[1.0\]"),
+        ([1.0], r"weights must be one number per teacher, 2, got 1: \[1.0\]"),
         ([1.0, -1.0], r"weights must be >= 0 and not all 0, got \[1.0, -1.0\]"),
         ([0.0, 0.0], "not all 0"),
         ([float("nan"), 1.0], "not all 0, got"),

@@ -81,7 +81,7 @@ def test_a_named_student_takes_the_datas_shape():
 
 
 def test_a_student_that_does_not_fit_is_named():
-    with pytest.raises(fedkd.FedKDError, match=r"must give logits of shape \(2, 4\) for 2 images, it gave \(2, 3\)"):
+    with pytest.raises(fedkd.FedKDError, match=r"must return logits of shape \(2, 4\) for 2 images, got \(2, 3\)"):
         module().build("abcd", (1, 8, 8))
     with pytest.raises(fedkd.FedKDError, match=r"does not take images of shape \(2, 3, 8, 8\)"):
         module().build("abc", (3, 8, 8))

@@ -20,7 +20,7 @@ class PartitionCounts:
         counts: Images by client and class, int64 (num_clients, num_classes).
         classes: The name of each class.
         public: Images that belong to no client.
-        validation: Images that clients hold out of training; ``counts`` is without them.
+        validation: Images that clients hold out for validation; ``counts`` does not include them.
 
     Raises:
         FedKDError: If ``counts`` is not a matrix with a column for each class.
@@ -35,7 +35,7 @@ class PartitionCounts:
         """Check that the counts fit the classes."""
         if self.counts.ndim != 2 or self.counts.shape[1] != len(self.classes):
             raise FedKDError(
-                f"counts must be (clients, {len(self.classes)}), a column a class, got shape {self.counts.shape}."
+                f"counts must be (clients, {len(self.classes)}), one column per class, got shape {self.counts.shape}."
             )
 
     @classmethod
@@ -51,10 +51,10 @@ class PartitionCounts:
 
         Args:
             shards: Each client's positions in ``targets``.
-            targets: The class of every image, integers (N,); a CPU tensor will do.
+            targets: The class of every image, integers (N,); a CPU tensor is allowed.
             classes: The name of each class, in the order of the targets.
             public: Images that belong to no client.
-            validation: Images that clients hold out of training, which are in no shard.
+            validation: Images that clients hold out for validation; they are in no shard.
 
         Raises:
             FedKDError: If a client's image has a target without a class name.
@@ -73,7 +73,7 @@ class PartitionCounts:
 
     @property
     def num_clients(self) -> int:
-        """How many clients there are, those without images included."""
+        """The number of clients, including those without images."""
         return len(self.counts)
 
     @property
@@ -99,7 +99,7 @@ class PartitionCounts:
     def skew(self) -> dict[str, dict[str, float | None]]:
         """Return min, median, mean and max over clients of ``sizes``, ``effective_classes`` and ``js_distance``.
 
-        Clients without images have a size; they are left out of the other two.
+        ``sizes`` includes clients without images; the other two do not.
         """
         return {
             "sizes": summarize(self.sizes.astype(float)),
@@ -108,7 +108,7 @@ class PartitionCounts:
         }
 
     def to_dict(self) -> dict[str, Any]:
-        """Return everything as plain lists and numbers, ready for JSON; None where an empty client has no value."""
+        """Return everything as lists and numbers for JSON. A value that an empty client does not have is None."""
         return {
             "num_clients": self.num_clients,
             "classes": list(self.classes),
@@ -123,7 +123,10 @@ class PartitionCounts:
         }
 
     def summary(self) -> str:
-        """Return one line: how many clients, images and classes, and what is empty, public or held out."""
+        """Return one line with the numbers of clients, images, classes, empty clients, public and validation images.
+
+        Numbers that are 0 are left out.
+        """
         counts = {
             "client": self.num_clients,
             "image": int(self.counts.sum()),

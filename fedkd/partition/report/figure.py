@@ -1,4 +1,4 @@
-"""The picture of a partition. matplotlib is imported on use: it takes longer than the rest of the package."""
+"""The plot of a partition. matplotlib is imported on use: its import takes longer than that of the whole package."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ KINDS = ("heat", "bubble")
 
 
 def draw(report: PartitionCounts, kind: str = "heat") -> Figure:
-    """Draw images by class and client, under one bar a client for the size of its shard.
+    """Draw images by class and client. Above them one bar per client shows the size of its shard.
 
-    Numbers stand in the cells of a heat map up to 20 x 20. A cross marks every client without images.
+    A heat map of up to 20 x 20 cells shows the count in each cell. A cross marks every client without images.
 
     Args:
-        report: What to draw.
-        kind: ``heat``, a color for each count, or ``bubble``, an area in proportion to it.
+        report: The counts to draw.
+        kind: ``heat``, a color for each count, or ``bubble``, an area proportional to it.
 
     Returns:
-        A figure that belongs to no pyplot window: nothing has to be closed.
+        A figure without a pyplot window: the caller need not close it.
 
     Raises:
         FedKDError: If there is no such kind.
@@ -60,7 +60,7 @@ def draw(report: PartitionCounts, kind: str = "heat") -> Figure:
 
 
 def _draw_sizes(ax: Axes, report: PartitionCounts) -> None:
-    """Draw a bar a client; the bars stand over the columns of the heat map."""
+    """Draw one bar per client, above the client's column of the heat map."""
     from matplotlib.ticker import MaxNLocator
 
     ax.fill_between(
@@ -72,7 +72,7 @@ def _draw_sizes(ax: Axes, report: PartitionCounts) -> None:
     )
     if report.num_clients <= 120:
         ax.vlines(np.arange(report.num_clients + 1) - 0.5, 0, report.sizes.max(initial=1), color="white", linewidth=1)
-    if empty := report.empty_clients:  # an empty line would still take part in the layout, and wreck it
+    if empty := report.empty_clients:  # an empty line would still enter the layout and distort it
         size = 5 if report.num_clients <= 120 else 2
         ax.plot(empty, np.zeros(len(empty)), "x", color=ALERT, markersize=size, clip_on=False, zorder=3)
     ax.set_ylim(bottom=0)
@@ -84,14 +84,14 @@ def _draw_sizes(ax: Axes, report: PartitionCounts) -> None:
 
 
 def _draw_cells(ax: Axes, report: PartitionCounts) -> AxesImage:
-    """Draw the heat map; a pale cell is exactly 0, and every count above it has a color that shows."""
+    """Draw the heat map. A pale cell is exactly 0, and every count above 0 has a visibly different color."""
     import matplotlib
     from matplotlib.colors import ListedColormap, PowerNorm
 
     num_clients, num_classes = report.counts.shape
     counts = np.ma.masked_equal(report.counts.T, 0)  # (num_classes, num_clients)
     colors = ListedColormap(matplotlib.colormaps["YlGnBu"](np.linspace(0.12, 1, 256))).with_extremes(bad=PALE)
-    # The square root: shards of very different sizes share one scale.
+    # A square-root scale shows shards of very different sizes.
     norm = PowerNorm(0.5, vmin=0, vmax=max(int(report.counts.max(initial=0)), 1))
     image = ax.imshow(counts, cmap=colors, norm=norm, aspect="auto")
     if num_clients <= 20 and num_classes <= 20:
@@ -107,14 +107,14 @@ def _draw_bubbles(ax: Axes, report: PartitionCounts, cell: float) -> None:
     clients, classes = np.nonzero(report.counts)
     counts = report.counts[clients, classes]
     areas = cell**2 * counts / report.counts.max(initial=1)
-    ax.scatter(clients, classes, s=np.maximum(areas, 0.3), color=BLUE, linewidths=0)  # even one image can be seen
+    ax.scatter(clients, classes, s=np.maximum(areas, 0.3), color=BLUE, linewidths=0)  # even one image is visible
     ax.set_xlim(-0.5, report.num_clients - 0.5)
     ax.set_ylim(len(report.classes) - 0.5, -0.5)
     ax.set_facecolor(PALE)
 
 
 def _label_counts(ax: Axes, report: PartitionCounts) -> None:
-    """Name clients and classes, and draw lines between them where they are not too many."""
+    """Label clients and classes, and draw lines between them if there are not too many."""
     num_clients, num_classes = report.counts.shape
     ax.set_xticks(_some(num_clients, 25), [f"{i:,}" for i in _some(num_clients, 25)])
     ax.set_yticks(_some(num_classes, 50), [report.classes[i] for i in _some(num_classes, 50)])

@@ -19,13 +19,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class PartitionReport(PartitionCounts):
-    """How many images of each class each client holds, and how to show it.
+    """How many images of each class each client holds, with methods that show the counts.
 
     Args:
         counts: Images by client and class, int64 (num_clients, num_classes).
         classes: The name of each class.
         public: Images that belong to no client.
-        validation: Images that clients hold out of training; ``counts`` is without them.
+        validation: Images that clients hold out for validation; ``counts`` does not include them.
 
     Raises:
         FedKDError: If ``counts`` is not a matrix with a column for each class.
@@ -40,25 +40,25 @@ class PartitionReport(PartitionCounts):
         return skew_table(self)
 
     def figure(self, kind: Literal["heat", "bubble"] = "heat") -> Figure:
-        """Return a matplotlib figure: images by class and client, under a bar a client for its size.
+        """Return a matplotlib figure: images by class and client, and above them one bar per client for its size.
 
         Args:
-            kind: Whether a count is a cell's color, or a bubble's area.
+            kind: ``heat`` shows a count as a cell's color, ``bubble`` as a bubble's area.
 
         Raises:
-            FedKDError: If there is no such kind.
+            FedKDError: If ``kind`` is neither.
         """
         return draw(self, kind)
 
     def plot(self, path: str | Path, kind: Literal["heat", "bubble"] = "heat") -> Path:
-        """Write `figure` to a file and return its path; folders that are not there are made.
+        """Write `figure` to a file and return its path. Missing folders are created.
 
         Args:
-            path: Where to; the suffix names the format, PNG if there is none.
+            path: The file. The suffix names the format; without a suffix it is PNG.
             kind: As for `figure`.
 
         Raises:
-            FedKDError: If matplotlib does not write that format, or there is no such kind.
+            FedKDError: If matplotlib does not write that format, or ``kind`` is unknown.
         """
         path = Path(path)
         path = path if path.suffix else path.with_suffix(".png")
@@ -71,7 +71,7 @@ class PartitionReport(PartitionCounts):
         return path
 
     def write_json(self, path: str | Path) -> Path:
-        """Write `to_dict` to a file and return its path; folders that are not there are made."""
+        """Write `to_dict` to a file and return its path. Missing folders are created."""
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(self.to_dict()) + "\n", encoding="utf-8")

@@ -1,4 +1,4 @@
-"""How far clients are from one another, in numbers: of counts by client and class (J, K)."""
+"""Measures of label skew, computed from counts by client and class (J, K)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ def effective_classes(counts: np.ndarray) -> np.ndarray:
 
     .. math:: \exp\left(-\sum_k p_k \log p_k\right) \in [1, K]
 
-    It is n for n classes of equal parts (Hill 1973, order 1), and 1 for a single class.
+    It is n for n classes with equal counts (Hill 1973, order 1), and 1 for a single class.
 
     Args:
         counts: Images by client and class, (J, K).
@@ -23,12 +23,12 @@ def effective_classes(counts: np.ndarray) -> np.ndarray:
 
 
 def js_distance(counts: np.ndarray) -> np.ndarray:
-    r"""Return each client's Jensen-Shannon distance to all clients' images together, in base 2.
+    r"""Return the Jensen-Shannon distance in base 2 between each client's classes p and those of all clients q.
 
     .. math:: \sqrt{\tfrac12 KL(p \| m) + \tfrac12 KL(q \| m)} \in [0, 1], \quad m = \tfrac12 (p + q)
 
-    It is a metric (Endres and Schindelin 2003); 0 for equal distributions, 1 for those without a class in common. The
-    same as ``scipy.spatial.distance.jensenshannon(p, q, base=2)``.
+    It is a metric (Endres and Schindelin 2003): 0 for equal distributions, 1 for distributions without a common class.
+    It equals ``scipy.spatial.distance.jensenshannon(p, q, base=2)``.
 
     Args:
         counts: Images by client and class, (J, K).
@@ -43,7 +43,7 @@ def js_distance(counts: np.ndarray) -> np.ndarray:
 
 
 def summarize(values: np.ndarray) -> dict[str, float | None]:
-    """Return least, median, mean and largest of the values that are numbers; None if there are none."""
+    """Return min, median, mean and max of the values that are not NaN; None for each if all are NaN."""
     values = values[~np.isnan(values)]
     if not len(values):
         return dict.fromkeys(("min", "median", "mean", "max"))
@@ -52,12 +52,12 @@ def summarize(values: np.ndarray) -> dict[str, float | None]:
 
 
 def without_nan(values: np.ndarray) -> list[float | None]:
-    """Return a list for JSON, which has no NaN."""
+    """Return a list for JSON, with None in place of NaN, which JSON does not have."""
     return [None if np.isnan(value) else float(value) for value in values]
 
 
 def _shares(counts: np.ndarray) -> np.ndarray:
-    """Return every row over its sum; NaN where that is 0."""
+    """Return every row divided by its sum; NaN where the sum is 0."""
     totals = counts.sum(axis=1, keepdims=True)
     return np.divide(counts, totals, out=np.full(counts.shape, np.nan), where=totals > 0)
 

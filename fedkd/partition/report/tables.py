@@ -1,4 +1,4 @@
-"""The tables of a partition. rich is imported on use, as the package needs numpy alone."""
+"""The tables of a partition. rich is imported on use, because the rest of the package needs only numpy."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from fedkd.partition.report.counts import PartitionCounts
 if TYPE_CHECKING:
     from rich.table import Table
 
-MAX_ROWS = 100  # a table of more clients shows the first HEAD_ROWS and sums up the rest
+MAX_ROWS = 100  # with more clients, the table shows the first HEAD_ROWS and the sum of the others
 HEAD_ROWS = 50
-MAX_COLUMNS = 10  # a table of more classes names each client's largest ones: it fits 80 characters
+MAX_COLUMNS = 10  # with more classes, the table names each client's largest ones, to fit 80 characters
 
 
 def counts_table(report: PartitionCounts) -> Table:
-    """Return a row a client and totals.
+    """Return a table with one row per client, and the totals.
 
-    Up to 10 classes have a column each; with more, every row names its three largest classes. Beyond 100 clients the
-    first 50 are shown and one row sums up the rest.
+    Up to 10 classes have one column each. With more classes, every row names its three largest ones. With more than 100
+    clients, the table shows the first 50 and one row with the sum of the others.
     """
     from rich.text import Text
 
@@ -28,7 +28,7 @@ def counts_table(report: PartitionCounts) -> Table:
     headers = ["classes", "largest"] if wide else list(report.classes)
     table = _table("Images by client and class", report.summary())
     for column, header in enumerate(headers):
-        # A number is never broken over lines, a long class name may be.
+        # Only long class names may wrap, numbers never.
         width = None if wide else len(f"{report.counts[:, column].sum():,}")
         justify = "left" if header == "largest" and wide else "right"
         table.add_column(Text(header), justify=justify, min_width=width, overflow="fold")  # type: ignore[arg-type]
@@ -52,7 +52,7 @@ def counts_table(report: PartitionCounts) -> Table:
 def skew_table(report: PartitionCounts) -> Table:
     """Return each client's size, classes, effective classes and distance, and their median and mean over clients.
 
-    Beyond 100 clients the first 50 are shown; median and mean are of all.
+    With more than 100 clients, the table shows the first 50. Median and mean are over all clients.
     """
     table = _table("Skew of each client", "JS distance to all clients together: 0 the same, 1 disjoint")
     for header in ("images", "classes", "effective classes", "JS distance"):
@@ -91,6 +91,6 @@ def _shown(report: PartitionCounts) -> int:
 
 
 def _largest(row: np.ndarray, classes: tuple[str, ...]) -> list[str]:
-    """Return how many classes a row of counts has, and its three largest by name."""
+    """Return the number of classes in a row of counts, and its three largest classes by name."""
     largest = [k for k in np.argsort(-row, kind="stable")[:3] if row[k]]
     return [str(np.count_nonzero(row)), ", ".join(f"{classes[k]} {row[k]:,}" for k in largest) or "·"]

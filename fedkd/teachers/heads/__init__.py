@@ -1,1 +1,1 @@
-"""Heads: from features to logits, fitted from what clients send."""
+"""Heads map features to logits. They are fitted from what clients send."""

@@ -1,4 +1,4 @@
-"""The second exchange of a head: it chooses a scale from a few losses of each client."""
+"""The second exchange of a head's fit: it chooses a scale from a few losses of each client."""
 
 from __future__ import annotations
 
@@ -13,21 +13,22 @@ from fedkd.teachers.heads.privacy import CHOICE_SHARE, GaussianPrivacy
 
 
 def scale_grid(octaves: int = 8, steps: int = 4) -> Tensor:
-    """Return the candidate scales: from 1 to ``2 ** octaves``, ``steps`` an octave, float64."""
+    """Return the candidate scales: from 1 to ``2 ** octaves``, ``steps`` per factor of 2, float64."""
     return 2 ** (torch.arange(octaves * steps + 1, dtype=torch.float64) / steps)
 
 
 def loss_sums(logits: Iterable[Tensor], targets: Tensor, privacy: GaussianPrivacy | None, client: int) -> Tensor:
     """Return a client's summed loss under each of G candidates, (G,) float64.
 
-    The loss is the cross-entropy. With privacy it is the Brier score |softmax - y|^2 less one, which is as proper, and
-    bounded: one image changes each of the G numbers by 1 at most, so the sensitivity is sqrt(G).
+    The loss is the cross-entropy. With privacy it is the Brier score minus one, |softmax - y|^2 - 1. The Brier score is
+    also a proper scoring rule, and it is bounded: one image changes each of the G numbers by at most 1, so the
+    sensitivity is sqrt(G).
 
     Args:
         logits: For each candidate (n, K).
         targets: (n,) labels.
-        privacy: How noise is added, if at all.
-        client: The client, which decides its noise.
+        privacy: Adds noise; None adds no noise.
+        client: The client's index, which is one of the keys of the noise.
     """
     if privacy is None:
         return torch.stack([F.cross_entropy(candidate, targets, reduction="sum") for candidate in logits])
@@ -36,11 +37,12 @@ def loss_sums(logits: Iterable[Tensor], targets: Tensor, privacy: GaussianPrivac
 
 
 def best(answers: Sequence[Tensor], privacy: GaussianPrivacy | None) -> int:
-    """Return which candidate has the least loss over all clients.
+    """Return the index of the candidate with the least loss over all clients.
 
-    With privacy it is the first of those that noise cannot separate from the least: candidates are in the order of
-    confidence, and a teacher that is too unsure does less harm than one that is too sure. The least of G noises of
-    deviation s is about s sqrt(2 log G) below zero, and the first candidate's own noise is about s.
+    With privacy, return the first candidate whose loss differs from the least by no more than noise can explain.
+    Candidates are in the order of confidence, and an underconfident teacher does less harm than an overconfident one.
+    The least of G noises with standard deviation s is about s sqrt(2 log G) below zero, and the noise of the first
+    candidate is about s.
     """
     total = torch.stack(list(answers)).sum(0)
     if privacy is None:

@@ -1,4 +1,4 @@
-"""The clients as the fit of a head knows them, and a client's features as its works read them."""
+"""The clients of a head's fit, and the function that reads a client's features."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from fedkd.data.site import ClientSite
 from fedkd.teachers.heads.privacy import GaussianPrivacy
 
 SCRATCH_FILE = "features.npy"
-"""Where a client keeps features that another work has computed, in its scratch folder."""
+"""The file in a client's scratch folder with features that another work computed."""
 
 HeadWork = Callable[[ClientSite, ClientTask], ClientUpdate]
 
@@ -26,11 +26,11 @@ class HeadClients:
     """The clients that fit a head together.
 
     Args:
-        exchange: Sends them tasks.
+        exchange: Sends tasks to the clients.
         counts: The number of images of each client; a client may have none.
         num_classes: K.
         dim: The number of features of an image, over all columns.
-        columns: The features to use, from and to; None is all D. An ensemble's member uses its own.
+        columns: The first column to use and the one after the last. None is all D. An ensemble's member uses its own.
         in_scratch: Whether clients read their features from their scratch folder instead of their rows.
     """
 
@@ -57,11 +57,12 @@ class HeadClients:
         """Run a work at all clients with images.
 
         Args:
-            work: It sees one client's site.
+            work: The function to run. It receives one client's site.
             extras: Tensors to send.
             settings: Plain values to send.
             privacy: With it, clients without images also reply, so participation leaks nothing.
-            client_states: What each client has kept from an earlier work of the fit; it costs no bytes.
+            client_states: What each client has kept from an earlier work of the fit. It is not sent, so it costs no
+                bytes.
 
         Returns:
             The updates, ordered by client.
@@ -87,7 +88,7 @@ class HeadClients:
 
 
 def privacy_of(task: ClientTask) -> GaussianPrivacy | None:
-    """Return the privacy that a task demands."""
+    """Return the privacy that a task requires, or None."""
     given = task.settings["privacy"]
     return None if given is None else GaussianPrivacy(**given)
 
@@ -96,9 +97,9 @@ def features_of(site: ClientSite, task: ClientTask, clip: bool = True) -> Tensor
     """Return a client's features, (n, D) float64, clipped if the fit is private.
 
     Args:
-        site: The client's; its teacher features are (n, D), or (n, 1, D) of the images themselves.
-        task: Made by `HeadClients.run`.
-        clip: Whether to clip.
+        site: The client's site. Its teacher features are (n, D), or (n, 1, D) for the images themselves.
+        task: The task from `HeadClients.run`.
+        clip: Whether to clip the features if the fit is private.
     """
     settings = task.settings
     if settings["in_scratch"]:

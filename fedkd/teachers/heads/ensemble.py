@@ -1,4 +1,4 @@
-"""The head of an ensemble: the weighted mean of the members' log-probabilities; the weights can be fitted."""
+"""The head of an ensemble: the weighted mean of the members' log-probabilities. The weights can be fitted."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from fedkd.teachers.teacher import Teacher
 class EnsembleHead(nn.Module):
     """Features (B, D_1 + ... + D_M) -> logits (B, K) = sum_m w_m log softmax(head_m(x_m)).
 
-    It is the logarithmic pool of the members' distributions (Genest & Zidek 1986). Any softmax of it, at any
-    temperature, is that of the members' weighted mean logits. But logits may contain a constant that a
-    member adds to all classes, such as SigLIP's bias, which a loss on logits would see; log-probabilities do not.
+    It is the logarithmic pool of the members' distributions (Genest & Zidek 1986). At any temperature, its softmax
+    equals the softmax of the members' weighted mean logits. But logits may contain a constant that a member adds to all
+    classes, such as SigLIP's bias, which would change a loss on logits. Log-probabilities do not contain it.
 
     Args:
         heads: One for each member, features (B, D_m) -> logits (B, K).
@@ -44,11 +44,11 @@ class EnsembleHead(nn.Module):
 
 
 class MembersHeads(FederatedHead):
-    """Fits the head of each member that has none, on its own features.
+    """Fits the head of each member without a head, on the member's own features.
 
     Args:
         members: The teachers.
-        widths: How many features each has.
+        widths: The number of features of each.
         weights: (M,), which sum to one.
     """
 
@@ -72,15 +72,15 @@ class MembersHeads(FederatedHead):
 
 
 def fitted_weights(opinions: Tensor, targets: Tensor, steps: int = 2000) -> Tensor:
-    """Return the weights of the least cross-entropy, on the simplex: (M,) float64.
+    """Return the weights on the simplex with the least cross-entropy, (M,) float64.
 
-    The problem is convex. It is solved by exponentiated gradients (Kivinen & Warmuth 1997), whose steps keep weights
-    positive and summing to one.
+    The problem is convex. It is solved by exponentiated gradients (Kivinen & Warmuth 1997). Their steps keep the
+    weights positive, with sum one.
 
     Args:
         opinions: The members' log-probabilities, (M, P, K).
         targets: (P,) labels.
-        steps: At most this many.
+        steps: The maximum number of steps.
     """
     opinions = opinions.double()
     right = opinions.gather(2, targets.expand(len(opinions), -1)[..., None])[..., 0]  # (M, P)
@@ -106,7 +106,7 @@ def fitted_weights(opinions: Tensor, targets: Tensor, steps: int = 2000) -> Tens
 
 
 def head_of(member: Teacher) -> nn.Module | None:
-    """Return the module that maps a member's outputs to logits, or None where a head is to be fitted."""
+    """Return the module that maps a member's outputs to logits, or None if the member needs a fitted head."""
     if member.overrides_forward:
         return nn.Identity()
     return None if member.head_is_fitted else member.head

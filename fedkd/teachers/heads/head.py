@@ -18,8 +18,8 @@ class FittedHead:
 
     Args:
         module: Features (B, D) -> logits (B, K).
-        sends: What a client sends, in words.
-        chosen: What the fit chose, by name, such as the regularization.
+        sends: A description of what a client sends.
+        chosen: Values that the fit chose, by name, such as the regularization.
     """
 
     module: nn.Module
@@ -35,12 +35,12 @@ class FederatedHead(Configured, ABC):
         """Fit a head.
 
         Args:
-            clients: Runs a work at each client, which sees the features and labels of that client only.
+            clients: Runs a work at each client. A work reads only the features and labels of its client.
 
         Raises:
             FedKDError: If no client has an image.
         """
 
     def starting_from(self, head: nn.Module) -> FederatedHead:
-        """Return the method for a teacher that has a head of its own, such as `ZeroShotHead`; most ignore it."""
+        """Return the method for a teacher that has its own head, such as `ZeroShotHead`. Most methods ignore it."""
         return self

@@ -22,17 +22,18 @@ from fedkd.teachers.heads.modules import LinearClassifier
 class LinearHead(FederatedHead):
     """Softmax regression, trained by rounds of local SGD and averaging: the baseline without a closed form.
 
-    Unlike `RidgeHead` it depends on the partition: the more classes differ between clients, the more local steps
-    diverge. Features are standardized first, with means and variances from sums, so that ``lr`` means the same for
-    every backbone; this is folded into the weights at the end. Every client takes part in every round.
+    Unlike `RidgeHead` it depends on the partition: the more the classes differ between clients, the more the local
+    weights diverge. Features are standardized first, with means and variances from the clients' sums, so that ``lr``
+    means the same for every backbone. At the end the standardization is folded into the weights. Every client with
+    images takes part in every round.
 
     Args:
         rounds: Rounds of averaging; >= 1.
         local_epochs: Passes of a client over its features in a round; >= 1.
         lr: The step size of local SGD; > 0.
         batch_size: Features in a step; >= 1.
-        weight_decay: Added to the gradient of the weights, not of the biases; >= 0.
-        seed: Decides the order of features within a client.
+        weight_decay: The factor of the weights that is added to their gradient, not to that of the biases; >= 0.
+        seed: Determines the order of features within a client.
     """
 
     rounds: int = 20
@@ -79,7 +80,7 @@ class LinearHead(FederatedHead):
 
 
 def send_feature_sums(site: ClientSite, task: ClientTask) -> ClientUpdate:
-    """Send the sums of the client's features and of their squares, and their number: ``extras["sums"]``, (2 D + 1,)."""
+    """Send the sums of the client's features and of their squares, and their count: ``extras["sums"]``, (2 D + 1,)."""
     features = features_of(site, task)
     count = features.new_tensor([len(features)])
     sums = torch.cat([features.sum(0), features.square().sum(0), count])
@@ -90,9 +91,9 @@ def train_linear_head(site: ClientSite, task: ClientTask) -> ClientUpdate:
     """Train the classifier on the client's standardized features: ``extras["weight"]``, (D + 1, K).
 
     Args:
-        site: The client's.
+        site: The client's site.
         task: ``extras`` hold the ``weight`` to start from and, in the first round, the features' ``mean`` and ``std``,
-            (D,), which the client keeps; ``settings`` those of `LinearHead`, and the round.
+            (D,), which the client keeps. ``settings`` hold those of `LinearHead`, and the round.
     """
     settings = task.settings
     moments = task.client_state or {name: task.extras[name] for name in ("mean", "std")}
@@ -105,6 +106,6 @@ def train_linear_head(site: ClientSite, task: ClientTask) -> ClientUpdate:
     generator = torch.Generator().manual_seed(derive_seed(settings["seed"], settings["round"], task.client))
     for _ in range(settings["local_epochs"]):
         for batch in torch.randperm(len(x), generator=generator).split(settings["batch_size"]):
-            error = (x[batch] @ weight).softmax(1) - one_hot[batch]  # (b, K), the gradient by the logits
+            error = (x[batch] @ weight).softmax(1) - one_hot[batch]  # (b, K), the gradient with respect to the logits
             weight -= settings["lr"] * (x[batch].T @ error / len(batch) + decay * weight)
     return ClientUpdate(task.client, len(site.rows), extras={"weight": weight}, client_state=moments)

@@ -1,4 +1,4 @@
-"""The frozen modules that fitted heads are made of."""
+"""The frozen modules of fitted heads."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class LinearClassifier(nn.Module):
 
 
 class ClipNorm(nn.Module):
-    """Scales features (B, D) that are longer than ``limit`` down to it, as clients did before they summed them."""
+    """Scales features (B, D) longer than ``limit`` down to this length, as clients did before they summed them."""
 
     def __init__(self, limit: float) -> None:
         super().__init__()
@@ -54,12 +54,12 @@ class UnitNorm(nn.Module):
 
 
 class ZeroShotHead(nn.Module):
-    """Compare image embeddings with one text embedding a class (Radford et al. 2021, arXiv 2103.00020).
+    """Compare image embeddings with one text embedding per class (Radford et al. 2021, arXiv 2103.00020).
 
     Unit features (B, D) -> logits (B, K) = scale * x T^T + bias.
 
     Args:
-        text: T, one unit vector a class, (K, D).
+        text: T, one unit vector per class, (K, D).
         scale: The checkpoint's learned inverse temperature.
         bias: SigLIP's learned bias. It is the same for all classes, so it changes a sigmoid but no softmax.
     """

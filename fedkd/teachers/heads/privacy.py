@@ -2,14 +2,14 @@
 
 Balle & Wang 2018, "Improving the Gaussian Mechanism for Differential Privacy" (arXiv 1805.06530).
 
-Two shards are neighbors if one has one image more. If a release f has the L2 sensitivity Delta (the most that one
-image can change it), then f + N(0, sigma^2 I) is (epsilon, delta)-private exactly if, with mu = Delta / sigma,
+Two shards are neighbors if one has one more image. If a release f has the L2 sensitivity Delta (the largest change by
+one image), then f + N(0, sigma^2 I) is (epsilon, delta)-private if and only if, with mu = Delta / sigma,
 
     Phi(mu / 2 - epsilon / mu) - e^epsilon Phi(-mu / 2 - epsilon / mu) <= delta                            (Theorem 8)
 
-Several such releases, each of which may be chosen by the ones before, are together as private as one with
-mu^2 = mu_1^2 + mu_2^2 + ... (Dong et al. 2019, arXiv 1905.02383, Corollary 2). So a budget (epsilon, delta) is a budget
-mu^2, and exchanges share it: what they spend adds up to it, with nothing lost.
+Several such releases, each of which may depend on the earlier ones, are together as private as one release with
+mu^2 = mu_1^2 + mu_2^2 + ... (Dong et al. 2019, arXiv 1905.02383, Corollary 2). So a budget (epsilon, delta) equals a
+budget mu^2. Exchanges share it: their mu^2 add up to exactly this budget.
 """
 
 from __future__ import annotations
@@ -26,22 +26,23 @@ from fedkd.core.errors import check_range
 from fedkd.core.seeding import derive_seed
 
 SUMS_SHARE, CHOICE_SHARE = 0.9, 0.1
-"""How the budget mu^2 is shared by the two exchanges of a head: its sums, and the choice of its scale."""
+"""The shares of the budget mu^2 for the two exchanges of a head: its sums, and the choice of its scale."""
 
 
 @dataclass(frozen=True)
 class GaussianPrivacy:
-    """Every image is (epsilon, delta)-private towards the server: its client adds noise to all that it sends.
+    """Every image is (epsilon, delta)-private toward the server: its client adds noise to everything that it sends.
 
-    Nobody needs to be trusted, so the noise of all clients adds up: few large clients lose less than many small ones.
-    The guarantee is for one image of one client and for the fit of one head. It does not cover the student, which is
-    trained on the images as well.
+    Clients need not trust the server, so each adds its own noise, and the noise of all clients adds up. With few large
+    clients the head is therefore more accurate than with many small ones. The guarantee holds for one image of one
+    client and for the fit of one head. It does not cover the student, which is also trained on the images.
 
     Args:
-        epsilon: How much one image may change the odds of any outcome, as a factor e^epsilon; > 0.
-        delta: The probability with which that may fail; in (0, 1), and well below one over the number of images.
-        clip: Longer feature vectors are scaled down to this norm. A small one is no loss: it makes them unit vectors.
-        seed: Where the noise comes from, so that a simulation can be run again. Real clients must keep theirs secret.
+        epsilon: One image changes the odds of any outcome by a factor of at most e^epsilon; > 0.
+        delta: The probability that this bound fails; in (0, 1), and well below 1 / (number of images).
+        clip: Longer feature vectors are scaled down to this norm. A small value does no harm: all vectors then have the
+            same length.
+        seed: The seed of the noise, so that a simulation can be repeated. Real clients must keep their seeds secret.
 
     Raises:
         FedKDError: If a value is out of range.
@@ -59,7 +60,7 @@ class GaussianPrivacy:
 
     @cached_property
     def mu(self) -> float:
-        """The budget: the greatest sensitivity over noise that is still (epsilon, delta)-private."""
+        """The budget: the largest ratio of sensitivity to noise that is still (epsilon, delta)-private."""
         low, high = 0.0, 1.0
         while gaussian_delta(self.epsilon, high) < self.delta:
             low, high = high, 2 * high
@@ -72,22 +73,23 @@ class GaussianPrivacy:
         """Return the noise's standard deviation.
 
         Args:
-            sensitivity: Delta, the most that one image changes the release, in L2 norm.
-            share: How much of the budget mu^2 it may spend, in (0, 1].
+            sensitivity: Delta, the largest change of the release by one image, in L2 norm.
+            share: The share of the budget mu^2 that the release may spend, in (0, 1].
         """
         return sensitivity / (self.mu * math.sqrt(share))
 
     def add_noise(self, release: Tensor, sensitivity: float, share: float, *keys: int | str) -> Tensor:
         """Return ``release`` with noise, on the CPU.
 
-        The noise follows from the seed, the keys and the release itself. So two releases never share noise, which their
-        difference would be free of; and the same one, made again, has the same, so that no mean over many is.
+        The seed, the keys and the release itself determine the noise. Different releases never have the same noise;
+        otherwise their difference would have no noise. The same release always has the same noise, so the mean of
+        repeated releases does not reduce it.
 
         Args:
             release: Any shape.
-            sensitivity: See `sigma`, also for what follows.
-            share: How much of the budget it may spend.
-            keys: Say whose release it is.
+            sensitivity: See `sigma`.
+            share: See `sigma`.
+            keys: Identify the release.
         """
         release = release.double().cpu()
         content = hashlib.sha256(release.numpy().tobytes()).hexdigest()
@@ -96,7 +98,7 @@ class GaussianPrivacy:
         return release + self.sigma(sensitivity, share) * noise
 
     def clipped(self, features: Tensor) -> Tensor:
-        """Scale vectors that are longer than ``clip`` down to it: (n, D) -> (n, D) float64."""
+        """Scale vectors longer than ``clip`` down to this length: (n, D) -> (n, D) float64."""
         return clip_norm(features.double(), self.clip)
 
 
@@ -105,14 +107,14 @@ def gaussian_delta(epsilon: float, mu: float) -> float:
 
     Args:
         epsilon: >= 0.
-        mu: Sensitivity over the noise's standard deviation; > 0.
+        mu: Sensitivity divided by the noise's standard deviation; > 0.
     """
     above, below = torch.tensor([mu / 2 - epsilon / mu, -mu / 2 - epsilon / mu], dtype=torch.float64)
-    # e^epsilon overflows where Phi vanishes: their product is taken in logarithms
+    # e^epsilon overflows where Phi vanishes, so their product is computed in logarithms.
     return float(torch.special.ndtr(above) - (epsilon + torch.special.log_ndtr(below)).exp())
 
 
 def clip_norm(features: Tensor, limit: float) -> Tensor:
-    """Scale rows (n, D) whose norm is above ``limit`` down to it."""
+    """Scale rows (n, D) with a norm above ``limit`` down to this norm."""
     norms = features.norm(dim=1, keepdim=True)
     return features * (limit / norms.clamp(min=limit))

@@ -1,6 +1,6 @@
 """Class means as a head: Snell et al. 2017, "Prototypical Networks for Few-shot Learning" (arXiv 1703.05175).
 
-The prototype of a class is the mean of its images' features; an image is assigned to the nearest prototype. Means need
+The prototype of a class is the mean of its images' features. An image is assigned to the nearest prototype. Means need
 only sums: a client sends, for each class, sum x, the number of its images and, for Euclidean distances, sum |x|^2.
 """
 
@@ -30,18 +30,19 @@ _DISTANCES = ("cosine", "euclidean")
 
 @dataclass(frozen=True)
 class PrototypeHead(FederatedHead):
-    """Class means, with a scale that is chosen as for `RidgeHead`. The same for every partition.
+    """Class means, with a scale that is chosen as for `RidgeHead`. The head is the same for every partition.
 
-    With "cosine" features x are scaled to unit length first, and the logits are scale * x . m_k / |m_k|. With
-    "euclidean" they are -scale * |x - m_k|^2 / r^2, less a term that is the same for all classes. r^2 is the
-    mean squared distance of an image to its class mean, so a scale does not depend on that of the features.
+    With "cosine" features x are first scaled to unit length, and the logits are scale * x . m_k / |m_k|. With
+    "euclidean" they are -scale * |x - m_k|^2 / r^2, up to a term that is the same for all classes. r^2 is the mean
+    squared distance of an image to its class mean, so the scale does not depend on the scale of the features.
 
-    A client sends (D + 1) K numbers, or (D + 2) K: for many features far less than a ridge head's D^2 / 2. A class
-    that no client has is the least likely one: its cosine is -1, or its distance that of the mean of all plus r^2.
+    A client sends (D + 1) K numbers, or (D + 2) K with "euclidean". For large D this is far less than a ridge head's
+    D^2 / 2. A class that no client has is the least likely one: its cosine is -1, or its squared distance is that of
+    the mean of all images plus r^2.
 
     Args:
         distance: "cosine" or "euclidean".
-        privacy: Makes everything that clients send differentially private. Both exchanges share the one budget.
+        privacy: Makes everything that clients send differentially private. Both exchanges share one budget.
     """
 
     distance: Literal["cosine", "euclidean"] = "cosine"
@@ -72,7 +73,7 @@ class PrototypeHead(FederatedHead):
         )
 
     def sums(self, features: Tensor, targets: Tensor, num_classes: int) -> Tensor:
-        """Return what a client sends, a column a class: sum x, the count, and for "euclidean" sum |x|^2.
+        """Return what a client sends, one column per class: sum x, the count, and for "euclidean" sum |x|^2.
 
         Args:
             features: (n, D) float64; n may be 0.
@@ -89,9 +90,9 @@ class PrototypeHead(FederatedHead):
         return torch.zeros(num_classes, each.shape[1], dtype=torch.float64).index_add_(0, targets, each).T.contiguous()
 
     def noisy(self, sums: Tensor, client: int) -> Tensor:
-        """Return a client's sums with noise, if they are to be private.
+        """Return a client's sums, with noise if there is ``privacy``.
 
-        One image adds (x, 1) or (x, 1, |x|^2) to one column. So the sensitivity is sqrt(2) for "cosine", where x is of
+        One image adds (x, 1) or (x, 1, |x|^2) to one column. So the sensitivity is sqrt(2) for "cosine", where x has
         length one, and sqrt(c^2 + 1 + c^4) for "euclidean", where its length is at most c = ``privacy.clip``.
         """
         if self.privacy is None:
@@ -101,12 +102,12 @@ class PrototypeHead(FederatedHead):
         return self.privacy.add_noise(sums, sensitivity, SUMS_SHARE, "prototypes", client)
 
     def classifier(self, total: Tensor) -> tuple[Tensor, Tensor]:
-        """From the sums over all clients to unscaled logits x W + b: W (D, K), b (K,) float64."""
+        """Return W (D, K) and b (K,), float64, of the unscaled logits x W + b, from the sums over all clients."""
         dim = len(total) - (2 if self.distance == "euclidean" else 1)
         sums, counts = total[:dim], total[dim]
-        absent = counts < 0.5  # noise leaves no count whole
+        absent = counts < 0.5  # with noise a count is not an integer
         if absent.all():
-            raise FedKDError("Cannot fit a head: no client has an image, by the sums that were sent.")
+            raise FedKDError("Cannot fit a head: no client has an image, according to the clients' sums.")
         if self.distance == "cosine":
             weight, bias = F.normalize(sums, dim=0), torch.zeros_like(counts)
             return weight * ~absent, bias - 1.0 * absent
@@ -117,9 +118,9 @@ class PrototypeHead(FederatedHead):
         return 2 * means / radius, -means.square().sum(0) / radius - 1.0 * absent
 
     def leave_one_out(self, total: Tensor, features: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the unscaled logits of each image by prototypes made without it, and its label.
+        """Return the unscaled logits of each image from prototypes without this image, and its label.
 
-        The only image of a class is left out: without it the class has no prototype.
+        An image that is the only one of its class is left out: without it the class has no prototype.
 
         Args:
             total: The sums over all clients.
@@ -139,9 +140,9 @@ class PrototypeHead(FederatedHead):
         return (x @ weight + bias).scatter(1, y[:, None], own[:, None]), y
 
     def _radius(self, total: Tensor) -> float:
-        """Return r^2, from (sum |x|^2 - sum_k n_k |m_k|^2) / n; features that are all the same have 1.
+        """Return r^2 = (sum |x|^2 - sum_k n_k |m_k|^2) / n. It is 1 if all features are 0.
 
-        With privacy it is sum |x|^2 / n, to which noise does little; the scale makes up for the difference.
+        With privacy it is sum |x|^2 / n, which noise changes little. The choice of the scale corrects the difference.
         """
         sums, counts, squares = total[:-2], total[-2].clamp(min=1), total[-1]
         mean_square = float(squares.sum() / counts.sum())
@@ -159,10 +160,10 @@ def send_prototype_sums(site: ClientSite, task: ClientTask) -> ClientUpdate:
 
 
 def send_prototype_losses(site: ClientSite, task: ClientTask) -> ClientUpdate:
-    """Send the client's summed loss at each of some scales: ``extras["losses"]``, (G,).
+    """Send the client's summed loss at each scale: ``extras["losses"]``, (G,).
 
     Args:
-        site: The client's.
+        site: The client's site.
         task: ``extras`` hold the ``total`` of all clients' sums and the ``scales``, (G,).
     """
     head, total = _head_of(task), task.extras["total"]

@@ -26,20 +26,21 @@ from fedkd.teachers.heads.ridge_statistics import RidgeStatistics, is_held_out, 
 class RidgeHead(FederatedHead):
     """Ridge regression on one-hot targets, solved in closed form from sums that clients send, then given a temperature.
 
-    The head is the same, to rounding, for every partition of the same data: see `fedkd.teachers.heads.ridge`.
+    The head is the same, up to rounding, for every partition of the same data: see
+    `fedkd.teachers.heads.ridge_statistics`.
 
-    The server chooses the regularization from sums alone: each client sends its sums in two parts, over a fixed fifth
-    of its images and over the others. The sums of the others solve the regression for each value of a grid, those of
-    the fifth give each solution's squared error, and all of them give the final head.
+    The server chooses the regularization only from sums. Each client sends its sums in two parts: over a fixed fifth
+    of its images, and over the other images. The sums over the other images give a solution for each value of a grid.
+    The sums over the fifth give the squared error of each solution. All sums together give the final head.
 
-    The outputs of a ridge regression lie around 0 and 1, which is too flat for a softmax. So a second exchange chooses
-    a scale: the server sends the solution and a grid of scales, each client replies with its sum of cross-entropies at
-    each of them, and the server takes the scale with the least total. The logits are leave-one-out ones, because a head
-    is overconfident on images that it was fitted to.
+    The outputs of a ridge regression are around 0 and 1, so their softmax is too flat. A second exchange therefore
+    chooses a scale. The server sends the solution and a grid of scales, each client replies with its sum of
+    cross-entropies at each scale, and the server takes the scale with the least total. The logits are leave-one-out
+    logits, because a head is overconfident on images that it was fitted to.
 
-    With privacy both exchanges share the one budget. The penalty is at least the norm of all noise, which is known
-    in any case, and then little is left to choose: "auto" is that or 0.01, and the images stay in one part. The
-    scale is chosen on fitted logits, since a private solution hardly depends on any single image.
+    With privacy both exchanges share one budget. The penalty is at least the norm of all noise, which is public.
+    Little is then left to choose, so "auto" is this minimum or 0.01, whichever is larger, and the images are not split
+    in two parts. The scale is chosen on fitted logits, because a private solution hardly depends on any single image.
 
     Args:
         regularization: The penalty, relative to the features' mean variance, > 0; or "auto".
@@ -79,7 +80,7 @@ class RidgeHead(FederatedHead):
         return f"sums of x x^T and x y^T{parts}{', with noise' if self.privacy else ''}"
 
     def _regress(self, clients: HeadClients) -> tuple[RidgeSolution, float]:
-        """Return the solution and its regularization: the first exchange."""
+        """Run the first exchange. Return the solution and its regularization."""
         parts = ("fit", "held_out") if self._in_two_parts else ("all",)
         updates = clients.run(send_ridge_statistics, settings={"parts": parts}, privacy=self.privacy)
         sent = {part: [statistics_in(update, part) for update in updates] for part in parts}
@@ -92,7 +93,7 @@ class RidgeHead(FederatedHead):
         return problem.solve(regularization), problem.effective(regularization)
 
     def _sent(self, solution: RidgeSolution) -> dict[str, Tensor]:
-        """Return what a client needs of the solution; leave-one-out logits need more than the weights."""
+        """Return the tensors of the solution that a client needs. Leave-one-out logits need more than the weights."""
         if self.privacy is not None:
             return {"weight": solution.weight, "bias": solution.bias}
         return {
@@ -109,10 +110,10 @@ class RidgeHead(FederatedHead):
 
 
 def send_ridge_statistics(site: ClientSite, task: ClientTask) -> ClientUpdate:
-    """Send the sums over the client's images, or over each of two parts of them; with privacy, with noise.
+    """Send the sums over the client's images, or over each of two parts of them. With privacy the sums have noise.
 
     Args:
-        site: The client's.
+        site: The client's site.
         task: ``settings["parts"]`` names the parts: "all", or "fit" and "held_out".
     """
     privacy, features, targets = privacy_of(task), features_of(site, task), site.rows.targets
@@ -140,10 +141,10 @@ def statistics_in(update: ClientUpdate, part: str) -> RidgeStatistics:
 
 
 def send_ridge_losses(site: ClientSite, task: ClientTask) -> ClientUpdate:
-    """Send the client's summed loss under the solution's logits times each of some scales: ``extras["losses"]``, (G,).
+    """Send the client's summed loss of the solution's logits times each scale: ``extras["losses"]``, (G,).
 
     Args:
-        site: The client's.
+        site: The client's site.
         task: ``extras`` hold the solution (`RidgeHead`) and the ``scales``, (G,).
     """
     logits, targets = unseen_logits(site, task), site.rows.targets
@@ -152,7 +153,7 @@ def send_ridge_losses(site: ClientSite, task: ClientTask) -> ClientUpdate:
 
 
 def unseen_logits(site: ClientSite, task: ClientTask) -> Tensor:
-    """Return unscaled logits (n, K) for the client's images that are not overconfident on images that were fitted."""
+    """Return unscaled logits (n, K) of the client's images, without the overconfidence of a fit to these images."""
     features, extras = features_of(site, task), task.extras
     if task.settings["privacy"] is not None:
         return features @ extras["weight"] + extras["bias"]

@@ -1,4 +1,4 @@
-"""The solution of the ridge regression whose sums clients sent, and the choice of its regularization."""
+"""Solve the ridge regression from the clients' sums, and choose its regularization."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from fedkd.core.errors import FedKDError
 from fedkd.teachers.heads.ridge_statistics import RidgeStatistics, unpack
 
 REGULARIZATIONS = tuple(10 ** (step / 2) for step in range(-12, 5))
-"""What "auto" chooses from: 1e-6 to 100, two a decade."""
+"""The values that "auto" chooses from: 1e-6 to 100, two per decade."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,9 +39,9 @@ class RidgeSolution:
         return features.double() @ self.weight + self.bias
 
     def leave_one_out(self, features: Tensor, targets: Tensor) -> Tensor:
-        """Return, for images that were fitted, what a fit without that one image would have predicted: (n, K) float64.
+        """Return for each fitted image the prediction of a fit without that image (leave-one-out), (n, K) float64.
 
-        It is exact: (f - h y) / (1 - h), with f the fitted value, y the one-hot target and the leverage
+        The predictions are exact: (f - h y) / (1 - h), with the fitted value f, the one-hot target y and the leverage
         h = 1/n + (x - m)^T (S + lambda I)^-1 (x - m).
 
         Args:
@@ -58,27 +58,27 @@ def solve_ridge(statistics: RidgeStatistics, regularization: float) -> RidgeSolu
     """Solve the ridge regression of one-hot targets on features.
 
     Args:
-        statistics: Summed over all clients.
-        regularization: lambda is this times the features' summed variance over D, tr(S) / D: so it means the same
-            whatever the features' scale and the number of images.
+        statistics: The sums over all clients.
+        regularization: lambda divided by tr(S) / D, where tr(S) is the summed variance of the features. So it means the
+            same for every scale of the features and every number of images.
 
     Raises:
-        FedKDError: If there is no image at all.
+        FedKDError: If there is no image.
     """
     return RidgeProblem.from_statistics(statistics).solve(regularization)
 
 
 @dataclass(frozen=True, eq=False)
 class RidgeProblem:
-    """The centered sums, which are solved for any lambda.
+    """The centered sums of a ridge regression, which can be solved for any lambda.
 
     Args:
         scatter: S, (D, D).
         cross: C, (D, K).
         mean: m, (D,).
         target_mean: t, (K,).
-        least: The least lambda, 0 where there is no noise. Noise of variance v on S has the norm 2 sqrt(v D) (Wigner's
-            semicircle), and directions that vary less are lost in it.
+        least: The least lambda, 0 without noise. Noise of variance v on S has the norm 2 sqrt(v D) (Wigner's
+            semicircle), and directions with less variance are not distinguishable from it.
         count: n.
     """
 
@@ -94,11 +94,11 @@ class RidgeProblem:
         """Center the sums.
 
         Raises:
-            FedKDError: If there is no image at all.
+            FedKDError: If there is no image.
         """
         n = statistics.count
         if n < 1:
-            raise FedKDError("Cannot fit a head: no client has an image, by the sums that were sent.")
+            raise FedKDError("Cannot fit a head: no client has an image, according to the clients' sums.")
         full = unpack(statistics.second_moments, statistics.cross_moments.shape[0])
         mean, target_mean = full[-1, :-1] / n, statistics.class_counts / n
         scatter = full[:-1, :-1] - n * torch.outer(mean, mean)
@@ -112,7 +112,7 @@ class RidgeProblem:
         return RidgeSolution(weight, self.target_mean - self.mean @ weight, self.mean, precision, self.count)
 
     def errors(self, regularizations: Sequence[float], held_out: RidgeStatistics) -> Tensor:
-        """Return the solutions' summed squared errors on other images, from those images' sums alone, float64.
+        """Return the solutions' summed squared errors on held-out images, from the sums over these images, float64.
 
         With V = [W; b]:  sum |V^T [x 1] - y|^2 = tr(V^T A V) - 2 tr(V^T B) + n.
         """
@@ -125,13 +125,13 @@ class RidgeProblem:
         return torch.stack(found)
 
     def effective(self, regularization: float) -> float:
-        """Return the regularization that is used for a requested one: more, if noise needs more."""
+        """Return the regularization that `solve` uses: the requested one, or a larger one if the noise needs it."""
         unit = self._unit
         return max(regularization, self.least / unit) if unit > 0 else regularization
 
     @property
     def _unit(self) -> float:
-        """What a regularization of 1 is: tr(S) / D."""
+        """The lambda of a regularization of 1: tr(S) / D."""
         return float(self.scatter.trace()) / len(self.mean)
 
     def _factor(self, regularization: float) -> Tensor:
@@ -141,17 +141,17 @@ class RidgeProblem:
         factor, failed = torch.linalg.cholesky_ex(self.scatter + ridge)
         if not failed:
             return factor
-        variances, basis = torch.linalg.eigh(self.scatter)  # noise has made some negative: they are 0
+        variances, basis = torch.linalg.eigh(self.scatter)  # noise makes some negative: these become 0
         positive = (basis * variances.clamp(min=0)) @ basis.T
         return torch.linalg.cholesky((positive + positive.T) / 2 + ridge)
 
 
 def choose_regularization(fit: RidgeStatistics, held_out: RidgeStatistics) -> float:
-    """Return the regularization, out of `REGULARIZATIONS`, whose fit has the least squared error on held-out images.
+    """Return the regularization in `REGULARIZATIONS` whose fit has the least squared error on held-out images.
 
     Args:
         fit: The sums over the images to fit.
-        held_out: The sums over others. Where one of the two is empty the choice is 0.01.
+        held_out: The sums over other images. If one of the two has no image, the choice is 0.01.
     """
     if min(fit.count, held_out.count) < 1:
         return 1e-2

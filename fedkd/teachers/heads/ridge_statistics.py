@@ -1,8 +1,8 @@
-"""Ridge regression from sums: what clients send, and how the server adds it up.
+"""Ridge regression from sums: what clients send, and how the server adds it.
 
-Ridge regression needs only sums over images, which each client computes alone and the server adds in any order. So the
-solution is that of all data in one place, to rounding, however skewed the clients' shards are. With x a feature vector,
-y its one-hot target and n the number of images:
+Ridge regression needs only sums over images. Each client computes its own sums, and the server adds them in any order.
+So the solution equals that of the centralized data, up to rounding, for every skew of the clients' shards. With a
+feature vector x, its one-hot target y and the number of images n:
 
     a client sends   A = sum [x 1] [x 1]^T  (its upper triangle)  and  B = sum [x 1] y^T
     the server adds  A and B over clients, and centers:  S = sum (x - m)(x - m)^T,  C = sum (x - m)(y - t)^T
@@ -24,12 +24,12 @@ from fedkd.teachers.heads.privacy import SUMS_SHARE, GaussianPrivacy
 
 @dataclass(frozen=True, eq=False)
 class RidgeStatistics:
-    """The sums over a client's images, in float64; adding two gives those of both clients' images.
+    """The sums over a client's images, in float64. Adding two of them gives the sums over both clients' images.
 
     Args:
         second_moments: Upper triangle, row by row, of sum [x 1] [x 1]^T: ((D + 1) (D + 2) / 2,). Its last number is n.
         cross_moments: sum [x 1] y^T, (D + 1, K). Its last row counts the images of each class.
-        noise: The variance of the noise that was added to each number; it is public.
+        noise: The variance of the noise in each number. It is public.
     """
 
     second_moments: Tensor
@@ -65,14 +65,15 @@ class RidgeStatistics:
         )
 
     def noisy(self, privacy: GaussianPrivacy, *keys: int | str) -> RidgeStatistics:
-        """Return what a client sends in their place when features, of norm c = ``privacy.clip`` at most, are private.
+        """Return the sums with noise, which a client sends if there is privacy. Features have norm c at most.
 
-        One image adds x x^T, whose upper triangle has the squared norm (|x|^4 + sum x_i^4) / 2 <= c^4, and [x 1] to one
-        column of B, at most c^2 + 1. So the sensitivity is sqrt(c^4 + c^2 + 1), reached by x = (c, 0, ..., 0). What is
-        left of A, its last column, is B summed over the classes: it is taken from there, and spends nothing.
+        c is ``privacy.clip``. One image adds x x^T to A; its upper triangle has the squared norm
+        (|x|^4 + sum x_i^4) / 2 <= c^4. It also adds [x 1] to one column of B, with a squared norm of at most c^2 + 1.
+        So the sensitivity is sqrt(c^4 + c^2 + 1), reached by x = (c, 0, ..., 0). The last column of A is the sum of B
+        over the classes, so it is computed from the noisy B and spends no budget.
 
         Args:
-            privacy: The budget, of which this spends the share for sums.
+            privacy: The budget. The release spends its share for sums.
             keys: Identify the release.
         """
         c, size = privacy.clip, len(self.cross_moments)
@@ -96,10 +97,10 @@ class RidgeStatistics:
 
 
 def is_held_out(indices: np.ndarray) -> np.ndarray:
-    """Whether each image is one of the fifth that is held out, (n,) bool.
+    """Whether each image is held out, (n,) bool. About a fifth of the images is.
 
-    It is a fixed hash (SplitMix64, Steele et al. 2014) of the image's index in the data set, not of its place in a
-    shard: so it is the same for every partition.
+    The choice is a fixed hash (SplitMix64, Steele et al. 2014) of the image's index in the data set, not of its
+    position in a shard. So it is the same for every partition.
     """
     with np.errstate(over="ignore"):
         z = (indices.astype(np.uint64) + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)

@@ -18,7 +18,7 @@ from fedkd.teachers.heads.modules import ZeroShotHead
 from fedkd.teachers.heads.ridge import RidgeHead, unseen_logits
 
 ZERO_SHOT_WEIGHTS = (1.0, 0.5, 0.25, 0.0)
-"""Weights of the zero-shot logits, which have the checkpoint's own temperature."""
+"""The candidate weights of the zero-shot logits, which have the checkpoint's own temperature."""
 
 
 class SumOfHeads(nn.Module):
@@ -26,8 +26,8 @@ class SumOfHeads(nn.Module):
 
     Args:
         zero_shot: Features (B, D) -> logits (B, K).
-        ridge: Features (B, D) -> logits (B, K), scaled already.
-        weight: Of the zero-shot logits.
+        ridge: Features (B, D) -> logits (B, K), already scaled.
+        weight: The weight of the zero-shot logits.
     """
 
     def __init__(self, zero_shot: nn.Module, ridge: nn.Module, weight: float) -> None:
@@ -41,12 +41,12 @@ class SumOfHeads(nn.Module):
 
 @dataclass(frozen=True)
 class ZeroShotRidge(RidgeHead):
-    """Zero-shot logits plus a ridge head on the same image embeddings; for a `ZeroShotTeacher`.
+    """Zero-shot logits plus a ridge head on the same image embeddings, for a `ZeroShotTeacher`.
 
-    The second exchange chooses two numbers at once, from a grid: the weight a of the zero-shot logits z and the scale s
-    of the ridge's leave-one-out ones r, for logits a z + s r. The grid holds pure zero-shot (s = 0) and pure ridge
+    The logits are a z + s r, with the zero-shot logits z and the ridge's leave-one-out logits r. The second exchange
+    chooses the weight a and the scale s together from a grid. The grid contains pure zero-shot (s = 0) and pure ridge
     (a = 0), so on unseen images of the clients the choice is no worse than either. The server sends the zero-shot head
-    with the grid: 4 (D K + 2) bytes for each client, so clients do not run the text tower.
+    with the grid, 4 (D K + 2) bytes per client, so clients do not run the text tower.
 
     Args:
         regularization: See `RidgeHead`.
@@ -54,7 +54,7 @@ class ZeroShotRidge(RidgeHead):
     """
 
     def starting_from(self, head: nn.Module) -> ZeroShotRidge:
-        """Return this method with the zero-shot head that it adds to."""
+        """Return this method with the zero-shot head that the ridge head is added to."""
         method = copy.copy(self)
         object.__setattr__(method, "_zero_shot", head)
         return method
@@ -63,7 +63,7 @@ class ZeroShotRidge(RidgeHead):
         """Fit the head: see `FederatedHead.fit`."""
         zero_shot: nn.Module | None = getattr(self, "_zero_shot", None)
         if not isinstance(zero_shot, ZeroShotHead):
-            raise FedKDError("ZeroShotRidge needs a teacher with a text tower: give it to ZeroShotTeacher(head=...).")
+            raise FedKDError("ZeroShotRidge needs a teacher with a text tower: use ZeroShotTeacher(..., head=...).")
         solution, regularization = self._regress(clients)
         scales = torch.cat([torch.zeros(1, dtype=torch.float64), scale_grid(steps=1 if self.privacy else 4)])
         pairs = [(weight, float(scale)) for weight in ZERO_SHOT_WEIGHTS for scale in scales]
@@ -83,7 +83,7 @@ def send_pair_losses(site: ClientSite, task: ClientTask) -> ClientUpdate:
     """Send the client's summed loss at each pair of a zero-shot weight a and a ridge scale s: ``extras["losses"]``.
 
     Args:
-        site: The client's.
+        site: The client's site.
         task: ``extras`` hold the solution (`RidgeHead`), the ``grid`` of pairs (G, 2), and the zero-shot head.
     """
     ridge, targets = unseen_logits(site, task), site.rows.targets

@@ -80,7 +80,7 @@ def find_checkpoint(name: str, revision: str | None = None) -> Checkpoint:
     transformers would retry for 23 seconds.
 
     Raises:
-        MissingResourceError: If the checkpoint is not found. The error names the places and how to provide it.
+        MissingResourceError: If the checkpoint is not found. The error names the searched places and what to do.
     """
     from transformers import AutoConfig
 

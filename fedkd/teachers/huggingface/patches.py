@@ -13,7 +13,7 @@ def naflex_size(size: Sequence[int], patch_size: int, max_patches: int) -> tuple
     """Return the (height, width) to which NaFlex resizes an image (Tschannen et al. 2025, arXiv 2502.14786, 2.4.2).
 
     Both sides are scaled by the same factor and rounded up to whole patches, so the aspect ratio is kept approximately.
-    The factor is the largest that needs at most ``max_patches``.
+    The factor is the largest that gives at most ``max_patches`` patches.
 
     Args:
         size: (height, width) of the image.

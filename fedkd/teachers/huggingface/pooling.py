@@ -31,10 +31,10 @@ def pool(output: Any, pooling: str, num_prefix: int) -> Tensor:
         pooling = "cls+mean" if has_cls else "pooled" if pooled is not None else "mean"
     if pooling == "pooled":
         if pooled is None:
-            raise FedKDError("pooling 'pooled' needs a pooled output, this model has none; choose 'mean' or 'auto'.")
+            raise FedKDError("pooling 'pooled' needs a pooled output, but this model has none; use 'mean' or 'auto'.")
         return pooled.flatten(1)
     if "cls" in pooling and not has_cls:
-        raise FedKDError(f"pooling {pooling!r} needs a CLS token, this model has none; choose 'mean' or 'auto'.")
+        raise FedKDError(f"pooling {pooling!r} needs a CLS token, but this model has none; use 'mean' or 'auto'.")
     if hidden.ndim == 4:
         return hidden.mean((2, 3))  # (B, C, H, W) -> (B, C)
     parts = {"cls": lambda: hidden[:, 0], "mean": lambda: hidden[:, num_prefix:].mean(1)}

@@ -99,8 +99,8 @@ class ZeroShotTeacher(HuggingFaceTeacher):
         length = getattr(getattr(config, "text_config", None), "max_position_embeddings", None)
         if "siglip" not in config.model_type:
             return self.tokenizer(prompts, padding=True, truncation=True, max_length=length, return_tensors="pt")
-        # SigLIP models were trained on lower-case text, and attend to its padding to full length. Not every version of
-        # SigLIP 2's tokenizer converts to lower case.
+        # SigLIP models were trained on lower-case text with padding to full length, and they attend to the padding. Not
+        # every version of SigLIP 2's tokenizer converts to lower case.
         lowered = [prompt.lower() for prompt in prompts]
         tokens = self.tokenizer(lowered, padding="max_length", truncation=True, max_length=length, return_tensors="pt")
         tokens.pop("attention_mask", None)

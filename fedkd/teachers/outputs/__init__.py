@@ -1,1 +1,1 @@
-"""Teacher outputs: computed once, kept on disk, named by what they depend on."""
+"""Teacher outputs: computed once and stored on disk, under a hash of everything that they depend on."""

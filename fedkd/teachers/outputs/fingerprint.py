@@ -21,24 +21,24 @@ from fedkd.core.errors import FedKDError
 from fedkd.core.source import compiled, is_ours, source_of
 
 WHERE_FROM = frozenset({"checkpoint", "revision", "name_or_path", "_name_or_path"})
-"""The place of weights does not count: a moved folder keeps its cache."""
+"""Attributes with the location of the weights. The hash ignores them, so a moved folder keeps its cache."""
 
 _VERSIONED = ("fedkd", "timm", "transformers")
 _TORCH_INTERNALS = frozenset(vars(nn.Module())) | {"_constructor_arguments"}
 
 
 def fingerprint(module: nn.Module, ignore: Collection[str] = ()) -> str:
-    """Hash a module's weights, buffers, attributes, code outside of `LIBRARIES`, and the versions of what is inside.
+    """Hash a module's weights, buffers, attributes, code outside `LIBRARIES`, and the versions of what is inside.
 
     Args:
         module: The module.
-        ignore: Names of its attributes and submodules that do not matter.
+        ignore: Names of its attributes and submodules that the hash ignores.
 
     Returns:
         SHA-256 in hex, the same in every process.
 
     Raises:
-        FedKDError: If an attribute of a class outside of `LIBRARIES` cannot be told from another of its type.
+        FedKDError: If an attribute of a class outside `LIBRARIES` cannot be distinguished from another of its type.
     """
     digest = hashlib.sha256(json.dumps([_version(package) for package in _VERSIONED]).encode())
     classes: dict[type, None] = {}
@@ -61,12 +61,12 @@ def fingerprint(module: nn.Module, ignore: Collection[str] = ()) -> str:
 
 
 def own_code(cls: type) -> str:
-    """Return the source of a class and its bases, as far as they are outside of `LIBRARIES`."""
+    """Return the source of a class and those of its bases that are outside `LIBRARIES`."""
     return "".join(source_of(base) for base in cls.__mro__ if not is_ours(base))
 
 
 def hash_tensor(digest: hashlib._Hash, tensor: Tensor) -> None:
-    """Add a tensor's dtype, shape and bytes to a digest."""
+    """Add a tensor's dtype, shape and bytes to a hash."""
     digest.update(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
     digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
 
@@ -79,10 +79,10 @@ def _version(package: str) -> str:
 
 
 def _plain(value: Any, where: str, by_type: bool) -> Any:
-    """Return a form of a setting that JSON can hold and that differs from every other setting's.
+    """Return a setting in a form for JSON. Different settings have different forms.
 
-    With ``by_type``, an object that is none of the usual counts by its type: of a library's class, the rest of the
-    settings and the version decide what it is.
+    With ``by_type``, an object of any other type is represented by its type's name. In a library's class, the other
+    settings and the version determine this object.
     """
     if value is None or isinstance(value, bool | int | float | str):
         return value
@@ -94,7 +94,7 @@ def _plain(value: Any, where: str, by_type: bool) -> Any:
         return describe(value)
     if isinstance(value, nn.Module):  # in a list or a dict, where torch does not see it
         return fingerprint(value)
-    if is_dataclass(value) and not isinstance(value, type):  # fields that are no argument count, too
+    if is_dataclass(value) and not isinstance(value, type):  # fields that are not arguments count, too
         every = {field.name: getattr(value, field.name) for field in fields(value)}
         return [type(value).__qualname__, _plain(every, where, by_type)]
     if isinstance(value, Configured):
@@ -115,7 +115,7 @@ def _plain(value: Any, where: str, by_type: bool) -> Any:
         return [value.__module__, value.__qualname__, source_of(value)]
     try:
         return hashlib.sha256(pickle.dumps(value, protocol=4)).hexdigest()
-    except Exception as error:  # whatever an object's own code makes of being written down
+    except Exception as error:  # an object's own code for pickling can raise anything
         raise FedKDError(
             f"The teacher's cache cannot distinguish {where}, a {type(value).__qualname__}, from another one: make it "
             "something that can be pickled, or name it in not_in_features if features do not depend on it."

@@ -1,4 +1,4 @@
-"""From a teacher and a federation's data to what the student is trained on: the teacher's outputs for every image."""
+"""Compute a teacher's outputs for every image of a federation. The student is trained on them."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ from fedkd.teachers.teacher import Teacher
 
 @dataclass(frozen=True, eq=False)
 class TeacherOutputs:
-    """A teacher's outputs for all images, and how good it is by itself.
+    """A teacher's outputs for all images, and the teacher's own accuracy.
 
     Args:
-        logits: For every training image, (N, K) float32 on the CPU; (N, V, K) for V views of each.
+        logits: For every training image, (N, K) float32 on the CPU; (N, V, K) with V views per image.
         test_logits: For every test image, (M, K) float32 on the CPU.
         accuracy: On the test set, in [0, 1].
         balanced_accuracy: Mean of the per-class accuracies.
-        per_class_accuracy: On the test images of each class; NaN for a class without any.
-        sends: What a client sent to fit the head, in words; "" for a head that was given.
-        chosen: What the fit chose, by name, such as the regularization.
+        per_class_accuracy: On the test images of each class; NaN for a class without test images.
+        sends: A description of what a client sent to fit the head; "" for a head that needs no fit.
+        chosen: Values that the fit chose, by name, such as the regularization.
         feature_file: The cache's file of the features (N, V, D), if they are needed.
-        shared_logits: For the ImageSet of the shared images, as ``logits`` for the training images; the same tensor if
-            they are the public split; None if nothing is shared.
-        shared_feature_file: Likewise.
+        shared_logits: The logits for the ImageSet of the shared images, like ``logits``. The same tensor as ``logits``
+            if the shared images are the public split; None if no images are shared.
+        shared_feature_file: The same for ``feature_file``.
         num_shared: The number of shared images.
     """
 
@@ -52,7 +52,7 @@ class TeacherOutputs:
     num_shared: int = 0
 
     def of_clients(self, shards: Sequence[np.ndarray]) -> tuple[Tensor, np.ndarray | None]:
-        """Return logits (n V, K) and features (n, V, D) of the clients' images alone, all views of each."""
+        """Return logits (n V, K) and features (n, V, D) of the clients' images only, for all views of each."""
         rows = np.concatenate(shards)
         features = None if self.feature_file is None else np.load(self.feature_file, mmap_mode="r")[rows]
         return self.logits[torch.from_numpy(rows)].flatten(0, -2), features
@@ -72,22 +72,24 @@ def prepare_teacher(
 ) -> TeacherOutputs:
     """Compute a teacher's outputs: embed the class names, adapt it, compute features once, fit the head federatedly.
 
-    The head is fitted to the images themselves, also if the student is trained on ``views``, so it is the same for
-    both. Two hooks are called if the teacher has them: ``adapt(data, connect)`` before any feature is computed, which
-    may change its weights with the clients' help; and, once the head is there, ``fit_weights(outputs, targets)`` with
-    its cached outputs (P, D) for the public split, float32 on the CPU, and their labels (P,), where P may be 0.
+    The head is fitted to the images themselves. So it does not depend on ``views``, on which the student is trained.
+
+    Two hooks are called if the teacher has them. ``adapt(data, connect)`` is called before any feature is computed; it
+    may change the teacher's weights in exchanges with the clients. ``fit_weights(outputs, targets)`` is called after
+    the head is fitted, with the cached outputs (P, D) for the public split, float32 on the CPU, and their labels (P,).
+    P may be 0.
 
     In a simulation the features of all clients' images are computed here, in one pass. What clients send to fit the
-    head goes through ``connect`` alone.
+    head goes only through ``connect``.
 
     Args:
-        teacher: The teacher. Its head is fitted here unless it has one. It works on ``device`` and returns from there.
-        data: Set up.
+        teacher: The teacher. Its head is fitted here unless it has one. It is moved to ``device``, and back afterwards.
+        data: The federation's data, already set up.
         connect: Gives an exchange with the clients of a site factory; by default one in this process.
-        views: The views that the student sees of each image; None is the images themselves.
-        features: Whether the student is trained on features, too.
-        cache: Folder of the `TeacherCache`; None is fedkd's own.
-        device: Where the teacher works.
+        views: The views of each image that the student is trained on; None is the images themselves.
+        features: Whether the student is also trained on features.
+        cache: Folder of the `TeacherCache`; None uses fedkd's own cache.
+        device: The device that the teacher runs on.
         batch_size: Images in a batch.
         progress: Whether to show a progress bar on a terminal.
 
@@ -155,7 +157,7 @@ def prepare_teacher(
 
 @contextmanager
 def _working_on(teacher: Teacher, device: torch.device | str) -> Iterator[None]:
-    """Bring a teacher to a device, and back."""
+    """Move a teacher to a device, and back afterwards."""
     home = teacher.device
     teacher.to(device)
     try:
@@ -166,7 +168,7 @@ def _working_on(teacher: Teacher, device: torch.device | str) -> Iterator[None]:
 
 def _logits(teacher: Teacher, outputs: np.ndarray, chunk: int = 8192) -> Tensor:
     """Cached outputs (N, V, D) -> logits (N, V, K) float32."""
-    rows, parts = outputs.reshape(-1, outputs.shape[-1]), []  # (N V, D), still mapped
+    rows, parts = outputs.reshape(-1, outputs.shape[-1]), []  # (N V, D), still memory-mapped
     for start in range(0, len(rows), chunk):
         part = torch.from_numpy(rows[start : start + chunk].astype(np.float32))
         if (head := teacher.frozen_head) is not None:

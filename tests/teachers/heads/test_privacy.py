@@ -199,5 +199,5 @@ def test_errors() -> None:
     ):
         with pytest.raises(FedKDError, match=message):
             GaussianPrivacy(**arguments)
-    with pytest.raises(FedKDError, match="no client has an image, by the sums"):
+    with pytest.raises(FedKDError, match="no client has an image, according to the clients' sums"):
         fit_head(RidgeHead(privacy=GaussianPrivacy(1e6)), *problem(0), [np.empty(0, np.int64)], K)
