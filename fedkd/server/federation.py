@@ -110,7 +110,6 @@ class Federation:
                 state, history = found or (prepared.start(), [])
                 rank_zero_info(f"training loop: {training_loop(self, prepared, state)}")
                 if found:
-                    run.write_metrics(history)
                     self._give(module, state)
                 for row in history:
                     self._log(row)
@@ -148,7 +147,7 @@ class Federation:
                         state.round - 1, updates, metrics, bytes_up=traffic.up, bytes_down=traffic.down, seconds=seconds
                     )
                 )
-                run.commit(state, history, settings)
+                state = run.commit(state, history[-1], settings)
                 yield state
                 self._log(history[-1])
                 bar.advance(note=f"balanced accuracy {metrics['balanced_accuracy']:.1%}")
