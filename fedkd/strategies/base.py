@@ -170,7 +170,7 @@ class Strategy(Configured):
 
         Returns:
             ``loss``, ``accuracy``, ``balanced_accuracy``, ``accuracy/<class>`` and, where clients hold images out,
-            ``val_accuracy``: the accuracy on all of these.
+            ``val_accuracy``: the accuracy on those of the cohort, or of all clients outside of a round.
         """
         return context.evaluate(state.weights)
 
