@@ -65,10 +65,9 @@ def read(path: Path, count: int | None = None) -> list[Metrics]:
     for number, found in enumerate(csv.DictReader(io.StringIO(text))):
         if number == count:
             break
-        row = {name: _value(name, value) for name, value in found.items() if value not in ("", None)}
-        if row.get("round") != number or None in found:
+        if found.get("round") != str(number) or None in found:  # None: more cells than columns
             raise FedKDError(f"{str(path)!r} is damaged in line {number + 2}, the row of round {number}.")
-        rows.append(row)
+        rows.append({name: _value(name, value) for name, value in found.items() if value not in ("", None)})
     if count is not None and len(rows) < count:
         raise FedKDError(f"{str(path)!r} has the rows of {len(rows)} rounds; the checkpoint is of round {count}.")
     return rows
