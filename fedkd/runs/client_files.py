@@ -97,7 +97,7 @@ class ClientFiles(Mapping[int, ClientState]):
         if client not in self._rounds:
             return False
         try:
-            self[client]  # type: ignore[index]
+            self[client]
         except KeyError:
             return False
         return True
