@@ -5,8 +5,9 @@
 >>> fedkd.Federation(rounds=20).fit(module, data)
 """
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from fedkd.core.lazy import lazy_names
 
 if TYPE_CHECKING:
     from fedkd import data, losses, partition, strategies, students, teachers
@@ -40,7 +41,6 @@ _HOMES = {
     "fedkd.teachers": ("Teacher",),
     "fedkd.training.module": ("DistillationModule",),
 }
-_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 _PACKAGES = ("data", "losses", "partition", "server", "strategies", "students", "teachers")
 
 __all__ = [
@@ -77,18 +77,4 @@ __all__ = [
     "train",
 ]
 
-
-def __getattr__(name: str) -> Any:
-    """Import a public name where it lives, on first use."""
-    if name in _PACKAGES:
-        return importlib.import_module(f"fedkd.{name}")
-    if name not in _HOME_OF:
-        raise AttributeError(f"module 'fedkd' has no attribute {name!r}")
-    found = getattr(importlib.import_module(_HOME_OF[name]), name)
-    globals()[name] = found
-    return found
-
-
-def __dir__() -> list[str]:
-    """Return the public names."""
-    return sorted([*globals(), *__all__])
+__getattr__, __dir__ = lazy_names(__name__, _HOMES, _PACKAGES)

@@ -49,6 +49,7 @@ def test_a_strategy_with_a_memory_for_each_client_and_a_loss_train(tmp_path):
     from helpers import BrightRowTeacher, datamodule, module
 
     import fedkd
+    from fedkd.runs.directory import RunDirectory
     from fedkd.core.errors import check_range
     from fedkd.core.tensors import add_scaled
     from fedkd.losses import WeightedLoss
@@ -73,8 +74,6 @@ def test_a_strategy_with_a_memory_for_each_client_and_a_loss_train(tmp_path):
     finally:
         del sys.modules["a_module"]
     assert summary["strategy"] == "Mine(pull=0.5)"
-    state = fedkd.core.messages.from_bytes(
-        fedkd.ServerState, sorted((tmp_path / "run" / "checkpoints").glob("*.ckpt"))[-1].read_bytes()
-    )
+    state, _ = RunDirectory(tmp_path / "run", resume=True).load("last", {})
     assert sorted(state.client_states) == [0, 1, 2]
     assert all(torch.isfinite(value).all() for each in state.client_states.values() for value in each.values())

@@ -11,10 +11,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
+from fedkd.cli.subcommands import SUBCOMMANDS
 from fedkd.core.errors import FedKDError, unknown_name
 from fedkd.study.compare import compare
-
-SUMMARY = "Run a grid of partitions, methods and seeds, and tabulate it: fedkd compare GRID --out DIR."
 
 OWN = ("out", "jobs", "only", "set")
 OF_FIT = ("config", "data", "federation", "model", "trainer")
@@ -85,7 +84,7 @@ def make_parser() -> Parser:
     parser = Parser(
         "fedkd compare",
         usage="fedkd compare GRID --out DIR [--jobs N] [--only REGEX] [--set NAME=VALUE] [--SECTION.OPTION VALUE ...]",
-        description=SUMMARY,
+        description=SUBCOMMANDS["compare"],
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,

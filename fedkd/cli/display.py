@@ -72,7 +72,7 @@ def print_metrics(metrics: Mapping[str, float]) -> None:
 
 def print_teachers() -> None:
     """Print the teachers that have a short name."""
-    from fedkd.teachers import teachers
+    from fedkd.teachers.catalogue import teachers
 
     table = Table("name", "checkpoint", "family", "parameters", "pixels", "license")
     for name in teachers:

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from fedkd.cli.subcommands import quick_parser
 from fedkd.core.errors import FedKDError
 
 
@@ -23,8 +24,19 @@ def main(args: Sequence[str] | None = None) -> None:
     here = str(Path.cwd())
     sys.path.append(here)  # so that class_path finds a module in the current folder, as it does with python -m
     try:
-        if given[:1] == ["compare"]:
-            from fedkd.cli.compare import run_compare  # no torch, so its help and its errors are fast
+        # what needs no torch imports none, and is there at once
+        if given[:1] in (["--help"], ["-h"], ["--version"]):
+            quick_parser().parse_args(given[:1])
+        elif given == ["teachers"]:
+            from fedkd.cli.display import print_teachers
+
+            print_teachers()
+        elif given == ["completion"]:
+            from fedkd.cli.completion import completion_script
+
+            print(completion_script(), end="")
+        elif given[:1] == ["compare"]:
+            from fedkd.cli.compare import run_compare
 
             run_compare(given[1:])
         else:

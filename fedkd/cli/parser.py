@@ -9,22 +9,17 @@ from jsonargparse.typing import NonNegativeInt
 from lightning.pytorch import seed_everything
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 
-from fedkd import __version__
+from fedkd import __version__, teachers
 from fedkd.cli.arguments import POSITIONAL
-from fedkd.cli.compare import SUMMARY as COMPARE
+from fedkd.cli.subcommands import DESCRIPTION, SECTIONS, SUBCOMMANDS
 from fedkd.core.errors import FedKDError
+from fedkd.core.lazy import import_all
 from fedkd.data import FederatedDataModule
 from fedkd.server.federation import Federation
 from fedkd.training.module import DistillationModule
 from fedkd.training.trainer import TRAINER_DEFAULTS
 
-SECTIONS = {  # the sections of the configuration that each subcommand instantiates
-    "fit": ("data", "model", "federation", "trainer"),
-    "test": ("data", "model", "trainer"),
-    "predict": ("data", "model", "trainer"),
-    "partition": ("data",),
-    "teachers": (),
-}
+import_all(teachers)  # a class may be given by its short name
 
 
 class Parser(LightningArgumentParser):
@@ -50,7 +45,7 @@ class BaseCLI(LightningCLI):
             trainer_defaults={key: value for key, value in TRAINER_DEFAULTS.items() if key != "logger"},
             parser_kwargs={
                 "prog": "fedkd",
-                "description": type(self).__doc__,
+                "description": DESCRIPTION,
                 "version": __version__,
                 "allow_abbrev": False,
             },
@@ -97,6 +92,8 @@ class BaseCLI(LightningCLI):
         self.config = parser.parse_args(args)  # type: ignore[arg-type]
         if self.config.subcommand == "compare":
             raise FedKDError("compare must be the first argument: fedkd compare GRID --out DIR.")
+        if self.config.subcommand == "completion":
+            raise FedKDError("completion takes no arguments: fedkd completion.")
 
     @property
     def chosen(self) -> Namespace:
@@ -109,7 +106,7 @@ class BaseCLI(LightningCLI):
         group = parser.add_subcommands()
         for name in self.subcommands():
             self._adding = name  # `add_arguments_to_parser` does not receive it
-            description = (getattr(type(self), name).__doc__ or "").strip().splitlines()[0]
+            description = SUBCOMMANDS[name]
             first = f"{name} {POSITIONAL[name]}" if name in POSITIONAL else name
             usage = f"fedkd {first} [--config FILE] [--SECTION.OPTION VALUE ...]"  # instead of a page with all options
             subparser = self._prepare_subcommand_parser(
@@ -117,8 +114,9 @@ class BaseCLI(LightningCLI):
             )
             self._subcommand_parsers[name] = subparser
             group.add_subcommand(name, subparser, help=description)
-        # `main` runs compare without this parser. It is added here only to appear in the help and in error messages.
-        group.add_subcommand("compare", Parser(), help=COMPARE)
+        # `main` runs these without this parser. They are added here only to appear in error messages.
+        for name in ("compare", "completion"):
+            group.add_subcommand(name, Parser(), help=SUBCOMMANDS[name])
 
     def sections(self) -> tuple[str, ...]:
         """Return the sections of the configuration that the subcommand instantiates."""

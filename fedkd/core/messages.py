@@ -65,7 +65,8 @@ class ServerState:
         round: The number of finished rounds, which is the index of the next round.
         weights: The global student.
         memory: What the strategy remembers between rounds, by name.
-        client_states: What the strategy remembers for each client, by client.
+        client_states: What the strategy remembers for each client, by client: in a run a
+            `fedkd.core.client_states.ClientStates`, which reads from disk.
         num_examples: The number of all clients' training images, 0 if it is not known.
     """
 

@@ -4,31 +4,31 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from fedkd.core.errors import FedKDError, MissingResourceError
-from fedkd.core.messages import Metrics, ServerState, from_bytes, metadata_of, to_bytes
+from fedkd.core.messages import ServerState, from_bytes, metadata_of, to_bytes
 from fedkd.core.storage import write_atomically
 
-FORMAT = 2
+FORMAT = 3
 RECORD = "run"  # where a checkpoint's metadata keep what is not the state
 
 
-def save_checkpoint(path: Path, state: ServerState, history: list[Metrics], identity: Mapping[str, Any]) -> None:
-    """Save a finished round.
+def save_checkpoint(path: Path, state: ServerState, identity: Mapping[str, Any]) -> None:
+    """Save a finished round, but for its metrics and what the strategy remembers for each client.
 
     Args:
         path: The file: safetensors with a JSON header, without pickle.
         state: The server's state after the round.
-        history: One row of metrics for each finished round.
         identity: What a run must agree on to go on from here, such as seed and partition.
     """
-    record = {"format": FORMAT, "history": history, "identity": dict(identity)}
-    write_atomically(path, to_bytes(state, {RECORD: json.dumps(record)}))
+    record = {"format": FORMAT, "identity": dict(identity)}
+    write_atomically(path, to_bytes(replace(state, client_states={}), {RECORD: json.dumps(record)}))
 
 
-def load_checkpoint(path: Path, identity: Mapping[str, Any]) -> tuple[ServerState, list[Metrics]]:
+def load_checkpoint(path: Path, identity: Mapping[str, Any]) -> ServerState:
     """Load what `save_checkpoint` saved.
 
     Args:
@@ -36,7 +36,7 @@ def load_checkpoint(path: Path, identity: Mapping[str, Any]) -> tuple[ServerStat
         identity: What this run is; each entry must equal the checkpoint's.
 
     Returns:
-        ``(state, history)``.
+        The state, without what the strategy remembers for each client.
 
     Raises:
         MissingResourceError: If there is no such file.
@@ -56,4 +56,4 @@ def load_checkpoint(path: Path, identity: Mapping[str, Any]) -> tuple[ServerStat
         found = record["identity"].get(key)
         if found != value:
             raise FedKDError(f"{str(path)!r} belongs to another run: its {key} is {found!r}, this run's is {value!r}.")
-    return state, record["history"]
+    return state

@@ -5,7 +5,7 @@
     config.yaml           the command line's configuration, complete
     partition.json        client x class counts, and every client's image indices
     metrics.csv           a row a round
-    checkpoints/          the last two rounds
+    checkpoints/          the last two rounds, and in clients/ what the strategy remembers for each client
     student.safetensors   the global student, for `fedkd.load_student`
     clients/K/            client K's own student, where students differ (`fedkd.strategies.FedMD`)
     summary.json          final and best accuracy, teacher, bytes, seconds, versions
@@ -13,11 +13,10 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +26,14 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from fedkd import students
+from fedkd.core.client_states import ClientStates
 from fedkd.core.errors import FedKDError, MissingResourceError
 from fedkd.core.messages import Metrics, ServerState, Weights
 from fedkd.core.storage import write_atomically
 from fedkd.data import FederatedDataModule
+from fedkd.runs import metrics_file
 from fedkd.runs.checkpoint import load_checkpoint, save_checkpoint
+from fedkd.runs.client_files import ClientFiles
 from fedkd.runs.partition import partition_record
 
 KEEP_CHECKPOINTS = 2  # one would do, since writing is atomic; the second is for disks that lie
@@ -61,6 +63,9 @@ class RunDirectory:
             (self.path / "checkpoints").mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise FedKDError(f"run_dir {str(self.path)!r} cannot be made: {error.strerror}.") from error
+        self.metrics = metrics_file.MetricsFile(self.path / "metrics.csv")
+        self.clients_folder = self.path / "checkpoints" / "clients"
+        self._clients: ClientFiles | None = None  # of the last commit
         for leftover in (*self.path.glob(".*.tmp"), *self.path.glob("checkpoints/.*.tmp")):
             leftover.unlink()  # of a process that was killed while it wrote
 
@@ -82,37 +87,58 @@ class RunDirectory:
         if config is not None:
             self.write_text("config.yaml", config)
 
-    def commit(self, state: ServerState, history: list[Metrics], identity: Mapping[str, Any]) -> None:
-        """Put a finished round on disk: the checkpoint first, since all else follows from it."""
-        path = self.path / "checkpoints" / f"round_{state.round:06d}.ckpt"
-        save_checkpoint(path, state, history, identity)
-        self.write_metrics(history)
-        for old in self.checkpoints()[:-KEEP_CHECKPOINTS]:
-            old.unlink()
+    def commit(self, state: ServerState, row: Metrics, identity: Mapping[str, Any]) -> ServerState:
+        """Put a finished round on disk, at a cost of what the round changed.
 
-    def load(self, ckpt_path: str | Path, identity: Mapping[str, Any]) -> tuple[ServerState, list[Metrics]] | None:
-        """Load a round checkpoint.
+        The round counts from the moment that its checkpoint is there. What was written for it before, the states of its
+        cohort and its row of metrics, does not count without it.
 
         Args:
-            ckpt_path: A file, or ``"last"`` for this run's newest.
+            state: The state after the round.
+            row: Its metrics.
+            identity: What the run is.
+
+        Returns:
+            The state, whose client states are now read from disk.
+        """
+        states = ClientStates.of(state.client_states)
+        if self._clients is None or states.committed is not self._clients:  # not of this run's last commit
+            self._clients = ClientFiles(self.clients_folder, discard=True)
+            states = ClientStates(self._clients, dict(states))
+        self._clients.write(states.changes, state.round, keep=state.round - KEEP_CHECKPOINTS + 1)
+        self.metrics.append(row)
+        save_checkpoint(self.path / "checkpoints" / f"round_{state.round:06d}.ckpt", state, identity)
+        for old in self.checkpoints()[:-KEEP_CHECKPOINTS]:
+            old.unlink()
+        return replace(state, client_states=ClientStates(self._clients))
+
+    def load(self, ckpt_path: str | Path, identity: Mapping[str, Any]) -> tuple[ServerState, list[Metrics]] | None:
+        """Load a round checkpoint, with the metrics and client states that belong to it; this run goes on from there.
+
+        Args:
+            ckpt_path: A file in another run's directory, or ``"last"`` for this run's newest.
             identity: What this run is.
 
         Returns:
             ``(state, history)``; None for ``"last"`` before the first round was finished.
-        """
-        if str(ckpt_path) != "last":
-            return load_checkpoint(Path(ckpt_path), identity)
-        found = self.checkpoints()
-        return load_checkpoint(found[-1], identity) if found else None
 
-    def write_metrics(self, history: list[Metrics]) -> None:
-        """Write ``metrics.csv``: a row a round."""
-        columns = list(dict.fromkeys(name for row in history for name in row))
-        text = io.StringIO()
-        writer = csv.DictWriter(text, columns, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(history)
-        self.write_text("metrics.csv", text.getvalue())
+        Raises:
+            FedKDError: If the checkpoint is damaged or of another run, or the rows of metrics before it are not there.
+        """
+        if str(ckpt_path) == "last":
+            found = self.checkpoints()
+            if not found:
+                return None
+            path = found[-1]
+        else:
+            path = Path(ckpt_path)
+        state = load_checkpoint(path, identity)
+        history = metrics_file.read(path.parent.parent / "metrics.csv", state.round)
+        if path.parent != self.path / "checkpoints":
+            ClientFiles(path.parent / "clients", state.round).copy_to(self.clients_folder)
+        self._clients = ClientFiles(self.clients_folder, state.round, discard=True)
+        self.metrics.write(history)
+        return replace(state, client_states=ClientStates(self._clients)), history
 
     def save_student(
         self,

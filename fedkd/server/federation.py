@@ -110,7 +110,6 @@ class Federation:
                 state, history = found or (prepared.start(), [])
                 rank_zero_info(f"training loop: {training_loop(self, prepared, state)}")
                 if found:
-                    run.write_metrics(history)
                     self._give(module, state)
                 for row in history:
                     self._log(row)
@@ -131,13 +130,12 @@ class Federation:
         settings: dict[str, Any],
     ) -> Iterator[ServerState]:
         """Run the rounds that are left, and yield the state of each once it is on disk; rows join the history."""
-        strategy = prepared.plan.strategy
+        strategy, clients = prepared.plan.strategy, list(prepared.clients)
         with self._finalized_loggers(), progress_bar("Rounds", self.rounds, done=state.round) as bar:
             while state.round < self.rounds:
                 began, sent = time.perf_counter(), prepared.exchange.traffic
-                context = prepared.context(state)
-                clients = list(context.clients)
                 cohort = sample_cohort(clients, self.clients_per_round, seed=self.seed, round=state.round)
+                context = prepared.context(state, cohort)
                 state, updates = strategy.round(state, cohort, context)
                 metrics = strategy.evaluate(state, context)
                 metrics |= strategy.metrics(state, updates, context)
@@ -148,7 +146,7 @@ class Federation:
                         state.round - 1, updates, metrics, bytes_up=traffic.up, bytes_down=traffic.down, seconds=seconds
                     )
                 )
-                run.commit(state, history, settings)
+                state = run.commit(state, history[-1], settings)
                 yield state
                 self._log(history[-1])
                 bar.advance(note=f"balanced accuracy {metrics['balanced_accuracy']:.1%}")
@@ -177,8 +175,12 @@ class Federation:
             run_dir=run.path,
         )
         summary |= plan.strategy.summary(state, history[-1], context)
-        if prepared.held_out and not context.val_accuracy:  # a resumed run that had no round left
+        # after sampled cohorts the accuracies are of several rounds; a resumed run that had no round left has none
+        if prepared.held_out and (self.clients_per_round is not None or not context.val_accuracy):
+            sent = prepared.exchange.traffic
             plan.strategy.evaluate(state, context)
+            summary["bytes_up"] += (prepared.exchange.traffic - sent).up
+            summary["bytes_down"] += (prepared.exchange.traffic - sent).down
         clients = range(plan.datamodule.num_clients)
         each = [context.val_accuracy.get(client) for client in clients]
         summary["client_val_accuracy"] = each if prepared.held_out else None

@@ -32,4 +32,4 @@ def sample_cohort(clients: Sequence[int], clients_per_round: int | None, *, seed
     if clients_per_round is None or clients_per_round >= len(clients):
         return sorted(clients)
     rng = np.random.default_rng(derive_seed(seed, "cohort", round))
-    return sorted(int(c) for c in rng.choice(np.asarray(clients), clients_per_round, replace=False))
+    return sorted(clients[position] for position in rng.choice(len(clients), clients_per_round, replace=False))

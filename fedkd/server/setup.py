@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -109,8 +109,13 @@ class Prepared:
         state = ServerState(0, Weights(*split_state(student)), num_examples=sum(self.clients.values()))
         return self.plan.strategy.start(state, self.context(state))
 
-    def context(self, state: ServerState) -> RoundContext:
-        """Return what the strategy works with in the round that starts from ``state``."""
+    def context(self, state: ServerState, cohort: Sequence[int] | None = None) -> RoundContext:
+        """Return what the strategy works with in the round that starts from ``state``.
+
+        Args:
+            state: The state.
+            cohort: The clients of the round; None outside of one.
+        """
         data = self.plan.datamodule
         return RoundContext(
             exchange=self.exchange,
@@ -125,6 +130,7 @@ class Prepared:
             seed=self.seed,
             start=state,
             val_accuracy=self.val_accuracy,
+            cohort=None if cohort is None else tuple(cohort),
         )
 
 

@@ -9,6 +9,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from fedkd.client.works import train
+from fedkd.core.client_states import ClientStates
 from fedkd.core.config import Configured
 from fedkd.core.messages import ClientTask, ClientUpdate, LocalRule, Metrics, ServerState, Weights
 from fedkd.core.tensors import Tensors, add_scaled, merge_buffers, weighted_mean
@@ -169,7 +170,7 @@ class Strategy(Configured):
 
         Returns:
             ``loss``, ``accuracy``, ``balanced_accuracy``, ``accuracy/<class>`` and, where clients hold images out,
-            ``val_accuracy``: the accuracy on all of these.
+            ``val_accuracy``: the accuracy on those of the cohort, or of all clients outside of a round.
         """
         return context.evaluate(state.weights)
 
@@ -198,14 +199,7 @@ class Strategy(Configured):
         return {}
 
 
-def next_client_states(state: ServerState, updates: Sequence[ClientUpdate]) -> dict[int, Mapping[str, Tensor]]:
+def next_client_states(state: ServerState, updates: Sequence[ClientUpdate]) -> ClientStates:
     """Return what is remembered for each client: None in an update leaves it, an empty mapping clears it."""
-    states = dict(state.client_states)
-    for update in updates:
-        if update.client_state is None:
-            continue
-        if update.client_state:
-            states[update.client] = update.client_state
-        else:
-            states.pop(update.client, None)
-    return states
+    changes = {update.client: update.client_state for update in updates if update.client_state is not None}
+    return ClientStates.of(state.client_states).changed(changes)

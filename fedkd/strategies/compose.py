@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from lightning.pytorch import Callback, Trainer
 from torch import Tensor
 
+from fedkd.core.client_states import ClientStates, ViewedStates
 from fedkd.core.errors import FedKDError
 from fedkd.core.messages import (
     ClientTask,
@@ -86,7 +87,8 @@ class Compose(Strategy):
     def start(self, state: ServerState, context: RoundContext) -> ServerState:
         """Start all, in their order."""
         for i, each in enumerate(self.strategies):
-            state = _with_part(state, i, each.start(_part(state, i), context))
+            part = _part(state, i)
+            state = _with_part(state, i, part, each.start(part, context))
         return state
 
     def broadcast(self, state: ServerState) -> Tensors:
@@ -131,7 +133,8 @@ class Compose(Strategy):
     def refine(self, state: ServerState, updates: Sequence[ClientUpdate], context: RoundContext) -> ServerState:
         """Let each work on the student, in their order."""
         for i, each in enumerate(self.strategies):
-            state = _with_part(state, i, each.refine(_part(state, i), _own_updates(updates, i), context))
+            part = _part(state, i)
+            state = _with_part(state, i, part, each.refine(part, _own_updates(updates, i), context))
         return state
 
     def metrics(self, state: ServerState, updates: Sequence[ClientUpdate], context: RoundContext) -> Metrics:
@@ -184,18 +187,21 @@ class ComposedRule(LocalRule):
 
 def _part(state: ServerState, i: int) -> ServerState:
     """Return a state as part i sees it."""
-    client_states = {client: without_prefix(own, str(i)) for client, own in state.client_states.items()}
-    return replace(state, memory=without_prefix(state.memory, str(i)), client_states=client_states)
+    seen = ViewedStates(state.client_states, lambda own: without_prefix(own, str(i)))
+    return replace(state, memory=without_prefix(state.memory, str(i)), client_states=ClientStates(seen))
 
 
-def _with_part(state: ServerState, i: int, changed: ServerState) -> ServerState:
-    """Return a state with what part i made of its view of it."""
-    client_states = {
-        client: _replace_prefix(state.client_states.get(client, {}), i, changed.client_states.get(client, {}))
-        for client in {**state.client_states, **changed.client_states}
+def _with_part(state: ServerState, i: int, part: ServerState, changed: ServerState) -> ServerState:
+    """Return a state with what part i made of its view of it, ``part``."""
+    states = ClientStates.of(changed.client_states)
+    # a strategy that made a mapping of its own may have changed the state of any client
+    of_part = isinstance(part.client_states, ClientStates) and states.committed is part.client_states.committed
+    clients = states.changes if of_part else {**part.client_states, **states}
+    changes = {
+        client: _replace_prefix(state.client_states.get(client, {}), i, states.get(client, {})) for client in clients
     }
-    memory = _replace_prefix(state.memory, i, changed.memory)
-    return replace(changed, memory=memory, client_states={c: own for c, own in client_states.items() if own})
+    client_states = ClientStates.of(state.client_states).changed(changes)
+    return replace(changed, memory=_replace_prefix(state.memory, i, changed.memory), client_states=client_states)
 
 
 def _replace_prefix(tensors: Mapping[str, Tensor], i: int, own: Mapping[str, Tensor]) -> Tensors:

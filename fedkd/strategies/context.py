@@ -44,6 +44,7 @@ class RoundContext:
         seed: The run's seed.
         start: The state that the round started from.
         val_accuracy: The last known accuracy of each client on what it holds out.
+        cohort: The clients of the round; None outside of one.
     """
 
     exchange: Exchange
@@ -58,6 +59,12 @@ class RoundContext:
     seed: int
     start: ServerState
     val_accuracy: dict[int, float] = field(default_factory=dict)
+    cohort: tuple[int, ...] | None = None
+
+    @property
+    def evaluated(self) -> list[int]:
+        """The clients that evaluate what they hold out: those of the cohort, so that a round costs what it trains."""
+        return list(self.held_out) if self.cohort is None else [c for c in self.cohort if c in self.held_out]
 
     def module(self, client: int | None = None) -> DistillationModule:
         """Return the server's module with the student of a client's kind; of the global one if not given."""
@@ -120,7 +127,7 @@ class RoundContext:
             As `fedkd.strategies.Strategy.evaluate`.
         """
         metrics = evaluate(self.module(), weights, self.test, self.trainer, self.eval_batch_size)
-        tasks = [ClientTask(self.start.round, client, weights) for client in self.held_out]
+        tasks = [ClientTask(self.start.round, client, weights) for client in self.evaluated]
         return metrics | self.evaluate_held_out(tasks)
 
     def evaluate_held_out(self, tasks: Sequence[ClientTask]) -> Metrics:
@@ -130,7 +137,7 @@ class RoundContext:
             tasks: One for each client that holds images out, with the model to evaluate.
 
         Returns:
-            ``val_accuracy``, on all images that are held out; nothing without any.
+            ``val_accuracy``, on all images that these clients hold out; nothing without any.
         """
         if not tasks:
             return {}

@@ -147,7 +147,7 @@ class FedMD(Strategy):
         together = score(torch.stack(list(logits.values())).mean(0), targets, context.classes)
         first = next(iter(scores.values()))
         metrics = {name: sum(one[name] for one in scores.values()) / len(scores) for name in first}
-        metrics |= context.evaluate_held_out(self.tasks(state, list(context.held_out)))
+        metrics |= context.evaluate_held_out(self.tasks(state, context.evaluated))
         return (
             metrics
             | {f"ensemble/{name}": together[name] for name in MEASURES}

@@ -5,15 +5,13 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fedkd.core.errors import unknown_name
-from fedkd.teachers.huggingface.classifier import ClassifierTeacher
-from fedkd.teachers.huggingface.feature import FeatureTeacher
-from fedkd.teachers.huggingface.hub import find_checkpoint, is_dual_encoder
-from fedkd.teachers.huggingface.zero_shot import ZeroShotTeacher
 from fedkd.teachers.registry import TeacherEntry, teachers
-from fedkd.teachers.teacher import Teacher
+
+if TYPE_CHECKING:  # the list of teachers is shown without importing a library
+    from fedkd.teachers.teacher import Teacher
 
 _DIGITS = str(Path(__file__).parent / "checkpoints" / "digits")
 
@@ -55,7 +53,11 @@ _FEATURES: list[tuple[str, str, str, str, int, float]] = [
 _CLASSIFIERS: list[tuple[str, str, str, str, int, float]] = [
     ("vit-b16-cifar10", "nateraw/vit-base-patch16-224-cifar10", "ViT classifier", "Apache-2.0", 224, 86),
 ]
-_CATALOGUE = ((ZeroShotTeacher, _ZERO_SHOT), (FeatureTeacher, _FEATURES), (ClassifierTeacher, _CLASSIFIERS))
+_CATALOGUE = (
+    ("fedkd.teachers.huggingface.zero_shot:ZeroShotTeacher", _ZERO_SHOT),
+    ("fedkd.teachers.huggingface.feature:FeatureTeacher", _FEATURES),
+    ("fedkd.teachers.huggingface.classifier:ClassifierTeacher", _CLASSIFIERS),
+)
 for _kind, _rows in _CATALOGUE:
     for _name, *_columns in _rows:
         teachers.add(_name, TeacherEntry(_name, _kind, *_columns))  # type: ignore[arg-type]
@@ -78,10 +80,14 @@ def create(name: str, **options: Any) -> Teacher:
         FedKDError: If an option is unknown, or the checkpoint cannot be used.
     """
     if name in teachers:
-        _check_options(name, teachers[name].factory, options, bool(teachers[name].checkpoint))
+        _check_options(name, teachers[name].load(), options, bool(teachers[name].checkpoint))
         return teachers[name].create(**options)
+    from fedkd.teachers.huggingface.feature import FeatureTeacher
+    from fedkd.teachers.huggingface.hub import find_checkpoint, is_dual_encoder
+    from fedkd.teachers.huggingface.zero_shot import ZeroShotTeacher
+
     found = find_checkpoint(name, options.get("revision"))
-    kind = ZeroShotTeacher if is_dual_encoder(found.config) else FeatureTeacher
+    kind: Any = ZeroShotTeacher if is_dual_encoder(found.config) else FeatureTeacher
     _check_options(name, kind, options, True)
     return kind(name, **options)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -26,7 +27,8 @@ class TeacherEntry:
 
     Args:
         name: The short name.
-        factory: Builds the teacher. It is called with the checkpoint, if there is one, and with options by keyword.
+        factory: Builds the teacher. It is called with the checkpoint, if there is one, and with options by keyword. Or
+            its place, ``module:name``, from which it is imported when it is used.
         checkpoint: A HuggingFace hub id or a folder; "" if the factory needs none.
         family: The kind of network, shown to users.
         license: The weights' license as the model card states it, by its SPDX name if it has one.
@@ -35,18 +37,25 @@ class TeacherEntry:
     """
 
     name: str
-    factory: Callable[..., Teacher]
+    factory: Callable[..., Teacher] | str
     checkpoint: str = ""
     family: str = "custom"
     license: str = ""
     image_size: int | None = None
     parameters: float | None = None
 
+    def load(self) -> Callable[..., Teacher]:
+        """Return the factory itself."""
+        if not isinstance(self.factory, str):
+            return self.factory
+        module, _, name = self.factory.partition(":")
+        return getattr(importlib.import_module(module), name)
+
     def create(self, **options: Any) -> Teacher:
         """Build the teacher. ``options`` go to the factory."""
         from fedkd.teachers.teacher import Teacher
 
-        made = self.factory(*([self.checkpoint] if self.checkpoint else []), **options)
+        made = self.load()(*([self.checkpoint] if self.checkpoint else []), **options)
         if not isinstance(made, Teacher):
             raise FedKDError(f"Teacher {self.name!r}: {self.source} must return a fedkd.Teacher, got {made!r}.")
         return made
@@ -54,7 +63,7 @@ class TeacherEntry:
     @property
     def source(self) -> str:
         """Return the origin for error messages: the factory's full name, and the checkpoint."""
-        factory = f"{self.factory.__module__}.{self.factory.__qualname__}"
+        factory = _full_name(self.factory)
         return f"{factory} of {self.checkpoint!r}" if self.checkpoint else factory
 
 
@@ -105,10 +114,7 @@ class TeacherRegistry(Registry[TeacherEntry]):
     def forget(self, name: str, factory: Callable[..., Teacher]) -> None:
         """Remove the entry ``name`` if its factory has the same full name, as when a notebook cell runs again."""
         known = self._entries.get(name)
-        if known and (known.factory.__module__, known.factory.__qualname__) == (
-            factory.__module__,
-            factory.__qualname__,
-        ):
+        if known and _full_name(known.factory) == _full_name(factory):
             del self._entries[name]
 
     def __contains__(self, name: object) -> bool:
@@ -122,6 +128,12 @@ class TeacherRegistry(Registry[TeacherEntry]):
     def __len__(self) -> int:
         """Return the number of names."""
         return len({*self._entries, *self.plugins})
+
+
+def _full_name(factory: Callable[..., Teacher] | str) -> str:
+    if isinstance(factory, str):
+        return factory.replace(":", ".")
+    return f"{factory.__module__}.{factory.__qualname__}"
 
 
 def _load(point: EntryPoint) -> Callable[..., Teacher]:

@@ -1,0 +1,60 @@
+"""``fedkd completion``: a shell script that completes subcommands and options, without starting Python."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fedkd.cli.subcommands import SUBCOMMANDS
+
+SCRIPT = """\
+# fedkd's completion for bash; for zsh put first: autoload -U +X bashcompinit && bashcompinit
+_fedkd() {{
+    local word="${{COMP_WORDS[COMP_CWORD]}}" words=""
+    if [ "$COMP_CWORD" -eq 1 ]; then
+        words="{subcommands} --help --version"
+    else
+        case "${{COMP_WORDS[1]}}" in
+{cases}
+        esac
+    fi
+    COMPREPLY=( $(compgen -W "$words" -- "$word") )
+}}
+complete -o default -F _fedkd fedkd
+"""
+
+
+class _Found(Exception):  # noqa: N818 (no error: it ends the parser's set-up)
+    """Carries the options of each subcommand."""
+
+    def __init__(self, options: dict[str, list[str]]) -> None:
+        super().__init__()
+        self.options = options
+
+
+def options_of_subcommands() -> dict[str, list[str]]:
+    """Return the options of each subcommand, as the parser has them."""
+    from fedkd.cli.commands import FedKDCLI
+    from fedkd.cli.compare import make_parser
+
+    class Listing(FedKDCLI):
+        def parse_arguments(self, parser: Any, args: Any) -> None:
+            raise _Found({name: _options(each) for name, each in self._subcommand_parsers.items()})
+
+    try:
+        Listing([])
+    except _Found as found:
+        return {**found.options, "compare": _options(make_parser())}
+    raise AssertionError("the parser was not set up")
+
+
+def completion_script() -> str:
+    """Return the script, for ``source`` or a file that the shell reads when it starts."""
+    cases = "\n".join(
+        f'        {name}) words="{" ".join(options)}" ;;' for name, options in options_of_subcommands().items()
+    )
+    return SCRIPT.format(subcommands=" ".join(SUBCOMMANDS), cases=cases)
+
+
+def _options(parser: Any) -> list[str]:
+    found = {option for action in parser._actions for option in action.option_strings}
+    return sorted(option for option in found if option.startswith("--"))

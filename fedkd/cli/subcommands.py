@@ -1,0 +1,43 @@
+"""The subcommands of ``fedkd``: what each does, in a line, and which sections of the configuration it uses."""
+
+from __future__ import annotations
+
+import argparse
+
+from fedkd import __version__
+
+DESCRIPTION = "Federated distillation from foundation models."
+
+SUBCOMMANDS = {
+    "fit": "Run a federation.",
+    "test": "Test a run's student on the global test set: fedkd test RUN_DIR.",
+    "predict": "Write a run's predictions as CSV: fedkd predict RUN_DIR.",
+    "partition": "Show which client holds how many images of which class, and plot it; nothing trains.",
+    "teachers": "List the teachers with a short name; or measure one on the data: fedkd teachers NAME --config FILE.",
+    "compare": "Run a grid of partitions, methods and seeds, and tabulate it: fedkd compare GRID --out DIR.",
+    "completion": "Print a script that completes subcommands and options in bash and zsh.",
+}
+
+SECTIONS = {  # the sections of the configuration that each subcommand instantiates
+    "fit": ("data", "model", "federation", "trainer"),
+    "test": ("data", "model", "trainer"),
+    "predict": ("data", "model", "trainer"),
+    "partition": ("data",),
+    "teachers": (),
+}
+
+
+def quick_parser() -> argparse.ArgumentParser:
+    """Return a parser for the help of ``fedkd`` itself, which needs no library."""
+    parser = argparse.ArgumentParser(
+        "fedkd",
+        usage=f"fedkd {{{','.join(SUBCOMMANDS)}}} [--config FILE] [--SECTION.OPTION VALUE ...]",
+        description=DESCRIPTION,
+        epilog="fedkd SUBCOMMAND --help lists the options of one. --debug shows the traceback of an error.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"fedkd {__version__}")
+    group = parser.add_subparsers(title="subcommands", metavar="")
+    for name, text in SUBCOMMANDS.items():
+        group.add_parser(name, help=text)
+    return parser
