@@ -49,10 +49,10 @@ def test_a_strategy_with_a_memory_for_each_client_and_a_loss_train(tmp_path):
     from helpers import BrightRowTeacher, datamodule, module
 
     import fedkd
-    from fedkd.runs.directory import RunDirectory
     from fedkd.core.errors import check_range
     from fedkd.core.tensors import add_scaled
     from fedkd.losses import WeightedLoss
+    from fedkd.runs.directory import RunDirectory
     from fedkd.strategies.client_side.fedprox import ProximalTerm
 
     names = {

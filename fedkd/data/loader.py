@@ -17,6 +17,10 @@ from fedkd.data.rows import Rows
 __all__ = ["Batch", "BatchLoader"]
 
 
+EVAL_BATCH_SIZES = {"cpu": 64, "cuda": 512}
+"""Images in a batch that is only predicted. On a CPU, larger batches leave the caches and take twice as long."""
+
+
 class BatchLoader:
     """Iterate over rows in batches, all on the device.
 
@@ -26,7 +30,7 @@ class BatchLoader:
 
     Args:
         rows: The images and what is known of them. Features in a mapped file are read a batch at a time.
-        batch_size: Images in a batch, >= 1.
+        batch_size: Images in a batch, >= 1; None is what predicts fastest on the device, `EVAL_BATCH_SIZES`.
         shuffle: Whether every epoch has its own order; otherwise the order of ``rows``.
         seed: Decides order and augmentation.
         augmentation: What is done to images: something new every epoch, or one of several fixed `Views`; None leaves
@@ -46,18 +50,20 @@ class BatchLoader:
         self,
         rows: Rows,
         *,
-        batch_size: int,
+        batch_size: int | None,
         shuffle: bool = False,
         seed: int = 0,
         augmentation: Augmentation | Views | None = None,
         device: torch.device | str = "cpu",
         shared: SharedStream | None = None,
     ) -> None:
+        self.device = torch.device(device)
+        if batch_size is None:
+            batch_size = EVAL_BATCH_SIZES.get(self.device.type, EVAL_BATCH_SIZES["cuda"])
         check_range("batch_size", batch_size, low=1, whole=True)
         self.batch_size = batch_size
         self.shuffle = shuffle
         self.seed = seed
-        self.device = torch.device(device)
         self.shared = shared
         self.epoch = 0
         self.num_examples = len(rows)

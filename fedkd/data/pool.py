@@ -20,14 +20,14 @@ class Pool:
     Args:
         rows: The images. Their targets are all 0 and mean nothing. Teacher outputs are (P, K), or (P, V, K) of `views`.
         batch_size: Images in a training batch.
-        eval_batch_size: Images in a batch that is only predicted.
+        eval_batch_size: Images in a batch that is only predicted; None suits the device.
         augmentation: What is done to images that are trained on.
         views: The fixed views that predictions are made for; None is the image itself.
     """
 
     rows: Rows
-    batch_size: int
-    eval_batch_size: int
+    batch_size: int | None
+    eval_batch_size: int | None
     augmentation: Augmentation | Views | None = None
     views: Views | None = None
 
@@ -47,9 +47,10 @@ class Pool:
             rows, batch_size=self.batch_size, shuffle=True, seed=seed, augmentation=self.augmentation, device=device
         )
 
-    def loader(self, device: torch.device) -> BatchLoader:
-        """Return the images themselves, in order."""
-        return BatchLoader(self._with(self.rows.images), batch_size=self.eval_batch_size, device=device)
+    def loader(self, device: torch.device, batch_size: int | None = None) -> BatchLoader:
+        """Return the images themselves, in order, in batches of ``eval_batch_size``, or ``batch_size`` without one."""
+        size = self.eval_batch_size or batch_size
+        return BatchLoader(self._with(self.rows.images), batch_size=size, device=device)
 
     def view_loaders(self, device: torch.device) -> list[BatchLoader]:
         """Return all images in order, once for each view; without views, once."""

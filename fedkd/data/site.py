@@ -29,13 +29,13 @@ class Batching:
 
     Args:
         batch_size: Images in a training batch.
-        eval_batch_size: Images in a batch that is only predicted.
+        eval_batch_size: Images in a batch that is only predicted; None suits the device.
         augmentation: What is done to training images.
         shared: How the pool of shared images joins the client's batches; None leaves it out.
     """
 
     batch_size: int = 32
-    eval_batch_size: int = 512
+    eval_batch_size: int | None = None
     augmentation: Augmentation | Views | None = None
     shared: SharedImages | None = None
 

@@ -40,7 +40,7 @@ class RoundContext:
         test: The global test set.
         pools: The unlabeled images that all may see: "public" and "shared".
         trainer: Arguments of the clients' Trainers.
-        eval_batch_size: Images in a batch that is only predicted.
+        eval_batch_size: Images in a batch that is only predicted; None suits the device.
         seed: The run's seed.
         start: The state that the round started from.
         val_accuracy: The last known accuracy of each client on what it holds out.
@@ -55,7 +55,7 @@ class RoundContext:
     test: Rows
     pools: Mapping[str, Pool]
     trainer: Mapping[str, Any]
-    eval_batch_size: int
+    eval_batch_size: int | None
     seed: int
     start: ServerState
     val_accuracy: dict[int, float] = field(default_factory=dict)

@@ -14,6 +14,9 @@ from fedkd.data.pool import Pool
 from fedkd.training.trainer import evaluation_arguments, make_trainer, predict
 from fedkd.training.unlabeled import Predictor, like
 
+BATCH_SIZE = 512
+"""Images in a batch where none is configured: the statistics depend on it, so it is the same on every device."""
+
 
 def reestimate_batch_norm(student: nn.Module, model: Weights, pool: Pool, trainer: Mapping[str, Any]) -> Weights:
     """Measure a model's BatchNorm statistics: the mean over the batches of one pass, with equal weights.
@@ -21,7 +24,7 @@ def reestimate_batch_norm(student: nn.Module, model: Weights, pool: Pool, traine
     Args:
         student: A student of the model's kind. Its weights are overwritten.
         model: The model. Its parameters stay as they are.
-        pool: The images, not augmented, in batches of ``eval_batch_size``.
+        pool: The images, not augmented, in batches of its ``eval_batch_size``, or of `BATCH_SIZE`.
         trainer: As for `fedkd.training.unlabeled.distill`.
 
     Returns:
@@ -35,7 +38,7 @@ def reestimate_batch_norm(student: nn.Module, model: Weights, pool: Pool, traine
             layer.reset_running_stats()
             layer.momentum = None  # the cumulative mean
         predictor = make_trainer(evaluation_arguments(trainer))
-        predict(predictor, Measured(student), pool.loader(predictor.strategy.root_device))
+        predict(predictor, Measured(student), pool.loader(predictor.strategy.root_device, BATCH_SIZE))
     finally:
         for layer, momentum in zip(layers, momenta, strict=True):
             layer.momentum = momentum

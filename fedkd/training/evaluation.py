@@ -16,7 +16,7 @@ from fedkd.training.trainer import evaluator_for, predict, test
 
 
 def evaluate(
-    module: DistillationModule, weights: Weights, rows: Rows, trainer: Mapping[str, Any], batch_size: int = 512
+    module: DistillationModule, weights: Weights, rows: Rows, trainer: Mapping[str, Any], batch_size: int | None = None
 ) -> Metrics:
     """Test a student.
 
@@ -25,7 +25,7 @@ def evaluate(
         weights: The student's.
         rows: Images with their labels.
         trainer: Arguments of a Lightning Trainer; see `fedkd.training.trainer.evaluation_arguments`.
-        batch_size: Images in a batch.
+        batch_size: Images in a batch; None suits the device.
 
     Returns:
         ``loss``, ``accuracy``, ``balanced_accuracy`` and ``accuracy/<class>``, as floats.
@@ -37,7 +37,7 @@ def evaluate(
 
 
 def predict_classes(
-    module: DistillationModule, rows: Rows, trainer: Mapping[str, Any], batch_size: int = 512
+    module: DistillationModule, rows: Rows, trainer: Mapping[str, Any], batch_size: int | None = None
 ) -> Tensor:
     """Return the class that a module's student predicts for each image, int64 (n,) on the CPU.
 
@@ -45,7 +45,7 @@ def predict_classes(
         module: With the weights to use.
         rows: n >= 1 images.
         trainer: As for `evaluate`.
-        batch_size: Images in a batch.
+        batch_size: Images in a batch; None suits the device.
     """
     predictor = evaluator_for(module, trainer)
     loader = BatchLoader(rows, batch_size=batch_size, device=predictor.strategy.root_device)

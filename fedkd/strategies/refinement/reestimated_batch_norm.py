@@ -23,8 +23,8 @@ from fedkd.training.module import DistillationModule
 class ReestimatedBatchNorm(Strategy):
     """After aggregation the student's BatchNorm statistics are measured anew on images that belong to no client.
 
-    They are the mean over the batches, of ``data.eval_batch_size``, of one pass of images as they are. In a `Combine`
-    it stands behind what changes weights on the server.
+    They are the mean over the batches of one pass of images as they are, ``data.eval_batch_size`` in a batch, or 512 if
+    that is not set. In a `Compose` it stands behind what changes weights on the server.
 
     Args:
         images: "public" is the public split, "shared" what ``data.shared`` gives to all clients.
