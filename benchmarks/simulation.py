@@ -17,6 +17,7 @@ weights are not compared.
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import os
 import platform
@@ -25,6 +26,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -321,7 +323,8 @@ def main() -> None:
             began[:] = [(time.perf_counter(), time.process_time())]
             return len(times["pfl-research"]) > options.rounds
 
-        pfl_rounds(workload, data, after_round)
+        with redirect_stdout(io.StringIO()):
+            pfl_rounds(workload, data, after_round)
 
     lean, lightning = (kinds[name] for name in ("fedkd", "fedkd, Lightning's loops"))
     assert torch.equal(lean.weights, lightning.weights), "the lean loop has not the bits of Lightning's"
