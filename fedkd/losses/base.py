@@ -133,8 +133,8 @@ class WeightedLoss(DistillationLoss, ABC):
     """``ce_weight * CE + sum of weight * term``. Without a teacher it is the plain CE, whatever the weights.
 
     A weight means the same at every value: 0 removes its term and leaves the others unchanged. All terms are named and
-    logged. The default weight of the cross-entropy is small or 0, because on a skewed shard the cross-entropy favors
-    the client's own classes.
+    logged. On a skewed shard the cross-entropy favors the client's own classes, so most losses on logits give it a
+    small default weight or 0. Those on features and relations need it to train the last layer and give it 1.
 
     Args:
         ce_weight: Weight of the cross-entropy on the labels, >= 0.

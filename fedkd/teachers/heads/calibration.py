@@ -40,7 +40,8 @@ def best(answers: Sequence[Tensor], privacy: GaussianPrivacy | None) -> int:
     """Return the index of the candidate with the least loss over all clients.
 
     With privacy, return the first candidate whose loss differs from the least by no more than noise can explain.
-    Candidates are in the order of confidence, and an underconfident teacher does less harm than an overconfident one.
+    In a grid of scales alone, candidates are in the order of confidence, and an underconfident teacher does less harm
+    than an overconfident one. (The grid of `ZeroShotRidge` has another weight first, so there the order is mixed.)
     The least of G noises with standard deviation s is about s sqrt(2 log G) below zero, and the noise of the first
     candidate is about s.
     """

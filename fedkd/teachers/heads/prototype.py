@@ -37,8 +37,8 @@ class PrototypeHead(FederatedHead):
     squared distance of an image to its class mean, so the scale does not depend on the scale of the features.
 
     A client sends (D + 1) K numbers, or (D + 2) K with "euclidean". For large D this is far less than a ridge head's
-    D^2 / 2. A class that no client has is the least likely one: its cosine is -1, or its squared distance is that of
-    the mean of all images plus r^2.
+    D^2 / 2. A class that no client has gets a cosine of -1, the least there is, or the squared distance of the mean of
+    all images plus r^2, which an image near that mean may still prefer to a real class.
 
     Args:
         distance: "cosine" or "euclidean".
