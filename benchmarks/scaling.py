@@ -11,6 +11,7 @@ SCAFFOLD a state of every client.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import os
 import statistics
@@ -26,9 +27,11 @@ import torch
 from simulation import CLASSES, mlp
 
 import fedkd
+from fedkd.core.client_states import ClientStates
 from fedkd.data import FederatedDataModule, ImageSet
 from fedkd.data.sources import Datasets
 from fedkd.partition import IID
+from fedkd.runs.client_files import ClientFiles
 from fedkd.runs.directory import RunDirectory
 from fedkd.server.setup import plan_run, prepare_run, run_settings
 
@@ -76,8 +79,7 @@ def measure(clients: int, before: int, strategy: fedkd.Strategy, rounds: int, fo
     with prepare_run(federation, plan) as prepared:
         set_up = time.perf_counter() - began
         history: list = []
-        stepping = federation._rounds(run, prepared, prepared.start(), history, settings)
-        next(stepping)
+        state = next(federation._rounds(run, prepared, prepared.start(), history, settings))
         if before:
             run.metrics.write([{**history[0], "round": number} for number in range(before)])
         if files := sorted(run.clients_folder.glob("*.safetensors")):
@@ -85,14 +87,15 @@ def measure(clients: int, before: int, strategy: fedkd.Strategy, rounds: int, fo
                 path = run.clients_folder / f"{client}.round_000001.safetensors"
                 if not path.exists():
                     os.link(files[client % len(files)], path)
-            assert run._clients is not None
-            run._clients.__init__(run.clients_folder, 1)  # type: ignore[misc]
+            remembered = ClientStates(ClientFiles(run.clients_folder, round=1))
+            state = dataclasses.replace(state, client_states=remembered)
+        stepping = federation._rounds(run, prepared, state, history, settings)
         seconds = []
         for _ in range(rounds):
             began = time.perf_counter()
-            next(stepping)
+            state = next(stepping)
             seconds.append(time.perf_counter() - began)
-    states = 0 if run._clients is None else len(run._clients._rounds)
+    states = sum(1 for _ in state.client_states)
     return {
         "clients": clients,
         "rounds before": before,

@@ -12,23 +12,24 @@ from fedkd.core.errors import FedKDError, MissingResourceError
 from fedkd.core.messages import ServerState, from_bytes, metadata_of, to_bytes
 from fedkd.core.storage import write_atomically
 
-FORMAT = 3
+FORMAT = 4
 RECORD = "run"  # where a checkpoint's metadata keep what is not the state
 
 
-def save_checkpoint(path: Path, state: ServerState, identity: Mapping[str, Any]) -> None:
+def save_checkpoint(path: Path, state: ServerState, identity: Mapping[str, Any], client_files: str) -> None:
     """Save a finished round, but for its metrics and what the strategy remembers for each client.
 
     Args:
         path: The file: safetensors with a JSON header, without pickle.
         state: The server's state after the round.
         identity: What a run must agree on to go on from here, such as seed and partition.
+        client_files: The fingerprint of what is remembered for each client, in files of their own.
     """
-    record = {"format": FORMAT, "identity": dict(identity)}
+    record = {"format": FORMAT, "identity": dict(identity), "client_files": client_files}
     write_atomically(path, to_bytes(replace(state, client_states={}), {RECORD: json.dumps(record)}))
 
 
-def load_checkpoint(path: Path, identity: Mapping[str, Any]) -> ServerState:
+def load_checkpoint(path: Path, identity: Mapping[str, Any]) -> tuple[ServerState, str]:
     """Load what `save_checkpoint` saved.
 
     Args:
@@ -36,7 +37,7 @@ def load_checkpoint(path: Path, identity: Mapping[str, Any]) -> ServerState:
         identity: What this run is; each entry must equal the checkpoint's.
 
     Returns:
-        The state, without what the strategy remembers for each client.
+        The state, without what the strategy remembers for each client, and the fingerprint of that.
 
     Raises:
         MissingResourceError: If there is no such file.
@@ -56,4 +57,4 @@ def load_checkpoint(path: Path, identity: Mapping[str, Any]) -> ServerState:
         found = record["identity"].get(key)
         if found != value:
             raise FedKDError(f"{str(path)!r} belongs to another run: its {key} is {found!r}, this run's is {value!r}.")
-    return state
+    return state, record["client_files"]

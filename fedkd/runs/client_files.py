@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -24,7 +25,9 @@ WRITERS = 8
 class ClientFiles(Mapping[int, ClientState]):
     """The clients' states after a round, in files ``CLIENT.round_NNNNNN.safetensors``: a client's newest counts.
 
-    What is in memory is an index of numbers. A state is read when it is asked for.
+    What is in memory is an index of numbers. A state is read when it is asked for. A round is put on disk in three
+    steps: `write`, then its checkpoint with `fingerprint`, then `discard`. So the files of the last checkpoint are
+    there at every moment.
 
     Args:
         folder: Where the files are; it is made when the first is written.
@@ -35,22 +38,43 @@ class ClientFiles(Mapping[int, ClientState]):
     def __init__(self, folder: Path, round: int = 0, discard: bool = False) -> None:
         self.folder = folder
         self._rounds: dict[int, list[int]] = {}  # of each client's files, ascending
+        self._sum = 0
         for path in folder.glob("*.safetensors"):
             found = NAME.fullmatch(path.name)
             if found and int(found[2]) <= round:
                 self._rounds.setdefault(int(found[1]), []).append(int(found[2]))
             elif found and discard:
                 path.unlink()
-        for rounds in self._rounds.values():
+        for client, rounds in self._rounds.items():
             rounds.sort()
+            self._sum += _number(client, rounds[-1])
 
-    def write(self, changes: Mapping[int, ClientState], round: int, keep: int) -> None:
+    @property
+    def fingerprint(self) -> str:
+        """Which file of each client counts: their number, and a sum of hashes, which a round changes at little cost."""
+        return f"{len(self._rounds)}:{self._sum % 2**64:016x}"
+
+    def check(self, fingerprint: str) -> None:
+        """Refuse if the files are others than when a checkpoint was written.
+
+        Args:
+            fingerprint: From the checkpoint.
+
+        Raises:
+            FedKDError: If files are missing, or there are others.
+        """
+        if fingerprint != self.fingerprint:
+            raise FedKDError(
+                f"{str(self.folder)!r} is not as the checkpoint left it: it has states of {len(self._rounds)} clients, "
+                f"there were {fingerprint.partition(':')[0]}. Put back what was deleted or renamed, or start again."
+            )
+
+    def write(self, changes: Mapping[int, ClientState], round: int) -> None:
         """Write what a round changed. It counts from the moment that the round's checkpoint is there.
 
         Args:
             changes: By client; an empty state clears that of a client.
             round: The number of finished rounds.
-            keep: The oldest round whose checkpoint stays; files that it does not need are deleted.
         """
         if not changes:
             return
@@ -59,10 +83,24 @@ class ClientFiles(Mapping[int, ClientState]):
             list(pool.map(lambda item: _write(self._path(item[0], round), item[1]), changes.items()))
         _sync(self.folder)
         for client in changes:
-            rounds = [each for each in self._rounds.get(client, []) if each < round] + [round]
+            rounds = self._rounds.setdefault(client, [])
+            if rounds:
+                self._sum -= _number(client, rounds[-1])
+            self._sum += _number(client, round)
+            if round not in rounds:
+                rounds.append(round)
+
+    def discard(self, clients: Iterable[int], keep: int) -> None:
+        """Delete files that no checkpoint needs.
+
+        Args:
+            clients: Those whose states a round changed.
+            keep: The oldest round whose checkpoint stays.
+        """
+        for client in clients:
+            rounds = self._rounds.get(client, [])
             while len(rounds) > 1 and rounds[1] <= keep:
                 self._path(client, rounds.pop(0)).unlink(missing_ok=True)
-            self._rounds[client] = rounds
 
     def copy_to(self, folder: Path) -> None:
         """Copy every client's newest file, without copying its content where the file system allows that."""
@@ -112,6 +150,11 @@ class ClientFiles(Mapping[int, ClientState]):
 
     def _path(self, client: int, round: int) -> Path:
         return self.folder / f"{client}.round_{round:06d}.safetensors"
+
+
+def _number(client: int, round: int) -> int:
+    """Return a number that stands for a file."""
+    return int.from_bytes(hashlib.blake2b(f"{client}.{round}".encode(), digest_size=8).digest(), "little")
 
 
 def _write(path: Path, state: ClientState) -> None:

@@ -65,7 +65,6 @@ class RunDirectory:
             raise FedKDError(f"run_dir {str(self.path)!r} cannot be made: {error.strerror}.") from error
         self.metrics = metrics_file.MetricsFile(self.path / "metrics.csv")
         self.clients_folder = self.path / "checkpoints" / "clients"
-        self._clients: ClientFiles | None = None  # of the last commit
         for leftover in (*self.path.glob(".*.tmp"), *self.path.glob("checkpoints/.*.tmp")):
             leftover.unlink()  # of a process that was killed while it wrote
 
@@ -102,15 +101,18 @@ class RunDirectory:
             The state, whose client states are now read from disk.
         """
         states = ClientStates.of(state.client_states)
-        if self._clients is None or states.committed is not self._clients:  # not of this run's last commit
-            self._clients = ClientFiles(self.clients_folder, discard=True)
-            states = ClientStates(self._clients, dict(states))
-        self._clients.write(states.changes, state.round, keep=state.round - KEEP_CHECKPOINTS + 1)
+        files = states.committed
+        if not (isinstance(files, ClientFiles) and files.folder == self.clients_folder):  # the run's first commit
+            files = ClientFiles(self.clients_folder, discard=True)
+            states = ClientStates(files, dict(states))
+        files.write(states.changes, state.round)
         self.metrics.append(row)
-        save_checkpoint(self.path / "checkpoints" / f"round_{state.round:06d}.ckpt", state, identity)
+        path = self.path / "checkpoints" / f"round_{state.round:06d}.ckpt"
+        save_checkpoint(path, state, identity, files.fingerprint)
         for old in self.checkpoints()[:-KEEP_CHECKPOINTS]:
             old.unlink()
-        return replace(state, client_states=ClientStates(self._clients))
+        files.discard(states.changes, keep=state.round - KEEP_CHECKPOINTS + 1)
+        return replace(state, client_states=ClientStates(files))
 
     def load(self, ckpt_path: str | Path, identity: Mapping[str, Any]) -> tuple[ServerState, list[Metrics]] | None:
         """Load a round checkpoint, with the metrics and client states that belong to it; this run goes on from there.
@@ -123,7 +125,8 @@ class RunDirectory:
             ``(state, history)``; None for ``"last"`` before the first round was finished.
 
         Raises:
-            FedKDError: If the checkpoint is damaged or of another run, or the rows of metrics before it are not there.
+            FedKDError: If the checkpoint is damaged or of another run, or the rows of metrics before it or the client
+                states that belong to it are not there.
         """
         if str(ckpt_path) == "last":
             found = self.checkpoints()
@@ -132,13 +135,15 @@ class RunDirectory:
             path = found[-1]
         else:
             path = Path(ckpt_path)
-        state = load_checkpoint(path, identity)
+        state, fingerprint = load_checkpoint(path, identity)
         history = metrics_file.read(path.parent.parent / "metrics.csv", state.round)
+        files = ClientFiles(path.parent / "clients", state.round)
+        files.check(fingerprint)
         if path.parent != self.path / "checkpoints":
-            ClientFiles(path.parent / "clients", state.round).copy_to(self.clients_folder)
-        self._clients = ClientFiles(self.clients_folder, state.round, discard=True)
+            files.copy_to(self.clients_folder)
         self.metrics.write(history)
-        return replace(state, client_states=ClientStates(self._clients)), history
+        own = ClientFiles(self.clients_folder, state.round, discard=True)
+        return replace(state, client_states=ClientStates(own)), history
 
     def save_student(
         self,

@@ -11,6 +11,7 @@ from helpers import datamodule, module, same, weights
 import fedkd
 from fedkd.core.client_states import ClientStates
 from fedkd.core.messages import ServerState, Weights
+from fedkd.runs import directory
 from fedkd.runs.client_files import ClientFiles
 from fedkd.runs.directory import RunDirectory
 from fedkd.strategies import SCAFFOLD, Compose, FedProx
@@ -31,7 +32,8 @@ def values(states) -> dict[int, float]:
 def test_a_client_keeps_the_files_that_the_checkpoints_need(tmp_path):
     files = ClientFiles(tmp_path)
     for round, cohort in [(1, (1, 2)), (2, (1,)), (3, (1, 3)), (4, (3,))]:
-        files.write({client: state(10 * client + round) for client in cohort}, round, keep=round - 1)
+        files.write({client: state(10 * client + round) for client in cohort}, round)
+        files.discard(cohort, keep=round - 1)
     # rounds 3 and 4 can be resumed from: 1 and 2 have one file each, 3 has one for either round
     assert names(tmp_path) == ["1.round_000002", "1.round_000003", "2.round_000001", "3.round_000003", "3.round_000004"]
     assert values(ClientFiles(tmp_path, 4)) == values(files) == {1: 13, 2: 21, 3: 34}
@@ -43,16 +45,63 @@ def test_a_client_keeps_the_files_that_the_checkpoints_need(tmp_path):
 
 def test_a_cleared_state_is_gone_also_after_a_resume(tmp_path):
     files = ClientFiles(tmp_path)
-    files.write({1: state(1), 2: state(2)}, 1, keep=0)
-    files.write({1: {}}, 2, keep=1)
+    files.write({1: state(1), 2: state(2)}, 1)
+    files.write({1: {}}, 2)
     for found in (files, ClientFiles(tmp_path, 2)):
         assert values(found) == {2: 2}
         assert (1 in found, len(found), found.get(1)) == (False, 1, None)
     assert values(ClientFiles(tmp_path, 1)) == {1: 1, 2: 2}
 
 
+def test_the_fingerprint_is_of_the_files_that_count_however_they_came_about(tmp_path):
+    files = ClientFiles(tmp_path)
+    seen = [files.fingerprint]
+    for round, cohort in [(1, (1, 2)), (2, (2, 3)), (3, (1,))]:
+        files.write({client: state(round) for client in cohort}, round)
+        seen.append(files.fingerprint)
+    assert [ClientFiles(tmp_path, round).fingerprint for round in range(4)] == seen
+    assert len(set(seen)) == 4
+    assert [each.partition(":")[0] for each in seen] == ["0", "2", "3", "3"]
+
+
+@pytest.mark.parametrize("change", ["delete", "delete the newest", "rename", "add"])
+def test_a_checkpoint_whose_client_states_changed_is_refused(tmp_path, change):
+    federate(tmp_path / "run", 3)
+    folder = tmp_path / "run" / "checkpoints" / "clients"
+    newest = sorted(folder.glob("*.round_000003*"))[0]
+    only = next(path for path in folder.iterdir() if len(list(folder.glob(path.name.split(".")[0] + ".*"))) == 1)
+    if change == "delete":
+        only.unlink()
+    elif change == "delete the newest":
+        newest.unlink()
+    elif change == "rename":
+        only.rename(folder / f"99.{only.name.partition('.')[2]}")
+    else:
+        shutil.copy(only, folder / f"99.{only.name.partition('.')[2]}")
+    with pytest.raises(fedkd.FedKDError, match=r"is not as the checkpoint left it: it has states of \d clients"):
+        federate(tmp_path / "run", 4, "last")
+
+
+def test_a_commit_that_cannot_write_its_checkpoint_leaves_the_states_of_those_before(tmp_path, monkeypatch):
+    whole = federate(tmp_path / "whole", 6)
+    federate(tmp_path / "parts", 3)
+    save = directory.save_checkpoint
+
+    def full(path, state, *rest):
+        if state.round == 5:
+            raise OSError(28, "No space left on device")
+        save(path, state, *rest)
+
+    monkeypatch.setattr(directory, "save_checkpoint", full)
+    with pytest.raises(OSError, match="No space left"):
+        federate(tmp_path / "parts", 6, "last")
+    monkeypatch.undo()
+    (tmp_path / "parts" / "checkpoints" / "round_000004.ckpt").unlink()  # the second is for disks that lie
+    assert same(whole, federate(tmp_path / "parts", 6, "last"))
+
+
 def test_a_damaged_file_is_named(tmp_path):
-    ClientFiles(tmp_path).write({7: state(1)}, 1, keep=0)
+    ClientFiles(tmp_path).write({7: state(1)}, 1)
     path = tmp_path / "7.round_000001.safetensors"
     path.write_bytes(path.read_bytes()[:20])
     with pytest.raises(fedkd.FedKDError, match=r"The state of client 7 cannot be read from .*7\.round_000001"):

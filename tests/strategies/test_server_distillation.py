@@ -211,7 +211,7 @@ def test_it_composes_with_corrections_and_server_momentum(tmp_path):
     def run(name, *parts, **arguments):
         strategy = Compose([SCAFFOLD(), FedAvgM(momentum=0.5), *parts])
         found = federate(tmp_path / name, strategy, module("resnet8", teacher=BrightRowTeacher()), **arguments)
-        return found, load_checkpoint(next((tmp_path / name).rglob("*.ckpt")), {}).memory
+        return found, load_checkpoint(next((tmp_path / name).rglob("*.ckpt")), {})[0].memory
 
     plain, before = run("plain", rounds=1)
     taught, after = run("taught", ServerDistillation(epochs=2), ReestimatedBatchNorm(), rounds=1)
