@@ -12,15 +12,31 @@ Connect = Callable[[Callable[[int], Any]], AbstractContextManager[Exchange]]
 """From what makes the clients' sites to an exchange with these clients, for as long as the context is open."""
 
 
-@contextmanager
-def connect_locally(sites: Callable[[int], Any]) -> Iterator[Exchange]:
-    """Give an exchange that runs works one after the other, and counts nothing.
+class LocalExchange:
+    """Runs works one after the other, and counts nothing.
 
     Args:
         sites: From a client's index to its site.
     """
 
-    def exchange(work: Work, tasks: Sequence[ClientTask]) -> list[ClientUpdate]:
-        return [work(sites(task.client), task) for task in sorted(tasks, key=lambda task: task.client)]
+    def __init__(self, sites: Callable[[int], Any]) -> None:
+        self.sites = sites
 
-    yield exchange
+    def __call__(self, work: Work, tasks: Sequence[ClientTask]) -> list[ClientUpdate]:
+        """Return the updates, ordered by client."""
+        return list(self.stream(work, tasks))
+
+    def stream(self, work: Work, tasks: Sequence[ClientTask]) -> Iterator[ClientUpdate]:
+        """Yield the updates, ordered by client."""
+        for task in sorted(tasks, key=lambda task: task.client):
+            yield work(self.sites(task.client), task)
+
+
+@contextmanager
+def connect_locally(sites: Callable[[int], Any]) -> Iterator[Exchange]:
+    """Give a `LocalExchange` with clients.
+
+    Args:
+        sites: From a client's index to its site.
+    """
+    yield LocalExchange(sites)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import importlib
 import json
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
@@ -183,6 +183,10 @@ class Exchange(Protocol):
 
     def __call__(self, work: Work, tasks: Sequence[ClientTask]) -> list[ClientUpdate]:
         """Run ``work(site, task)`` for every task, at the task's client."""
+        ...
+
+    def stream(self, work: Work, tasks: Sequence[ClientTask]) -> Iterator[ClientUpdate]:
+        """Do the same, and yield each update once those of the clients before it were yielded."""
         ...
 
 

@@ -67,12 +67,39 @@ def weighted_mean(items: Sequence[Mapping[str, Tensor]], weights: Sequence[float
     Returns:
         Float32 tensors.
     """
-    total = float(sum(weights))
-    mean = {name: torch.zeros_like(value, dtype=torch.float32) for name, value in items[0].items()}
+    mean = RunningMean(float(sum(weights)))
     for item, weight in zip(items, weights, strict=True):
+        mean.add(item, weight)
+    return mean.value()
+
+
+class RunningMean:
+    """`weighted_mean` of items that come one after the other: it keeps their mean, and none of them.
+
+    Args:
+        total: The expected sum of all weights, > 0. With this sum the value has the bits of `weighted_mean`; with
+            another one it is right as well.
+    """
+
+    def __init__(self, total: float) -> None:
+        self.total = total
+        self._weights: list[float] = []
+        self._mean: Tensors = {}
+
+    def add(self, item: Mapping[str, Tensor], weight: float) -> None:
+        """Add an item, with the names and shapes of those before."""
+        if not self._weights:
+            self._mean = {name: torch.zeros_like(value, dtype=torch.float32) for name, value in item.items()}
+        self._weights.append(weight)
         for name, value in item.items():
-            mean[name].add_(value.float(), alpha=weight / total)
-    return mean
+            self._mean[name].add_(value.float(), alpha=weight / self.total)
+
+    def value(self) -> Tensors:
+        """Return the mean of what was added, float32."""
+        total = float(sum(self._weights))
+        if total == self.total:
+            return self._mean
+        return {name: value * (self.total / total) for name, value in self._mean.items()}
 
 
 def merge_buffers(
@@ -88,15 +115,40 @@ def merge_buffers(
     Returns:
         The merged buffers, in the dtypes of ``base``.
     """
-    floats = [{name: value for name, value in item.items() if value.is_floating_point()} for item in items]
-    mean = weighted_mean(floats, weights)
-    merged = {}
-    for name, value in base.items():
-        if value.is_floating_point():
-            merged[name] = mean[name].to(value.dtype)
-        else:
-            merged[name] = torch.stack([item[name] for item in items]).amax(0)
-    return merged
+    merged = RunningBuffers(base, float(sum(weights)))
+    for item, weight in zip(items, weights, strict=True):
+        merged.add(item, weight)
+    return merged.value()
+
+
+class RunningBuffers:
+    """`merge_buffers` of items that come one after the other.
+
+    Args:
+        base: The buffers that the clients started from.
+        total: As for `RunningMean`.
+    """
+
+    def __init__(self, base: Mapping[str, Tensor], total: float) -> None:
+        self.base = base
+        self._mean = RunningMean(total)
+        self._greatest: Tensors = {}
+
+    def add(self, item: Mapping[str, Tensor], weight: float) -> None:
+        """Add a client's buffers."""
+        self._mean.add({name: value for name, value in item.items() if value.is_floating_point()}, weight)
+        for name, value in item.items():
+            if not value.is_floating_point():
+                before = self._greatest.get(name)
+                self._greatest[name] = value if before is None else torch.maximum(before, value)
+
+    def value(self) -> Tensors:
+        """Return the merged buffers, in the dtypes of ``base``."""
+        mean = self._mean.value()
+        return {
+            name: mean[name].to(value.dtype) if value.is_floating_point() else self._greatest[name]
+            for name, value in self.base.items()
+        }
 
 
 def all_finite(tensors: Iterable[Tensor]) -> bool:

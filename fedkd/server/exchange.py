@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from fedkd.core.errors import FedKDError
@@ -60,17 +60,49 @@ class Exchange:
             ClientError: If the work fails at a client.
             FedKDError: If an update is missing, or holds an infinite number or NaN.
         """
-        updates = sorted(self.workers.map(work, tasks), key=lambda update: update.client)
-        told, answered = sorted(task.client for task in tasks), [update.client for update in updates]
-        if told != answered:
-            raise FedKDError(f"{work.__name__}: clients {told} were told to work, updates came from {answered}.")
-        self.traffic += Traffic(
-            up=sum(update.num_bytes for update in updates), down=sum(task.num_bytes for task in tasks)
-        )
-        diverged = [update.client for update in updates if not update.is_finite]
+        return list(self.stream(work, tasks))
+
+    def stream(self, work: Work, tasks: Sequence[ClientTask]) -> Iterator[ClientUpdate]:
+        """Run a work at clients, and yield their updates as they come, so that not all need be in memory at once.
+
+        An update waits until those of the clients before it have come. What is wrong is raised after the last update.
+
+        Args:
+            work: As for a call.
+            tasks: As for a call.
+
+        Yields:
+            One update for each task, ordered by client.
+
+        Raises:
+            ClientError: As for a call, when it happens.
+            FedKDError: As for a call, after the last update.
+        """
+        told = sorted(task.client for task in tasks)
+        answered: list[int] = []
+        diverged: list[int] = []
+        waiting: dict[int, ClientUpdate] = {}
+        up, expected = 0, iter(told)
+        following = next(expected, None)
+        for update in self.workers.map(work, tasks):
+            answered.append(update.client)
+            waiting[update.client] = update
+            del update  # else the last one would stay in memory while the next one is made
+            while following in waiting:
+                ready = waiting.pop(following)
+                up += ready.num_bytes
+                if not ready.is_finite:
+                    diverged.append(ready.client)
+                yield ready
+                del ready
+                following = next(expected, None)
+        if told != sorted(answered):
+            raise FedKDError(
+                f"{work.__name__}: clients {told} were told to work, updates came from {sorted(answered)}."
+            )
+        self.traffic += Traffic(up=up, down=sum(task.num_bytes for task in tasks))
         if diverged:
             raise FedKDError(
                 f"Round {tasks[0].round}: what client(s) {diverged} sent from {work.__name__!r} is infinite or NaN. "
                 "Lower the learning rate or set trainer.gradient_clip_val. The rounds before are in the run directory."
             )
-        return updates

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import ClassVar
+from typing import ClassVar, NoReturn
 
 from torch import Tensor
 
 from fedkd.client.works import train
 from fedkd.core.client_states import ClientStates
 from fedkd.core.config import Configured
+from fedkd.core.errors import FedKDError
 from fedkd.core.messages import ClientTask, ClientUpdate, LocalRule, Metrics, ServerState, Weights
-from fedkd.core.tensors import Tensors, add_scaled, merge_buffers, weighted_mean
+from fedkd.core.tensors import RunningBuffers, RunningMean, Tensors, add_scaled, merge_buffers, weighted_mean
 from fedkd.data import FederatedDataModule
 from fedkd.strategies.context import RoundContext
 from fedkd.training.module import DistillationModule
+
+READERS = ("aggregate", "client_weights", "remember", "combine", "combine_buffers")
+"""What is handed all updates of a round with their tensors."""
 
 
 class Strategy(Configured):
@@ -43,8 +47,17 @@ class Strategy(Configured):
 
     @property
     def reads_updates(self) -> bool:
-        """Whether `remember` or `refine` use the clients' own updates: not beside one that `protects_updates`."""
+        """Whether `remember`, `refine` or `metrics` use clients' tensors: not beside one that `protects_updates`."""
         return False
+
+    @property
+    def streams(self) -> bool:
+        """Whether updates are averaged as they come, so that memory does not grow with the cohort.
+
+        It is so for a strategy that reads no single update: it leaves the hooks that are handed all of them to this
+        class, and `reads_updates` is False. The result has the same bits.
+        """
+        return not self.reads_updates and all(getattr(type(self), hook) is getattr(Strategy, hook) for hook in READERS)
 
     def students(self) -> tuple[str, ...]:
         """Return names of students: client k trains number k modulo their count. None by default: the module's."""
@@ -74,9 +87,15 @@ class Strategy(Configured):
             context: The exchange with the clients, and tools for the server.
 
         Returns:
-            The next state, with ``round`` one higher, and the clients' updates.
+            The next state, with ``round`` one higher, and the clients' updates; without their deltas and buffers if the
+            strategy `streams`.
         """
-        updates = context.exchange(train, self.tasks(state, cohort))
+        tasks = self.tasks(state, cohort)
+        if self.streams:
+            num_examples = sum(context.clients[client] for client in cohort)
+            after, updates = self.aggregate_stream(state, context.exchange.stream(train, tasks), num_examples)
+            return self.refine(after, updates, context), updates
+        updates = context.exchange(train, tasks)
         return self.refine(self.aggregate(state, updates), updates, context), updates
 
     def tasks(self, state: ServerState, cohort: Sequence[int]) -> list[ClientTask]:
@@ -124,6 +143,36 @@ class Strategy(Configured):
             memory=memory,
             client_states=next_client_states(state, updates),
         )
+
+    def aggregate_stream(
+        self, state: ServerState, updates: Iterable[ClientUpdate], num_examples: int
+    ) -> tuple[ServerState, list[ClientUpdate]]:
+        """Do what `aggregate` does, for a strategy that `streams`: average updates as they come, and let them go.
+
+        Args:
+            state: The state that the updates started from.
+            updates: At least one, in the order of the clients.
+            num_examples: The expected sum of their numbers of examples.
+
+        Returns:
+            The next state, and the updates without deltas and buffers.
+        """
+        mean, buffers = RunningMean(num_examples), RunningBuffers(state.weights.buffers, num_examples)
+        without_tensors = []
+        for update in updates:
+            mean.add(update.delta, update.num_examples)
+            buffers.add(update.buffers, update.num_examples)
+            without_tensors.append(replace(update, delta=Released(update.client), buffers=Released(update.client)))
+            del update  # else it would stay in memory while the next client trains
+        parameters, memory = self.step(state, mean.value())
+        after = replace(
+            state,
+            round=state.round + 1,
+            weights=Weights(parameters, buffers.value()),
+            memory=memory,
+            client_states=next_client_states(state, without_tensors),
+        )
+        return after, without_tensors
 
     def client_weights(self, updates: Sequence[ClientUpdate]) -> list[float]:
         """Return each update's weight in the averages: its number of examples by default."""
@@ -197,6 +246,39 @@ class Strategy(Configured):
             context: As for `refine`.
         """
         return {}
+
+
+class Released(Mapping[str, Tensor]):
+    """Stands for tensors of an update that was averaged when it came. To read it is an error.
+
+    Args:
+        client: Whose update it was.
+    """
+
+    def __init__(self, client: int) -> None:
+        self.client = client
+
+    def _refuse(self) -> NoReturn:
+        raise FedKDError(
+            f"The update of client {self.client} was averaged when it came and is gone. A strategy that reads single "
+            "updates says so: reads_updates = True."
+        )
+
+    def __getitem__(self, name: str) -> Tensor:
+        """Raise."""
+        self._refuse()
+
+    def __iter__(self) -> Iterator[str]:
+        """Raise."""
+        self._refuse()
+
+    def __len__(self) -> int:
+        """Raise."""
+        self._refuse()
+
+    def __bool__(self) -> bool:
+        """Raise."""
+        self._refuse()
 
 
 def next_client_states(state: ServerState, updates: Sequence[ClientUpdate]) -> ClientStates:

@@ -79,6 +79,11 @@ class Compose(Strategy):
         """Whether one of the parts does."""
         return any(each.reads_updates for each in self.strategies)
 
+    @property
+    def streams(self) -> bool:
+        """Whether all parts do."""
+        return all(each.streams for each in self.strategies)
+
     def check(self, module: DistillationModule, datamodule: FederatedDataModule, cohort_size: int) -> None:
         """Check all."""
         for each in self.strategies:

@@ -59,3 +59,4 @@ class InProcessWorkers(Workers):
             finally:
                 torch.set_num_threads(before)
             yield update
+            del update  # else it would stay in memory while the next client works
