@@ -102,15 +102,24 @@ class Rounds:
         data: The clients.
         trainer: Arguments of the clients' Trainer.
         folder: Where the run is kept.
+        backend: Where clients run.
     """
 
-    def __init__(self, workload: dict[str, Any], data: FederatedDataModule, trainer: dict[str, Any], folder: Path):
+    def __init__(
+        self,
+        workload: dict[str, Any],
+        data: FederatedDataModule,
+        trainer: dict[str, Any],
+        folder: Path,
+        backend: fedkd.Backend = fedkd.InProcess(),  # noqa: B008
+    ) -> None:
         torch.manual_seed(0)
         self.module = fedkd.DistillationModule(workload["student"]())
         federation = fedkd.Federation(
             rounds=10**6,
             clients_per_round=workload["cohort"],
             strategy=fedkd.FedAvg(),
+            backend=backend,
             trainer={"accelerator": "cpu", **trainer},
             run_dir=folder,
         )
@@ -292,6 +301,7 @@ def main() -> None:
         "fedkd": Rounds(workload, data, {}, folder / "lean"),
         # an argument that a lean fit does not take, with its usual effect of none
         "fedkd, Lightning's loops": Rounds(workload, data, {"limit_train_batches": 10**9}, folder / "lightning"),
+        "fedkd, Stacked(10)": Rounds(workload, data, {}, folder / "stacked", fedkd.Stacked(10)),
     }
     times: dict[str, list[tuple[float, float]]] = {name: [] for name in kinds}
 
@@ -303,8 +313,9 @@ def main() -> None:
             times[name].append(timed(run))
         if len(times["bare"]) == 1:
             bare = kinds["bare"].weights
-            apart = float((kinds["fedkd"].weights - bare).norm() / bare.norm())
-            assert apart < 1e-4, f"fedkd's weights are {apart:.1e} away from the bare loop's"
+            for name in ("fedkd, Stacked(10)", "fedkd"):
+                apart = float((kinds[name].weights - bare).norm() / bare.norm())
+                assert apart < 1e-4, f"the weights of {name} are {apart:.1e} away from the bare loop's"
 
     try:
         import pfl  # noqa: F401

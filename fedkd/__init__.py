@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from fedkd.data import ClientSite, FederatedDataModule
     from fedkd.losses import DKD, KD, DistillationLoss
     from fedkd.runs.directory import load_student
-    from fedkd.server.backends import Backend, ClientError, InProcess, ProcessPool, Workers
+    from fedkd.server.backends import Backend, ClientError, InProcess, ProcessPool, Stacked, Workers
     from fedkd.server.exchange import Exchange
     from fedkd.server.federation import Federation
     from fedkd.strategies import FedAvg, Strategy
@@ -34,7 +34,7 @@ _HOMES = {
     "fedkd.data": ("ClientSite", "FederatedDataModule"),
     "fedkd.losses": ("DKD", "KD", "DistillationLoss"),
     "fedkd.runs.directory": ("load_student",),
-    "fedkd.server.backends": ("Backend", "ClientError", "InProcess", "ProcessPool", "Workers"),
+    "fedkd.server.backends": ("Backend", "ClientError", "InProcess", "ProcessPool", "Stacked", "Workers"),
     "fedkd.server.exchange": ("Exchange",),
     "fedkd.server.federation": ("Federation",),
     "fedkd.strategies": ("FedAvg", "Strategy"),
@@ -63,6 +63,7 @@ __all__ = [
     "MissingResourceError",
     "ProcessPool",
     "ServerState",
+    "Stacked",
     "Strategy",
     "Teacher",
     "Weights",

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
+from lightning.pytorch import Trainer
 
 from fedkd.core.errors import FedKDError
 from fedkd.core.messages import ClientTask, ClientUpdate, Weights
@@ -13,7 +15,9 @@ from fedkd.core.seeding import derive_seed, seeded
 from fedkd.core.tensors import load_state, split_state, subtract
 from fedkd.data.site import ClientSite
 from fedkd.training.evaluation import predict_classes
+from fedkd.training.lean_trainer import LeanTrainer
 from fedkd.training.module import DistillationModule
+from fedkd.training.stacked import Member, check_callbacks, fit_stacked
 from fedkd.training.trainer import fit, trainer_for
 from fedkd.training.unlabeled import distill, predict_logits
 
@@ -51,18 +55,58 @@ def train(site: ClientSite, task: ClientTask) -> ClientUpdate:
         trainer = trainer_for(module, site.trainer, rule.callbacks(task))
         loader = site.train_loader(derive_seed(*keys, "batches"), trainer.strategy.root_device)
         fit(trainer, module, loader)
+    metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
+    metrics["seconds"] = time.perf_counter() - began
+    return _update_of(module, trainer, task, start, loader.num_examples, trainer.global_step, metrics)
+
+
+def train_stacked(sites: Sequence[ClientSite], tasks: Sequence[ClientTask]) -> Iterator[ClientUpdate]:
+    """Do what `train` does for several clients at once; see `fedkd.training.stacked`.
+
+    Args:
+        sites: The clients', with one module for all.
+        tasks: One for each.
+
+    Yields:
+        The updates, as clients end. A client's ``seconds`` are its share of the time.
+
+    Raises:
+        FedKDError: If something cannot be done to several clients at once.
+    """
+    began = time.perf_counter()
+    module, members = module_of(sites[0]), []
+    trainer: Any = trainer_for(module, sites[0].trainer)
+    assert isinstance(trainer, LeanTrainer)  # `reason_against_stacking` found nothing against it
+    for site, task in zip(sites, tasks, strict=True):
+        keys = (site.seed, "client", task.round, task.client)
+        with seeded(*keys):
+            callbacks = task.rule.callbacks(task)
+            check_callbacks(callbacks)
+            loader = site.train_loader(derive_seed(*keys, "batches"), trainer.strategy.root_device)
+            members.append(Member(task.rule.start(task), callbacks, loader))
+    for trained in fit_stacked(trainer, module, members):
+        member, task = members[trained.member], tasks[trained.member]
+        metrics = {**trained.metrics, "seconds": (time.perf_counter() - began) / len(members)}
+        number = member.loader.num_examples
+        member.loader.release()
+        yield _update_of(module, trainer, task, member.start, number, trained.num_steps, metrics)
+
+
+def _update_of(
+    module: DistillationModule,
+    trainer: Trainer,
+    task: ClientTask,
+    start: Weights,
+    num_examples: int,
+    num_steps: int,
+    metrics: dict[str, float],
+) -> ClientUpdate:
+    """Return the update of a client whose weights are in the module's student, completed by the task's rule."""
     parameters, buffers = split_state(module.student)
     counted_from = task.weights if task.weights.parameters else start
-    metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
-    update = ClientUpdate(
-        client=task.client,
-        num_examples=loader.num_examples,
-        num_steps=trainer.global_step,
-        delta=subtract(parameters, counted_from.parameters),
-        buffers=buffers,
-        metrics={**metrics, "seconds": time.perf_counter() - began},
-    )
-    return rule.finish(update, task, trainer)
+    delta = subtract(parameters, counted_from.parameters)
+    update = ClientUpdate(task.client, num_examples, num_steps, delta=delta, buffers=buffers, metrics=metrics)
+    return task.rule.finish(update, task, trainer)
 
 
 def predict(site: ClientSite, task: ClientTask) -> ClientUpdate:

@@ -18,9 +18,9 @@ from fedkd.losses.temperature import TemperedLoss
 
 def not_true(logits: Tensor, targets: Tensor) -> Tensor:
     """Remove the own class of every row: logits (B, K), targets (B,) -> (B, K - 1), in the order of the classes."""
-    batch, classes = logits.shape
-    others = torch.arange(classes, device=logits.device) != targets[:, None]  # (B, K)
-    return logits[others].reshape(batch, classes - 1)
+    others = torch.arange(logits.shape[1] - 1, device=logits.device)
+    # positions rather than a mask: a mask's size is known on the device alone, and a GPU would wait for it
+    return logits.gather(1, others + (others >= targets[:, None]))  # (B, K - 1)
 
 
 def not_true_divergence(

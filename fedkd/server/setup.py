@@ -163,6 +163,8 @@ def plan_run(federation: Any, module: DistillationModule, datamodule: FederatedD
         with seeded(federation.seed, "student"):
             each.build(datamodule.classes, datamodule.image_shape)
     modules[0].check_optimizer()
+    for each in modules:
+        federation.backend.check(each, federation.trainer)
     clients = sum(len(shard) > 0 for shard in datamodule.shards)
     strategy.check(modules[0], datamodule, min(federation.clients_per_round or clients, clients))
     return Plan(strategy, modules, datamodule, device, consistent)

@@ -77,7 +77,7 @@ class LeanTrainer(Trainer):
     def __init__(self, arguments: Mapping[str, Any]) -> None:
         super().__init__(**arguments)
         self.arguments = dict(arguments)
-        self._loader: Any = None
+        self.loader: Any = None  # of the fit that is running
         self._metrics: dict[str, Any] = {}
         scaler = getattr(self.precision_plugin, "scaler", None)
         self._fresh_scaler = None if scaler is None else scaler.state_dict()
@@ -85,8 +85,8 @@ class LeanTrainer(Trainer):
 
     @property
     def train_dataloader(self) -> Any:
-        """The loader of the fit that is running."""
-        return self._loader
+        """The loader of the fit that is running: `loader`."""
+        return self.loader
 
     @property
     def callback_metrics(self) -> dict[str, Any]:
@@ -105,24 +105,24 @@ class LeanTrainer(Trainer):
         if unused or never:
             raise TypeError(f"A lean fit takes a module and one loader, got {unused or never} too.")
         loader = train_dataloaders
-        with self._running(model, TrainerFn.FITTING, RunningStage.TRAINING, loader):
-            self._reset()
+        with self.running(model, TrainerFn.FITTING, RunningStage.TRAINING, loader):
+            self.reset()
             model.setup("fit")
-            self._call("setup", model, "fit")
-            self._call("on_fit_start", model)
+            self.call_hooks("setup", model, "fit")
+            self.call_hooks("on_fit_start", model)
             optimizer, scheduler = _plain(model.configure_optimizers())
             self.strategy._optimizers = [optimizer]
-            self._call("on_train_start", model)
+            self.call_hooks("on_train_start", model)
             with torch.enable_grad():
                 for _ in range(self.fit_loop.max_epochs or 0):
                     self._epoch(model, loader, optimizer, scheduler)
-            self._call("on_train_end", model)
-            self._call("on_fit_end", model)
-            self._call("teardown", model, "fit")
+            self.call_hooks("on_train_end", model)
+            self.call_hooks("on_fit_end", model)
+            self.call_hooks("teardown", model, "fit")
 
     def test(self, model: Any = None, dataloaders: Any = None, *unused: Any, **never: Any) -> Any:
         """Evaluate a module and return its metrics by name, in a list of one mapping, as Lightning does."""
-        with self._running(model, TrainerFn.TESTING, RunningStage.TESTING), self._evaluating(model):
+        with self.running(model, TrainerFn.TESTING, RunningStage.TESTING), self._evaluating(model):
             model.on_test_epoch_start()
             for index, batch in enumerate(dataloaders):
                 with self.precision_plugin.test_step_context():
@@ -132,7 +132,7 @@ class LeanTrainer(Trainer):
 
     def predict(self, model: Any = None, dataloaders: Any = None, *unused: Any, **never: Any) -> Any:
         """Return what a module predicts for each batch."""
-        with self._running(model, TrainerFn.PREDICTING, RunningStage.PREDICTING), self._evaluating(model):
+        with self.running(model, TrainerFn.PREDICTING, RunningStage.PREDICTING), self._evaluating(model):
             found = []
             for index, batch in enumerate(dataloaders):
                 with self.precision_plugin.predict_step_context():
@@ -146,7 +146,7 @@ class LeanTrainer(Trainer):
         progress = self.fit_loop.epoch_loop.batch_progress
         steps = self.fit_loop.epoch_loop.automatic_optimization.optim_progress.optimizer.step.total
         hooks = {name: self._hooks(name) for name in HOOKS_OF_A_BATCH}
-        self._call("on_train_epoch_start", model)
+        self.call_hooks("on_train_epoch_start", model)
         model.on_train_epoch_start()
         progress.reset_on_run()
         count = len(loader)
@@ -185,11 +185,11 @@ class LeanTrainer(Trainer):
                     scheduler.step()
             for hook in hooks["on_train_batch_end"]:
                 hook(self, model, {"loss": loss.detach()}, batch, index)
-        self._call("on_train_epoch_end", model)
+        self.call_hooks("on_train_epoch_end", model)
         self._metrics = _numbers(model.epoch_metrics())
         self.fit_loop.epoch_progress.current.completed += 1
 
-    def _reset(self) -> None:
+    def reset(self) -> None:
         """Put counters and the scaler back to where a new Trainer has them."""
         self.fit_loop.epoch_progress.reset()
         self.fit_loop.epoch_loop.batch_progress.reset()
@@ -198,26 +198,24 @@ class LeanTrainer(Trainer):
             self.precision_plugin.scaler.load_state_dict(self._fresh_scaler)  # type: ignore[attr-defined]
 
     @contextmanager
-    def _running(
-        self, model: LightningModule, fn: TrainerFn, stage: RunningStage, loader: Any = None
-    ) -> Iterator[None]:
+    def running(self, model: LightningModule, fn: TrainerFn, stage: RunningStage, loader: Any = None) -> Iterator[None]:
         """Connect a module, on the device, while something runs."""
         self.strategy._lightning_module = self.strategy._model = model
         model.trainer = self
         device = self.strategy.root_device
         if any(value.device != device for value in model.parameters()):
             model.to(device)
-        self._loader, self._metrics = loader, {}
+        self.loader, self._metrics = loader, {}
         self.state.fn, self.state.status, self.state.stage = fn, TrainerStatus.RUNNING, stage
         try:
             yield
             self.state.status = TrainerStatus.FINISHED
         except BaseException as error:
             self.state.status = TrainerStatus.INTERRUPTED
-            self._call("on_exception", model, error)
+            self.call_hooks("on_exception", model, error)
             raise
         finally:
-            self._loader = self.state.stage = None
+            self.loader = self.state.stage = None
 
     @contextmanager
     def _evaluating(self, model: LightningModule) -> Iterator[None]:
@@ -236,7 +234,8 @@ class LeanTrainer(Trainer):
         default = getattr(Callback, name)
         return [getattr(each, name) for each in self.callbacks if getattr(type(each), name) is not default]  # type: ignore[attr-defined]
 
-    def _call(self, name: str, *arguments: Any) -> None:
+    def call_hooks(self, name: str, *arguments: Any) -> None:
+        """Call the callbacks' hook of a name."""
         for hook in self._hooks(name):
             hook(self, *arguments)
 

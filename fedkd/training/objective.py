@@ -25,6 +25,8 @@ class Objective(Callback, ABC):
     name: ClassVar[str]
     """Under which the term is logged."""
     runs_lean: ClassVar[bool] = True
+    runs_stacked: ClassVar[bool] = False
+    """Whether the term of all clients of a round is the same function, so that `fedkd.Stacked` may use one for all."""
     needs_features: ClassVar[bool] = False
     """Whether `term` reads the student's features."""
 

@@ -297,7 +297,7 @@ def test_a_client_that_took_no_step_keeps_its_variate():
     task = ClientTask(1, 0, client_state=own)
     rule = Compose([SCAFFOLD(), Strategy()]).local_rule(ServerState(1, Weights()), 0)
     variate = ControlVariate({}, {}, full_pass=False)
-    variate.count = 0
+    variate.num_corrections = 0
     trainer = SimpleNamespace(callbacks=[variate])
     update = rule.finish(ClientUpdate(0, 10, 0), task, trainer)
     assert torch.equal(update.client_state["0/point"], torch.ones(3))

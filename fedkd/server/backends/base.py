@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -69,6 +69,14 @@ class Backend(Configured, ABC):
 
         Args:
             sites: From a client's index to its site. It pickles.
+        """
+
+    def check(self, module: Any, trainer: Mapping[str, Any]) -> None:
+        """Raise a `fedkd.FedKDError` if the backend cannot train a module, before any work; nothing by default.
+
+        Args:
+            module: A built `fedkd.DistillationModule`.
+            trainer: Arguments of the clients' Trainers.
         """
 
     def shutdown(self) -> None:

@@ -42,10 +42,11 @@ class InProcessWorkers(Workers):
     Args:
         sites: From a client's index to its site.
         threads: As for `InProcess`.
+        sites_kept: How many sites are kept.
     """
 
-    def __init__(self, sites: SiteFactory, threads: int | None) -> None:
-        self.sites = lru_cache(SITES_KEPT)(sites)
+    def __init__(self, sites: SiteFactory, threads: int | None, sites_kept: int = SITES_KEPT) -> None:
+        self.sites = lru_cache(sites_kept)(sites)
         self.threads = threads
 
     def map(self, work: Work, tasks: Sequence[ClientTask]) -> Iterator[ClientUpdate]:

@@ -20,7 +20,6 @@ from fedkd.core.messages import ClientTask, ClientUpdate, LocalRule, ServerState
 from fedkd.core.tensors import Tensors, add_scaled, weighted_mean
 from fedkd.strategies.base import Strategy
 from fedkd.strategies.client_side.fedprox import ProximalTerm
-from fedkd.strategies.client_side.gradients import pick
 
 
 class FedDyn(Strategy):
@@ -93,16 +92,22 @@ class DynamicTerm(ProximalTerm):
         super().__init__(regularization, center)
         self.h = h
 
-    def prepare(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def prepare(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, list[Tensor]]:
         """Move center and h to the parameters' device."""
-        super().prepare(trainer, pl_module)
-        self.linear = self.like_parameters(self.h) if self.h else None
+        found = super().prepare(trainer, pl_module)
+        return {**found, "h": self.like_parameters(self.h)} if self.h else found
 
-    def correct(self, gradients: list[Tensor], present: Sequence[bool], scale: float) -> None:
+    def correct(
+        self,
+        gradients: list[Tensor],
+        parameters: Sequence[Tensor],
+        memory: Mapping[str, list[Tensor]],
+        scale: float,
+    ) -> None:
         """Add the gradients of both terms."""
-        super().correct(gradients, present, scale)
-        if self.linear is not None:
-            torch._foreach_add_(gradients, pick(self.linear, present), alpha=-scale)
+        super().correct(gradients, parameters, memory, scale)
+        if "h" in memory:
+            torch._foreach_add_(gradients, memory["h"], alpha=-scale)
 
 
 def moved(base: Mapping[str, Tensor], step: Mapping[str, Tensor], scale: float) -> Tensors:

@@ -69,6 +69,7 @@ class NotTrueOfGlobal(GlobalTeacher):
     """
 
     name = "global_not_true"
+    runs_stacked = True
 
     def __init__(self, weight: float, temperature: float) -> None:
         super().__init__(weight)

@@ -15,7 +15,7 @@ from torch import Tensor
 from fedkd.core.errors import check_range
 from fedkd.core.messages import ClientTask, LocalRule, ServerState
 from fedkd.strategies.base import Strategy
-from fedkd.strategies.client_side.gradients import GradientCorrection, pick
+from fedkd.strategies.client_side.gradients import GradientCorrection
 
 
 class FedProx(Strategy):
@@ -67,11 +67,17 @@ class ProximalTerm(GradientCorrection):
         self.mu = mu
         self.center = center
 
-    def prepare(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def prepare(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, list[Tensor]]:
         """Bring the center to the parameters' device."""
-        self.centers = self.like_parameters(self.center)
+        return {"center": self.like_parameters(self.center)}
 
-    def correct(self, gradients: list[Tensor], present: Sequence[bool], scale: float) -> None:
+    def correct(
+        self,
+        gradients: list[Tensor],
+        parameters: Sequence[Tensor],
+        memory: Mapping[str, list[Tensor]],
+        scale: float,
+    ) -> None:
         """Add the term's gradient."""
-        away = torch._foreach_sub(pick(self.parameters.values(), present), pick(self.centers, present))
+        away = torch._foreach_sub(list(parameters), memory["center"])
         torch._foreach_add_(gradients, away, alpha=self.mu * scale)

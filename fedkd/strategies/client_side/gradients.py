@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import compress
 from typing import Any, ClassVar
 
@@ -19,17 +19,26 @@ class GradientCorrection(Callback, ABC):
     At that point gradients are accumulated over batches and unscaled; clipping comes later. So an addition here has the
     effect of a term in the loss, in every precision, with accumulation and clipping. It covers the student's trainable
     parameters that have a gradient.
+
+    `prepare` returns what the steps need, and `correct` is a function of gradients, parameters and this memory, entry
+    by entry. So it does the same for the stacked tensors of several clients (`fedkd.Stacked`).
     """
 
     runs_lean: ClassVar[bool] = True
+    runs_stacked: ClassVar[bool] = True
     parameters: dict[str, nn.Parameter]
     """The trainable parameters, by name."""
+    memory: dict[str, list[Tensor]]
+    """What `prepare` returned: under each name a tensor for each parameter."""
+    num_corrections: int
+    """Steps that were corrected."""
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Find the parameters, where they are trained."""
         student: Any = pl_module.student
         self.parameters = {name: value for name, value in student.named_parameters() if value.requires_grad}
-        self.prepare(trainer, pl_module)
+        self.num_corrections = 0
+        self.memory = self.prepare(trainer, pl_module)
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         """Correct the gradients."""
@@ -37,22 +46,38 @@ class GradientCorrection(Callback, ABC):
         # a fused optimizer divides by the scale of float16 in its own step, after this
         scaled = scaler is not None and getattr(optimizer, "_step_supports_amp_scaling", False)
         present = [value.grad is not None for value in self.parameters.values()]
-        gradients = [value.grad for value in self.parameters.values() if value.grad is not None]
+        parameters = [value for value in self.parameters.values() if value.grad is not None]
+        gradients = [value.grad for value in parameters if value.grad is not None]
         with torch.no_grad():
             if scaler is None or all_finite(gradients):  # else the scaler leaves this step out
                 scale = scaler.get_scale() if scaled and scaler is not None else 1.0
-                self.correct(gradients, present, scale * window_share(trainer))
+                memory = {name: list(compress(tensors, present)) for name, tensors in self.memory.items()}
+                self.correct(gradients, parameters, memory, scale * window_share(trainer))
+                self.num_corrections += 1
 
-    def prepare(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Move what every step needs to the parameters' device, once; nothing by default."""
+    def prepare(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, list[Tensor]]:
+        """Return what every step needs, on the parameters' device; nothing by default.
+
+        Returns:
+            Under each name a tensor for each of ``parameters``, of its shape. A name that is not there stands for
+            zeros.
+        """
+        return {}
 
     @abstractmethod
-    def correct(self, gradients: list[Tensor], present: Sequence[bool], scale: float) -> None:
-        """Change the gradients in place.
+    def correct(
+        self,
+        gradients: list[Tensor],
+        parameters: Sequence[Tensor],
+        memory: Mapping[str, list[Tensor]],
+        scale: float,
+    ) -> None:
+        """Change the gradients in place, and in the memory what follows from them.
 
         Args:
             gradients: One for each parameter that has one.
-            present: For each of ``parameters`` whether it has one.
+            parameters: Those that have a gradient.
+            memory: What `prepare` returned, for these parameters.
             scale: By which gradients are multiplied.
         """
 
@@ -74,8 +99,3 @@ def window_share(trainer: Trainer) -> float:
 def all_finite(tensors: list[Tensor]) -> bool:
     """Whether no entry of any tensor is infinite or NaN."""
     return not tensors or bool(torch.stack(torch._foreach_norm(tensors)).isfinite().all())
-
-
-def pick(tensors: Iterable[Tensor], present: Sequence[bool]) -> list[Tensor]:
-    """Return the tensors of those parameters that have a gradient."""
-    return list(compress(tensors, present))

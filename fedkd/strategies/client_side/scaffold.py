@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from itertools import compress
 from typing import Any, Literal
 
 import torch
@@ -25,7 +26,7 @@ from fedkd.core.errors import unknown_name
 from fedkd.core.messages import ClientTask, ClientUpdate, LocalRule, ServerState
 from fedkd.core.tensors import Tensors, add_scaled, subtract
 from fedkd.strategies.base import Strategy
-from fedkd.strategies.client_side.gradients import GradientCorrection, pick
+from fedkd.strategies.client_side.gradients import GradientCorrection
 
 OPTIONS = ("I", "II")
 
@@ -116,38 +117,42 @@ class ControlVariate(GradientCorrection):
         self.own = own
         self.full_pass = full_pass
 
-    def prepare(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Bring c - c_i to the parameters' device."""
+    def prepare(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, list[Tensor]]:
+        """Bring c - c_i to the parameters' device, and begin to sum the gradients."""
         names = self.parameters if self.control or self.own else ()
         zero = torch.zeros(())
         difference = {name: self.control.get(name, zero) - self.own.get(name, zero) for name in names}
-        self.corrections = self.like_parameters(difference) if difference else None
-        self.sums = [torch.zeros_like(value, dtype=torch.float32) for value in self.parameters.values()]
-        self.count = 0
-        if self.full_pass:
-            self._add_full_gradient(trainer, pl_module)
+        sums = [torch.zeros_like(value, dtype=torch.float32) for value in self.parameters.values()]
+        self.num_examples = self._add_full_gradient(sums, trainer, pl_module) if self.full_pass else 0
+        return {"sums": sums, **({"difference": self.like_parameters(difference)} if difference else {})}
 
-    def correct(self, gradients: list[Tensor], present: Sequence[bool], scale: float) -> None:
+    def correct(
+        self,
+        gradients: list[Tensor],
+        parameters: Sequence[Tensor],
+        memory: Mapping[str, list[Tensor]],
+        scale: float,
+    ) -> None:
         """Note the gradients, then correct them."""
         if not self.full_pass:
-            torch._foreach_add_(pick(self.sums, present), gradients, alpha=1 / scale)
-            self.count += 1
-        if self.corrections is not None:
-            torch._foreach_add_(gradients, pick(self.corrections, present), alpha=scale)
+            torch._foreach_add_(memory["sums"], gradients, alpha=1 / scale)
+        if "difference" in memory:
+            torch._foreach_add_(gradients, memory["difference"], alpha=scale)
 
     def renewed(self) -> Tensors:
         """Return c_i+ by name, float32 on the CPU; nothing where no gradient was seen."""
-        if not self.count:
+        count = self.num_examples if self.full_pass else self.num_corrections
+        if not count:
             return {}
-        return {name: (value / self.count).cpu() for name, value in zip(self.parameters, self.sums, strict=True)}
+        return {name: (value / count).cpu() for name, value in zip(self.parameters, self.memory["sums"], strict=True)}
 
-    def _add_full_gradient(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Sum the gradient of every image's loss at the weights that training starts from."""
+    def _add_full_gradient(self, sums: list[Tensor], trainer: Trainer, pl_module: LightningModule) -> int:
+        """Add the gradient of every image's loss at the weights that training starts from; return their number."""
         module: Any = pl_module
         precision = trainer.precision_plugin
         loader: Any = trainer.train_dataloader
         kept = [(buffer, buffer.clone()) for buffer in module.student.buffers()]
-        epoch = loader.epoch
+        epoch, count = loader.epoch, 0
         in_float32 = (
             getattr(precision, "scaler", None) is not None
         )  # float16 gradients vanish where nothing scales them
@@ -158,8 +163,9 @@ class ControlVariate(GradientCorrection):
                     loss = module.loss_terms(batch)["loss"] * len(batch[1])
                 found = torch.autograd.grad(loss, list(self.parameters.values()), allow_unused=True)
                 present = [gradient is not None for gradient in found]
-                torch._foreach_add_(pick(self.sums, present), [each for each in found if each is not None])
-                self.count += len(batch[1])
+                torch._foreach_add_(list(compress(sums, present)), [each for each in found if each is not None])
+                count += len(batch[1])
         loader.epoch = epoch
         for buffer, value in kept:
             buffer.copy_(value)
+        return count
