@@ -35,11 +35,17 @@ STRATEGIES = ["FedProx", "SCAFFOLD", "FedDyn", "FedNTD", "FedGKD", "MOON"]
 
 
 class Copies(TorchDispatchMode):
-    """Counts the operations between the CPU and the device."""
+    """Counts the operations between the CPU and the device, and the numbers that ``torch.tensor`` brings there."""
 
-    def __init__(self):
+    def __init__(self, monkeypatch):
         super().__init__()
-        self.count = 0
+        self.count, make = 0, torch.tensor
+
+        def tensor(*arguments, device=None, **options):  # its copy is none of the operations
+            self.count += device is not None and torch.device(device) == META
+            return make(*arguments, device=device, **options)
+
+        monkeypatch.setattr(torch, "tensor", tensor)
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         result = function(*args, **(kwargs or {}))
@@ -78,7 +84,7 @@ def client(trained, batch_size, folder):
     return data.site(0, modules=(trained,), teacher_logits=logits, feature_file=features, pools=pools)
 
 
-def steps_and_copies(trained, batch_size, folder, monkeypatch, strategy=None, client_state=None):
+def steps_and_copies(trained, batch_size, folder, patch, strategy=None, client_state=None):
     """Fit a client on the device. Return the number of steps and of copies."""
     site = client(trained, batch_size, folder)
     facts = TeacherFacts(2.0, FeatureMoments(torch.zeros(3), 1.0), nn.Identity())
@@ -89,16 +95,20 @@ def steps_and_copies(trained, batch_size, folder, monkeypatch, strategy=None, cl
     settings = {"accelerator": "cpu", "gradient_clip_val": 0.5, "accumulate_grad_batches": 2}
     trainer = LeanTrainer({**TRAINER_DEFAULTS, **settings})
     trainer.callbacks = rule.callbacks(task)
-    monkeypatch.setattr(trainer.strategy, "_root_device", META)
-    monkeypatch.setattr(torch, "autocast", lambda *arguments, **options: nullcontext())  # there is none for this device
-    monkeypatch.setattr(lean_trainer, "_numbers", lambda metrics: {})  # an epoch ends with one read
-    with Copies() as copies:
+    patch.setattr(trainer.strategy, "_root_device", META)
+    patch.setattr(torch, "autocast", lambda *arguments, **options: nullcontext())  # there is none for this device
+    patch.setattr(lean_trainer, "_numbers", lambda metrics: {})  # an epoch ends with one read
+    with Copies(patch) as copies:
         fit(trainer, trained.for_clients(), site.train_loader(0, META))
     return trainer.global_step, copies.count
 
 
 def check(make, folder, monkeypatch, **settings):
-    few, many = (steps_and_copies(make(), size, folder, monkeypatch, **settings) for size in (18, 5))
+    found = []
+    for batch_size in (18, 5):
+        with monkeypatch.context() as patch:
+            found.append(steps_and_copies(make(), batch_size, folder, patch, **settings))
+    few, many = found
     assert (few[0], many[0]) == (1, 2)
     assert few[1] == many[1] > 0
 
