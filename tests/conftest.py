@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 import fedkd
+from fedkd.client import works
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -27,6 +28,14 @@ def pool() -> Iterator[fedkd.ProcessPool]:
     """Return a pool of two processes, which stay for all tests."""
     with fedkd.ProcessPool(workers=2) as kept:
         yield kept
+
+
+@pytest.fixture
+def trainers(monkeypatch: pytest.MonkeyPatch) -> set[type]:
+    """Return the set of the types of Trainers that clients in this process used."""
+    used, fit = set(), works.fit
+    monkeypatch.setattr(works, "fit", lambda trainer, *rest: (used.add(type(trainer)), fit(trainer, *rest)))
+    return used
 
 
 @pytest.fixture(scope="session")

@@ -14,6 +14,9 @@ from fedkd.data import Augmentation, FederatedDataModule
 from fedkd.partition import IID, Partitioner
 from fedkd.server.backends.base import run_work
 
+OWN_LOOPS = {"limit_train_batches": 1.0}
+"""A Trainer's argument that a lean fit does not take, set to what it is anyway: all batches."""
+
 
 def images(count: int, num_classes: int = 3, seed: int = 0) -> list[tuple[Tensor, int]]:
     """Return (image, label) pairs: noise, with a bright row that tells the class."""

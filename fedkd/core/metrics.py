@@ -22,7 +22,9 @@ def confusion_matrix(predictions: Tensor, targets: Tensor, num_classes: int) -> 
     """
     predicted = predictions.argmax(1) if predictions.ndim == 2 else predictions
     pairs = targets * num_classes + predicted
-    return torch.bincount(pairs, minlength=num_classes**2).view(num_classes, num_classes)
+    counts = torch.zeros(num_classes**2, dtype=torch.int64, device=pairs.device)
+    # bincount would make the host wait for a GPU, to learn how long its result is
+    return counts.scatter_add_(0, pairs, torch.ones_like(pairs)).view(num_classes, num_classes)
 
 
 def accuracy(confusion: Tensor) -> Tensor:

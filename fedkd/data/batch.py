@@ -12,7 +12,7 @@ from torch import Tensor
 from fedkd.core.errors import FedKDError
 from fedkd.data.images.augmentation import Augmentation, Draw
 from fedkd.data.images.views import Views
-from fedkd.data.rows import Rows
+from fedkd.data.rows import MappedRows, Rows
 
 
 class Batch(NamedTuple):
@@ -55,7 +55,9 @@ class Gathered:
         self.class_counts = torch.bincount(rows.targets, minlength=rows.num_classes).to(device)
         logits = rows.teacher_logits
         self.logits = None if logits is None else _with_views(logits).to(device)  # (n, V, K)
-        self.features = rows.teacher_features  # (n, D) or (n, V, D)
+        self.features: Any = rows.teacher_features  # (n, D) or (n, V, D)
+        if self.features is not None and device.type != "cpu":  # else each batch would wait for its copy to the device
+            self.features = _in_memory(self.features).to(device)  # (n, V, D)
 
     def __len__(self) -> int:
         """Return n."""
@@ -94,10 +96,12 @@ class Gathered:
             )
 
     def _feature_reader(self, order: Tensor, view: Tensor | None) -> Callable[[slice], Tensor] | None:
-        """Return a function from a part of the epoch to its features, float32 (B, D), which are read only then."""
+        """Return a function from a part of the epoch to its features, float32 (B, D); a file's are read only then."""
         features = self.features
         if features is None:
             return None
+        if isinstance(features, Tensor):
+            return lambda part: _in_view(features, order[part], None if view is None else view[part]).float()
         rows, views = order.cpu().numpy(), None if view is None else view.cpu().numpy()
 
         def read(part: slice) -> Tensor:
@@ -110,6 +114,11 @@ class Gathered:
 def _with_views(outputs: Tensor) -> Tensor:
     """(n, K) -> (n, 1, K): outputs for the images themselves are a single view."""
     return outputs[:, None] if outputs.ndim == 2 else outputs
+
+
+def _in_memory(features: np.ndarray | MappedRows) -> Tensor:
+    """Read all rows: (n, D) or (n, V, D) -> (n, V, D)."""
+    return _with_views(torch.from_numpy(np.asarray(features[np.arange(len(features))])))
 
 
 def _in_view(outputs: Tensor, rows: Tensor, view: Tensor | None) -> Tensor:

@@ -29,7 +29,8 @@ class BatchLoader:
     be smaller; without rows there are no batches.
 
     Args:
-        rows: The images and what is known of them. Features in a mapped file are read a batch at a time.
+        rows: The images and what is known of them. Features in a mapped file are read a batch at a time on a CPU; on
+            another device they all go there with the images.
         batch_size: Images in a batch, >= 1; None is what predicts fastest on the device, `EVAL_BATCH_SIZES`.
         shuffle: Whether every epoch has its own order; otherwise the order of ``rows``.
         seed: Decides order and augmentation.

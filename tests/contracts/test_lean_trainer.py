@@ -6,7 +6,7 @@ import csv
 
 import pytest
 import torch
-from helpers import BrightRowTeacher, images, module, same, weights
+from helpers import OWN_LOOPS, BrightRowTeacher, images, module, same, weights
 from lightning.pytorch import Callback
 from lightning.pytorch import Trainer as LightningTrainer
 from test_every_strategy import STRATEGIES, make, run
@@ -18,21 +18,10 @@ from fedkd.losses import DKD
 from fedkd.training.lean_trainer import LeanTrainer, reason_for_lightning
 from fedkd.training.trainer import TRAINER_DEFAULTS, trainer_for
 
-OWN_LOOPS = {"limit_train_batches": 1.0}
-"""An argument that a lean fit does not take, set to what it is anyway: all batches."""
-
 SETTINGS = {
     "bf16-accumulate-clip": {"precision": "bf16-mixed", "accumulate_grad_batches": 3, "gradient_clip_val": 0.05},
     "two-epochs-clip-by-value": {"max_epochs": 2, "gradient_clip_val": 0.01, "gradient_clip_algorithm": "value"},
 }
-
-
-@pytest.fixture
-def trainers(monkeypatch):
-    """Return the set of the types of Trainers that clients used."""
-    used, fit = set(), works.fit
-    monkeypatch.setattr(works, "fit", lambda trainer, *rest: (used.add(type(trainer)), fit(trainer, *rest)))
-    return used
 
 
 def rows(run_dir):

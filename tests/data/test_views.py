@@ -11,6 +11,7 @@ import torch
 
 from fedkd.core.errors import FedKDError
 from fedkd.data import Augmentation, Batch, BatchLoader, FederatedDataModule, ImageSet, Rows, Views
+from fedkd.data.batch import _in_memory
 
 AUGMENTATION = Augmentation(2, True)
 IMAGES = torch.randint(0, 256, (50, 3, 6, 6), generator=torch.Generator().manual_seed(1)).to(torch.uint8)
@@ -100,6 +101,20 @@ def test_outputs_on_the_images_themselves_serve_whatever_is_shown(augmentation: 
     features = np.arange(100, dtype=np.float16).reshape(50, 2)
     for batch in loader(augmentation=augmentation, teacher_features=features):
         assert batch.teacher_features.tolist() == [[2 * i, 2 * i + 1] for i in batch.index.tolist()]
+
+
+@pytest.mark.parametrize("shape", [(50, 3), (50, 1, 3), (50, V, 3)])
+@pytest.mark.parametrize("in_file", [False, True])
+def test_features_that_are_on_the_device_are_those_that_are_read(in_file: bool, shape: tuple, tmp_path: Path) -> None:
+    features = np.random.default_rng(0).normal(size=shape).astype(np.float16)
+    np.save(tmp_path / "features.npy", features)
+    indices = [40, 3, 17, 8, 25, 0, 49]
+    settings = {"teacher_features": tmp_path / "features.npy" if in_file else features, "batch_size": 3}
+    there = loader(indices, **settings)
+    there._own.features = _in_memory(there._own.features)  # as on a GPU
+    for read, kept in zip(loader(indices, **settings), there, strict=True):
+        assert torch.equal(read.teacher_features, kept.teacher_features)
+        assert kept.teacher_features.dtype == torch.float32
 
 
 def test_features_are_read_a_batch_at_a_time(tmp_path: Path) -> None:

@@ -124,7 +124,7 @@ class ModelContrast(GlobalTeacher):
     def term(self, module: Any, batch: Any, student: Outputs) -> Tensor:
         """Return the contrast."""
         if not self.previous:
-            return torch.tensor(math.log(2), device=batch[0].device)
+            return torch.full((), math.log(2), device=batch[0].device)  # made there: a copy would wait for a GPU
         near = self.outputs(module, batch).features
         far = self.outputs(module, batch, self.previous_student).features
         if student.features is None or near is None or far is None:

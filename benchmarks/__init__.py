@@ -1,0 +1,1 @@
+"""Scripts that measure fedkd. Each runs from the repository root."""
