@@ -58,7 +58,7 @@ def fit_head(
         blank = torch.zeros(len(rows), 1, 1, 1, dtype=torch.uint8)
         names = tuple(map(str, range(num_classes)))
         own = Rows(blank, targets[rows], rows, names, teacher_features=np.asarray(features[rows.numpy()]))
-        return ClientSite(client, 0, own, held_out=own.take(rows[:0]))
+        return ClientSite(client, 0, own, held_out=Rows(blank[:0], targets[:0], rows[:0], names))
 
     connect = Connections(backend)
     with connect(site) as exchange:

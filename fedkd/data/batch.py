@@ -12,7 +12,7 @@ from torch import Tensor
 from fedkd.core.errors import FedKDError
 from fedkd.data.images.augmentation import Augmentation, Draw
 from fedkd.data.images.views import Views
-from fedkd.data.rows import MappedRows, Rows
+from fedkd.data.rows import Rows
 
 
 class Batch(NamedTuple):
@@ -47,21 +47,7 @@ class Gathered:
             outputs = getattr(rows, name)
             if outputs is not None:
                 _check_views(name, tuple(outputs.shape), num_views)
-        self.augmentation, self.device = augmentation, device
-        self.index = rows.index.to(device)
-        # Pixels are kept channels last, (n, H, W, C): batches then come out so without another copy.
-        self.pixels = rows.images.to(device).permute(0, 2, 3, 1).contiguous()
-        self.targets = rows.targets.to(device)
-        self.class_counts = torch.bincount(rows.targets, minlength=rows.num_classes).to(device)
-        logits = rows.teacher_logits
-        self.logits = None if logits is None else _with_views(logits).to(device)  # (n, V, K)
-        self.features: Any = rows.teacher_features  # (n, D) or (n, V, D)
-        if self.features is not None and device.type != "cpu":  # else each batch would wait for its copy to the device
-            self.features = _in_memory(self.features).to(device)  # (n, V, D)
-
-    def __len__(self) -> int:
-        """Return n."""
-        return len(self.index)
+        self.rows, self.augmentation, self.device = rows.on(device), augmentation, device
 
     def batches(self, order: Tensor, epoch: int | Tensor, seed: int, sizes: Sequence[int]) -> Iterator[Batch]:
         """Yield one batch after the other.
@@ -72,7 +58,8 @@ class Gathered:
             seed: Decides the augmentation.
             sizes: Images in each batch; the sum is m.
         """
-        index = self.index[order]
+        rows = self.rows
+        index = rows.index[order]
         augmentation = self.augmentation
         view, draw = (None, None) if augmentation is None else augmentation.sample(index, epoch, seed)
         read = self._feature_reader(order, view)
@@ -81,44 +68,34 @@ class Gathered:
             part = slice(start, start + size)
             start += size
             chosen = order[part]
-            images = self.pixels.index_select(0, chosen).permute(0, 3, 1, 2)  # (B, C, H, W)
+            images = rows.pixels.index_select(0, chosen).permute(0, 3, 1, 2)  # (B, C, H, W)
             if augmentation and draw:
                 images = augmentation.apply(images, Draw(*(drawn[part] for drawn in draw)))
             seen = None if view is None else view[part]
             yield Batch(
                 images=images.to(torch.float32).div_(255),
-                targets=self.targets[chosen],
+                targets=rows.targets[chosen],
                 index=index[part],
-                teacher_logits=None if self.logits is None else _in_view(self.logits, chosen, seen).float(),
+                teacher_logits=None if rows.logits is None else _in_view(rows.logits, chosen, seen).float(),
                 teacher_features=None if read is None else read(part),
                 view=seen,
-                class_counts=self.class_counts,
+                class_counts=rows.class_counts,
             )
 
     def _feature_reader(self, order: Tensor, view: Tensor | None) -> Callable[[slice], Tensor] | None:
         """Return a function from a part of the epoch to its features, float32 (B, D); a file's are read only then."""
-        features = self.features
+        features = self.rows.features
         if features is None:
             return None
         if isinstance(features, Tensor):
             return lambda part: _in_view(features, order[part], None if view is None else view[part]).float()
-        rows, views = order.cpu().numpy(), None if view is None else view.cpu().numpy()
+        numbers, views = order.cpu().numpy(), None if view is None else view.cpu().numpy()
 
         def read(part: slice) -> Tensor:
-            key = (rows[part],) if len(features.shape) == 2 else (rows[part], _view_of(features, views, part))
+            key = (numbers[part],) if len(features.shape) == 2 else (numbers[part], _view_of(features, views, part))
             return torch.from_numpy(np.asarray(features[key])).to(self.device).float()
 
         return read
-
-
-def _with_views(outputs: Tensor) -> Tensor:
-    """(n, K) -> (n, 1, K): outputs for the images themselves are a single view."""
-    return outputs[:, None] if outputs.ndim == 2 else outputs
-
-
-def _in_memory(features: np.ndarray | MappedRows) -> Tensor:
-    """Read all rows: (n, D) or (n, V, D) -> (n, V, D)."""
-    return _with_views(torch.from_numpy(np.asarray(features[np.arange(len(features))])))
 
 
 def _in_view(outputs: Tensor, rows: Tensor, view: Tensor | None) -> Tensor:

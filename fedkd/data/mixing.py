@@ -19,7 +19,7 @@ class SharedStream:
     """Shared images in an endless order: pass after pass, each through all of them in a new random order.
 
     An epoch starts where the epochs before it ended, which follows from their numbers of images. So an epoch can be
-    made again without the ones before. Only the images that an epoch takes are copied to the device.
+    made again without the ones before. The images are on the device as long as their `fedkd.data.rows.Rows` live.
 
     Args:
         images: The images.
@@ -39,9 +39,9 @@ class SharedStream:
         device: torch.device | str = "cpu",
     ) -> None:
         self.images = images
+        self._gathered = Gathered(images, augmentation=augmentation, device=torch.device(device))
         self.settings = settings
         self.seed = seed
-        self.augmentation = augmentation
         self.device = torch.device(device)
 
     def join(self, own: Iterator[Batch], epoch: int, sizes: Sequence[int]) -> Iterator[Batch]:
@@ -58,9 +58,7 @@ class SharedStream:
             yield from own
             return
         order, passes = self.stretch(epoch * total, total)
-        gathered = Gathered(self.images.take(order), augmentation=self.augmentation, device=self.device)
-        shown = torch.arange(total, device=self.device)
-        shared = gathered.batches(shown, passes.to(self.device), self.seed, counts)
+        shared = self._gathered.batches(order.to(self.device), passes.to(self.device), self.seed, counts)
         for batch, joined in zip(own, shared, strict=True):
             yield batch._replace(shared=joined, shared_weight=self.settings.weight)
 

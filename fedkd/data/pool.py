@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -42,27 +43,31 @@ class Pool:
 
     def training_loader(self, logits: Tensor, seed: int, device: torch.device) -> BatchLoader:
         """Return shuffled, augmented batches whose ``teacher_logits`` are rows of ``logits``, (P, K) or (P, V, K)."""
-        rows = self._with(self.rows.images, logits)
         return BatchLoader(
-            rows, batch_size=self.batch_size, shuffle=True, seed=seed, augmentation=self.augmentation, device=device
+            self.rows.with_outputs(logits),
+            batch_size=self.batch_size,
+            shuffle=True,
+            seed=seed,
+            augmentation=self.augmentation,
+            device=device,
         )
 
     def loader(self, device: torch.device, batch_size: int | None = None) -> BatchLoader:
         """Return the images themselves, in order, in batches of ``eval_batch_size``, or ``batch_size`` without one."""
         size = self.eval_batch_size or batch_size
-        return BatchLoader(self._with(self.rows.images), batch_size=size, device=device)
+        return BatchLoader(self._images, batch_size=size, device=device)
 
     def view_loaders(self, device: torch.device) -> list[BatchLoader]:
         """Return all images in order, once for each view; without views, once."""
         if self.views is None:
             return [self.loader(device)]
-        loaders, rows = [], self.rows
-        for view in range(self.views.count):
-            draw = self.views.draw(rows.index, torch.full_like(rows.index, view))
-            seen = self._with(self.views.apply(rows.images, draw))
-            loaders.append(BatchLoader(seen, batch_size=self.eval_batch_size, device=device))
-        return loaders
+        views = [self.views.only(view) for view in range(self.views.count)]
+        return [
+            BatchLoader(self._images, batch_size=self.eval_batch_size, augmentation=each, device=device)
+            for each in views
+        ]
 
-    def _with(self, images: Tensor, logits: Tensor | None = None) -> Rows:
-        """Return these rows with other images and other teacher outputs."""
-        return Rows(images, self.rows.targets, self.rows.index, self.rows.classes, teacher_logits=logits)
+    @cached_property
+    def _images(self) -> Rows:
+        """The images without a teacher's outputs."""
+        return self.rows.with_outputs(None)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -73,6 +73,8 @@ class Rows:
     classes: tuple[str, ...]
     teacher_logits: Tensor | None = None
     teacher_features: np.ndarray | MappedRows | None = None
+    _pixels: dict[torch.device, Tensor] = field(default_factory=dict, init=False, repr=False)
+    _resident: dict[torch.device, ResidentRows] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
         for name in ("targets", "index", "teacher_logits", "teacher_features"):
@@ -134,19 +136,68 @@ class Rows:
         """Return K."""
         return len(self.classes)
 
-    def take(self, rows: Tensor) -> Rows:
-        """Return some rows, by their numbers in ``[0, n)``, int64 (m,)."""
-        features = self.teacher_features
-        if isinstance(features, MappedRows):
-            features = MappedRows(features.file, features.rows[rows.numpy()])
-        elif features is not None:
-            features = features[rows.numpy()]
-        logits = self.teacher_logits
-        return Rows(
-            images=select(self.images, rows),
-            targets=self.targets[rows],
-            index=self.index[rows],
-            classes=self.classes,
-            teacher_logits=None if logits is None else logits[rows],
-            teacher_features=features,
+    def with_outputs(self, logits: Tensor | None) -> Rows:
+        """Return the same images with other outputs of a teacher; on a device they share their pixels."""
+        rows = Rows(self.images, self.targets, self.index, self.classes, teacher_logits=logits)
+        object.__setattr__(rows, "_pixels", self._pixels)
+        return rows
+
+    def on(self, device: torch.device) -> ResidentRows:
+        """Return the rows on a device. They stay there as long as this object lives, and are copied once."""
+        if device not in self._resident:
+            if device not in self._pixels:
+                # Pixels are kept channels last, (n, H, W, C): batches then come out so without another copy.
+                self._pixels[device] = self.images.to(device).permute(0, 2, 3, 1).contiguous()
+            self._resident[device] = ResidentRows.of(self, self._pixels[device])
+        return self._resident[device]
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Pickle the rows, and not what lies on devices."""
+        return {**vars(self), "_pixels": {}, "_resident": {}}
+
+
+@dataclass(frozen=True, eq=False)
+class ResidentRows:
+    """`Rows` on a device.
+
+    Attributes:
+        pixels: uint8 (n, H, W, C).
+        targets: int64 (n,).
+        index: int64 (n,).
+        class_counts: int64 (K,), the images of each class.
+        logits: The teacher's, (n, V, K); None without a teacher.
+        features: The teacher's, (n, V, D) on the device; on the CPU as in `Rows`, where a file is read a batch at a
+            time.
+    """
+
+    pixels: Tensor
+    targets: Tensor
+    index: Tensor
+    class_counts: Tensor
+    logits: Tensor | None
+    features: Any
+
+    @classmethod
+    def of(cls, rows: Rows, pixels: Tensor) -> ResidentRows:
+        """Copy rows to where their pixels are."""
+        device, features, logits = pixels.device, rows.teacher_features, rows.teacher_logits
+        if features is not None and device.type != "cpu":  # else each batch would wait for its copy to the device
+            features = all_features(features).to(device)  # type: ignore[assignment]
+        return cls(
+            pixels=pixels,
+            targets=rows.targets.to(device),
+            index=rows.index.to(device),
+            class_counts=torch.bincount(rows.targets, minlength=rows.num_classes).to(device),
+            logits=None if logits is None else _with_views(logits).to(device),
+            features=features,
         )
+
+
+def all_features(features: np.ndarray | MappedRows) -> Tensor:
+    """Read the features of all rows: (n, D) or (n, V, D) -> (n, V, D)."""
+    return _with_views(torch.from_numpy(np.asarray(features[np.arange(len(features))])))
+
+
+def _with_views(outputs: Tensor) -> Tensor:
+    """(n, K) -> (n, 1, K): outputs for the images themselves are a single view."""
+    return outputs[:, None] if outputs.ndim == 2 else outputs

@@ -108,7 +108,7 @@ class Federation:
         try:
             with prepare_run(self, plan) as prepared:
                 state, history = found or (prepared.start(), [])
-                rank_zero_info(f"training loop: {training_loop(self, prepared, state)}")
+                rank_zero_info(f"training loop: {training_loop(prepared, state)}")
                 if found:
                     self._give(module, state)
                 for row in history:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -26,7 +26,7 @@ from fedkd.teachers import TeacherOutputs, prepare_teacher
 from fedkd.training.lean_trainer import has_plain_optimizer, reason_for_lightning
 from fedkd.training.module import DistillationModule
 from fedkd.training.trainer import TRAINER_DEFAULTS
-from fedkd.training.trainer_arguments import check_trainer
+from fedkd.training.trainer_arguments import check_trainer, with_precision
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,6 +38,7 @@ class Plan:
         modules: The built modules: the caller's, or one for each of the strategy's students.
         datamodule: Set up.
         device: Where clients train.
+        trainer: Arguments of the clients' Trainers; those that follow from the device are in it.
         consistent: Whether the teacher's outputs are for the student's own views.
     """
 
@@ -45,6 +46,7 @@ class Plan:
     modules: tuple[DistillationModule, ...]
     datamodule: FederatedDataModule
     device: torch.device
+    trainer: Mapping[str, Any]
     consistent: bool
 
 
@@ -154,6 +156,7 @@ def plan_run(federation: Any, module: DistillationModule, datamodule: FederatedD
             "teaching 'fixed'."
         )
     device = check_trainer(federation.trainer)
+    trainer = with_precision(federation.trainer, device)
     strategy = federation.resolve_strategy(module, datamodule)
     datamodule.prepare_data()
     datamodule.setup()
@@ -164,10 +167,10 @@ def plan_run(federation: Any, module: DistillationModule, datamodule: FederatedD
             each.build(datamodule.classes, datamodule.image_shape)
     modules[0].check_optimizer()
     for each in modules:
-        federation.backend.check(each, federation.trainer)
+        federation.backend.check(each, trainer)
     clients = sum(len(shard) > 0 for shard in datamodule.shards)
     strategy.check(modules[0], datamodule, min(federation.clients_per_round or clients, clients))
-    return Plan(strategy, modules, datamodule, device, consistent)
+    return Plan(strategy, modules, datamodule, device, trainer, consistent)
 
 
 def run_settings(federation: Any, plan: Plan) -> dict[str, Any]:
@@ -177,21 +180,20 @@ def run_settings(federation: Any, plan: Plan) -> dict[str, Any]:
         "strategy": repr(plan.strategy),
         "clients_per_round": federation.clients_per_round,
         "teaching": federation.teaching,
-        **run_identity(plan.modules[0], plan.datamodule, federation.trainer),
+        **run_identity(plan.modules[0], plan.datamodule, plan.trainer),
     }
 
 
-def training_loop(federation: Any, prepared: Prepared, state: ServerState) -> str:
+def training_loop(prepared: Prepared, state: ServerState) -> str:
     """Return with which loop clients train, and why if it is Lightning's; see `fedkd.training.trainer.trainer_for`.
 
     Args:
-        federation: The `fedkd.Federation`.
         prepared: The run.
         state: The state that the next round starts from.
     """
     task = prepared.plan.strategy.tasks(state, list(prepared.clients)[:1])[0]
     module, callbacks = prepared.plan.modules[0], task.rule.callbacks(task)
-    reason = reason_for_lightning(module, {**TRAINER_DEFAULTS, **federation.trainer}, callbacks)
+    reason = reason_for_lightning(module, {**TRAINER_DEFAULTS, **prepared.trainer}, callbacks)
     if reason is None and not has_plain_optimizer(module):
         reason = "the optimizer comes with a scheduler, or takes a closure"
     return "lean" if reason is None else f"Lightning's own, since {reason}"
@@ -211,7 +213,7 @@ def prepare_run(federation: Any, plan: Plan) -> Iterator[Prepared]:
     data, connect = plan.datamodule, Connections(federation.backend)
     clients = {client: len(shard) for client, shard in enumerate(data.shards) if len(shard)}
     held_out = {client: len(shard) for client, shard in enumerate(data.val_shards) if len(shard)}
-    seed, trainer = federation.seed, dict(federation.trainer)
+    seed, trainer = federation.seed, dict(plan.trainer)
     outputs, pools = None, data.pools()
     teacher = plan.modules[0].teacher
     if teacher is not None:

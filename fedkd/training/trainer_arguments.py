@@ -24,6 +24,23 @@ def as_loggers(logger: Any) -> list[Logger]:
     return list(logger or [])
 
 
+HOPPER = (9, 0)
+"""The compute capability from which on bfloat16 is the default."""
+
+
+def with_precision(arguments: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
+    """Return a Trainer's arguments with a precision: on an Nvidia GPU from Hopper on "bf16-mixed" if none is given.
+
+    Args:
+        arguments: Of the clients' Trainers.
+        device: Where they train.
+    """
+    chosen = arguments.get("precision") is not None or bool(arguments.get("plugins"))
+    if chosen or device.type != "cuda" or torch.cuda.get_device_capability(device) < HOPPER:
+        return dict(arguments)
+    return {**arguments, "precision": "bf16-mixed"}
+
+
 def check_trainer(arguments: Mapping[str, Any]) -> torch.device:
     """Make a Trainer once, before any work, so that a wrong argument is an error at once.
 

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import pickle
+
 import numpy as np
 import pytest
 import torch
@@ -105,3 +107,28 @@ def test_cuda_batches_equal_cpu_batches() -> None:
     for cpu, cuda in zip(batches("cpu"), batches("cuda"), strict=True):
         assert all(tensor.is_cuda for tensor in cuda)
         assert all(torch.equal(a, b.cpu()) for a, b in zip(cpu, cuda, strict=True))
+
+
+def test_rows_are_copied_to_a_device_once_whatever_a_teacher_says_of_them() -> None:
+    device, rows = torch.device("meta"), Rows.of(DATA, SHARD, teacher_logits=torch.ones(50, 7))
+    there = rows.on(device)
+    assert (there.pixels.device, there.pixels.shape, there.logits.shape) == (device, (7, 6, 6, 3), (7, 1, 7))
+    assert rows.on(device) is there
+    others = rows.with_outputs(torch.zeros(7, 4, 7))
+    assert others.on(device).pixels is there.pixels
+    assert others.on(device).logits.shape == (7, 4, 7)
+    assert rows.with_outputs(None).on(device).logits is None
+
+
+def test_what_lies_on_a_device_is_no_part_of_a_pickle() -> None:
+    rows = Rows.of(DATA, SHARD)
+    before = len(pickle.dumps(rows))
+    rows.on(torch.device("cpu"))
+    assert len(pickle.dumps(rows)) == before
+    again = pickle.loads(pickle.dumps(rows))
+    assert torch.equal(again.on(torch.device("cpu")).pixels, rows.on(torch.device("cpu")).pixels)
+
+
+def test_on_the_cpu_pixels_are_the_rows_own() -> None:
+    rows = Rows.of(DATA, SHARD)
+    assert rows.on(torch.device("cpu")).pixels.data_ptr() == rows.images.data_ptr()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tracemalloc
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ import torch
 
 from fedkd.core.errors import FedKDError
 from fedkd.data import Augmentation, Batch, BatchLoader, FederatedDataModule, ImageSet, Rows, Views
-from fedkd.data.batch import _in_memory
+from fedkd.data.rows import all_features
 
 AUGMENTATION = Augmentation(2, True)
 IMAGES = torch.randint(0, 256, (50, 3, 6, 6), generator=torch.Generator().manual_seed(1)).to(torch.uint8)
@@ -111,7 +112,8 @@ def test_features_that_are_on_the_device_are_those_that_are_read(in_file: bool, 
     indices = [40, 3, 17, 8, 25, 0, 49]
     settings = {"teacher_features": tmp_path / "features.npy" if in_file else features, "batch_size": 3}
     there = loader(indices, **settings)
-    there._own.features = _in_memory(there._own.features)  # as on a GPU
+    rows = there._own.rows
+    there._own.rows = replace(rows, features=all_features(rows.features))  # as on a GPU
     for read, kept in zip(loader(indices, **settings), there, strict=True):
         assert torch.equal(read.teacher_features, kept.teacher_features)
         assert kept.teacher_features.dtype == torch.float32
@@ -166,3 +168,14 @@ def test_cuda_equals_cpu() -> None:
     cpu = by_image(*loader())
     cuda = by_image(*loader(device="cuda"))
     assert all(cpu[i][0] == cuda[i][0] and torch.equal(cpu[i][1], cuda[i][1].cpu()) for i in range(50))
+
+
+def test_one_view_is_what_the_views_draw_of_that_number() -> None:
+    views = Views(V, AUGMENTATION, seed=3)
+    index = torch.arange(50)
+    for number in range(V):
+        shown = torch.cat(
+            [batch.images for batch in BatchLoader(Rows.of(DATA), batch_size=8, augmentation=views.only(number))]
+        )
+        drawn = views.apply(IMAGES, views.draw(index, torch.full_like(index, number)))
+        assert torch.equal(shown, drawn.float() / 255)

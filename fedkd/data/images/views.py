@@ -46,6 +46,10 @@ class Views:
         view = below(counter_state(index, torch.zeros_like(index) + epoch, seed), self.count)
         return view, self.draw(index, view)
 
+    def only(self, view: int) -> Views:
+        """Return these views of which every epoch shows one."""
+        return OneView(self.count, self.augmentation, self.seed, view)
+
     def draw(self, index: Tensor, view: Tensor) -> Draw:
         """Return the crops and flips of the views ``view``, int64 (B,), of the images ``index``, int64 (B,)."""
         return self.augmentation.draw(index, view, self.seed)
@@ -53,3 +57,19 @@ class Views:
     def apply(self, images: Tensor, draw: Draw) -> Tensor:
         """Crop and flip: (B, C, H, W) -> (B, C, H, W)."""
         return self.augmentation.apply(images, draw)
+
+
+@dataclass(frozen=True)
+class OneView(Views):
+    """`Views` of which every epoch shows the same one.
+
+    Args:
+        view: Its number in [0, V).
+    """
+
+    view: int = 0
+
+    def sample(self, index: Tensor, epoch: int | Tensor, seed: int) -> tuple[Tensor, Draw]:
+        """Choose the view, for all images and epochs."""
+        view = torch.full_like(index, self.view)
+        return view, self.draw(index, view)
