@@ -9,7 +9,7 @@
         bare loop     The same steps over images and orders that are on the device already.
         CUDA graph    The steps of the bare loop, recorded and replayed: the same kernels at no cost of the host. This
                       is the ceiling.
-        Stacked       The clients side by side, where fedkd has that backend.
+        Stacked       The clients at once, by the backend of this name.
     waits             How often the host waits for the device in a client's training, by torch's own count, and how much
                       more often with more steps.
     memory            What rounds with a cohort of 10 clients take on the device, with 10, 100 and 1,000 clients in all.
@@ -44,13 +44,11 @@ from torch import Tensor
 
 import fedkd
 from benchmarks.simulation import CLASSES, LR, MOMENTUM, Rounds, quartiles
-from fedkd.core.errors import FedKDError
 from fedkd.core.messages import ClientTask, Weights
 from fedkd.core.seeding import derive_seed
 from fedkd.data import FederatedDataModule, ImageSet
 from fedkd.data.sources import Datasets
 from fedkd.partition import IID
-from fedkd.server import backends
 from fedkd.server.exchange import Exchange
 from fedkd.training.lean_trainer import LeanTrainer
 
@@ -88,7 +86,7 @@ def federation_of(clients: int, images: int, batch_size: int = BATCH_SIZE) -> Fe
 def student_for(data: FederatedDataModule) -> fedkd.DistillationModule:
     """Return a module with a ResNet-8, always of the same weights."""
     torch.manual_seed(0)
-    module = fedkd.DistillationModule("resnet8")
+    module = fedkd.DistillationModule("resnet8", student_options={"norm": "group"})  # which `Stacked` takes
     module.build(data.classes, data.image_shape)
     return module
 
@@ -235,9 +233,7 @@ def wait_for(device: torch.device) -> None:
         torch.cuda.synchronize()
 
 
-def training(
-    clients: int, images: int, runs: int, device: torch.device, accelerator: str, notes: list[str]
-) -> list[dict[str, Any]]:
+def training(clients: int, images: int, runs: int, device: torch.device, accelerator: str) -> list[dict[str, Any]]:
     """Time all kinds of local training.
 
     Args:
@@ -246,7 +242,6 @@ def training(
         runs: How often each kind is timed.
         device: Where it runs.
         accelerator: The same for Lightning.
-        notes: Gets a line for what is left out.
 
     Returns:
         A row for each precision and kind.
@@ -259,7 +254,7 @@ def training(
         kinds: dict[str, Any] = {"fedkd": fedkd_kind, "bare loop": Bare(data, module, precision, device)}
         if device.type == "cuda":
             kinds["CUDA graph"] = Replayed(data, module, precision, device)
-        add_stacked(kinds, data, module, trainer, notes)
+        kinds[f"Stacked({clients})"] = Federated(data, module, trainer, fedkd.Stacked(clients))
         seconds: dict[str, list[float]] = {name: [] for name in kinds}
         for run in range(runs + 1):
             for name, train in kinds.items():
@@ -290,30 +285,6 @@ def training(
 def speed(seconds: list[float], others: list[float]) -> dict[str, float]:
     """Return how fast one kind is relative to another, turn by turn."""
     return quartiles([other / own for own, other in zip(seconds, others, strict=True)])
-
-
-def add_stacked(
-    kinds: dict[str, Any],
-    data: FederatedDataModule,
-    module: fedkd.DistillationModule,
-    trainer: dict[str, Any],
-    notes: list[str],
-) -> None:
-    """Add the backend that trains clients side by side; a note where that does not go."""
-    backend = getattr(backends, "Stacked", None)
-    if backend is None:
-        note = "Stacked: left out, this fedkd has no such backend"
-    else:
-        try:
-            stacked = Federated(data, module, trainer, backend(clients=data.num_clients))
-            stacked()
-        except (FedKDError, RuntimeError) as error:
-            note = f"Stacked, {trainer['precision']}: left out, {str(error).splitlines()[0]}"
-        else:
-            kinds[f"Stacked({data.num_clients})"] = stacked
-            return
-    if note not in notes:
-        notes.append(note)
 
 
 def waits(train: Callable[[], Any]) -> int:
@@ -450,10 +421,9 @@ def main() -> None:
 
     found: dict[str, Any] = {"about": about(device)}
     print(", ".join(f"{name} {value}" for name, value in found["about"].items() if value is not None), flush=True)
-    notes = [] if device.type == "cuda" else ["CUDA graph, waits, memory: left out, the device is a CPU"]
-    found["training"] = training(clients, images, options.runs or runs, device, accelerator, notes)
-    for note in notes:
-        print(note)
+    if device.type == "cpu":
+        print("CUDA graph, waits, memory: left out, the device is a CPU")
+    found["training"] = training(clients, images, options.runs or runs, device, accelerator)
     table(
         [f"{clients} clients of {images} images", "images a second", "to bare loop", "to ceiling", "to fedkd", "apart"],
         [
@@ -484,7 +454,6 @@ def main() -> None:
         [f"clients of {of_each} images, {COHORT} a round", "peak, MiB", "held after a round, MiB"],
         [[str(row["clients"]), shown(row["peak_mib"]), shown(row["held_mib"])] for row in found["memory"]],
     )
-    found["notes"] = notes
     if options.json:
         options.json.write_text(json.dumps(found, indent=1))
     for row in found["training"]:

@@ -320,7 +320,7 @@ def main() -> None:
     try:
         import pfl  # noqa: F401
     except ImportError:
-        print("pfl is not installed (pip install pfl): its row is left out")
+        print("pfl is not installed (pip install -e '.[benchmarks]'): its row is left out")
         for _ in range(options.rounds + 1):
             all_others()
     else:

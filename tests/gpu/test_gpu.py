@@ -8,7 +8,7 @@ import warnings
 import numpy as np
 import pytest
 import torch
-from helpers import OWN_LOOPS, BrightRowTeacher, datamodule, images, module, same, weights
+from helpers import OWN_LOOPS, BrightRowTeacher, datamodule, images, module, same, sgd, weights
 from lightning.pytorch import Trainer as LightningTrainer
 from torch import nn
 
@@ -213,3 +213,16 @@ def test_memory_does_not_grow_with_the_clients(tmp_path):
     few, one_client = peak(4, tmp_path / "few")
     many, _ = peak(40, tmp_path / "many")
     assert abs(many - few) < 2**20 + one_client
+
+
+def test_stacked_clients_have_the_updates_that_each_has_alone(tmp_path):
+    found = []
+    for backend in (fedkd.InProcess(), fedkd.Stacked(3)):
+        trained = module("resnet8", student_options={"norm": "group"}, optimizer=sgd(0.01))
+        trainer = {"accelerator": "gpu", "precision": "32-true", "deterministic": True}
+        run_dir = tmp_path / type(backend).__name__
+        with torch.backends.cudnn.flags(allow_tf32=False):
+            fedkd.Federation(1, backend=backend, trainer=trainer, run_dir=run_dir).fit(trained, datamodule())
+        found.append(weights(trained))
+    for name, value in found[0].items():
+        torch.testing.assert_close(found[1][name], value, rtol=1e-4, atol=1e-4, msg=name)
