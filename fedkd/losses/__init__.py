@@ -5,6 +5,7 @@ A module maps ``(student: Outputs, targets, teacher: Outputs | None)`` to its na
 """
 
 from fedkd.losses.base import DistillationLoss, FeatureMoments, Outputs, TeacherFacts, WeightedLoss
+from fedkd.losses.centered import CenteredKD, centered_divergence
 from fedkd.losses.dist import DIST, dist_distances
 from fedkd.losses.dkd import DKD, target_divergence
 from fedkd.losses.facts import local_facts
@@ -39,6 +40,7 @@ __all__ = [
     "KD",
     "RKD",
     "BalancedSoftmax",
+    "CenteredKD",
     "CrossEntropy",
     "DistillationLoss",
     "FeatureCosine",
@@ -57,6 +59,7 @@ __all__ = [
     "WeightedLoss",
     "affine_map",
     "balanced_softmax",
+    "centered_divergence",
     "dist_distances",
     "entropy_sums",
     "feature_cosine",

@@ -12,8 +12,10 @@ from fedkd.losses import (
     DIST,
     DKD,
     KD,
+    CenteredKD,
     Outputs,
     StandardizedKD,
+    centered_divergence,
     dist_distances,
     kd_divergence,
     logit_mse,
@@ -164,3 +166,46 @@ def test_cross_entropy_is_torchs():
     student, targets = torch.randn(3, 4), torch.tensor([1, 0, 3])
     terms = DIST()(Outputs(student), targets, Outputs(torch.randn(3, 4)))
     torch.testing.assert_close(terms["ce"], F.cross_entropy(student, targets))
+
+
+def test_centered_divergence_of_two_images_by_hand():
+    # teacher rows 0 and 2 log 3 in the first class: centered -log 3 and log 3; a student of equal rows is centered to 0
+    teacher = torch.tensor([[0.0, 0.0], [2 * math.log(3), 0.0]])
+    student = torch.tensor([[4.0, -1.0], [4.0, -1.0]])
+    # both teacher rows then are (1/4, 3/4) in some order, the student's (1/2, 1/2)
+    expected = 0.25 * math.log(0.5) + 0.75 * math.log(1.5)
+    assert centered_divergence(student, teacher).item() == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 3.0])
+def test_centered_divergence_does_not_see_what_all_images_share_and_gives_a_bias_no_gradient(temperature):
+    generator = torch.Generator().manual_seed(0)
+    student, teacher = (torch.randn(6, 5, generator=generator) for _ in range(2))
+    plain = centered_divergence(student, teacher, temperature)
+    shifted = centered_divergence(student + torch.arange(5.0), teacher - 3 * torch.arange(5.0), temperature)
+    torch.testing.assert_close(shifted, plain)
+    bias = torch.zeros(5, requires_grad=True)
+    features = student.clone().requires_grad_()
+    centered_divergence(features + bias, teacher, temperature).backward()
+    assert bias.grad.abs().max() < 1e-7
+    assert features.grad.sum(0).abs().max() < 1e-7
+    q, p = ((x - x.mean(0)).div(temperature).softmax(1) for x in (student, teacher))
+    by_hand = ((q - p) - (q - p).mean(0)) / (6 * temperature)
+    torch.testing.assert_close(features.grad, by_hand)
+
+
+def test_a_batch_of_one_image_teaches_nothing_when_centered():
+    student = torch.randn(1, 5, requires_grad=True)
+    loss = CenteredKD()(Outputs(student), torch.tensor([2]), Outputs(torch.randn(1, 5)))["loss"]
+    loss.backward()
+    assert loss.item() == 0
+    assert student.grad.abs().max() == 0
+
+
+def test_centered_kd_is_kd_of_logits_that_are_centered_already():
+    student, teacher = (x - x.mean(0) for x in (torch.randn(7, 4), torch.randn(7, 4)))
+    targets = torch.zeros(7, dtype=torch.int64)
+    settings = {"ce_weight": 0.3, "kd_weight": 2.0, "temperature": 1.7}
+    found = CenteredKD(**settings)(Outputs(student), targets, Outputs(teacher))
+    for name, value in KD(**settings)(Outputs(student), targets, Outputs(teacher)).items():
+        torch.testing.assert_close(found[name], value)
