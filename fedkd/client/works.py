@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
+import importlib
+import inspect
+import sys
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from lightning.pytorch import Trainer
 
 from fedkd.core.errors import FedKDError
-from fedkd.core.messages import ClientTask, ClientUpdate, Weights
+from fedkd.core.messages import ClientTask, ClientUpdate, Weights, Work
 from fedkd.core.seeding import derive_seed, seeded
 from fedkd.core.tensors import load_state, split_state, subtract
+from fedkd.data.rows import Rows
 from fedkd.data.site import ClientSite
 from fedkd.training.evaluation import predict_classes
 from fedkd.training.lean_trainer import LeanTrainer
 from fedkd.training.module import DistillationModule
 from fedkd.training.stacked import Member, check_callbacks, fit_stacked
 from fedkd.training.trainer import fit, trainer_for
-from fedkd.training.unlabeled import distill, predict_logits
+from fedkd.training.unlabeled import distill, predict_features, predict_logits
 
 
 def module_of(site: ClientSite) -> DistillationModule:
@@ -168,6 +173,34 @@ def evaluate_held_out(site: ClientSite, task: ClientTask) -> ClientUpdate:
     predicted = predict_classes(module, site.held_out, site.trainer, site.batching.eval_batch_size)
     correct = int((predicted == site.held_out.targets).sum())
     return ClientUpdate(task.client, len(site.rows), metrics={"num_correct": correct})
+
+
+def on_student_features(site: ClientSite, task: ClientTask) -> ClientUpdate:
+    """Do the work of a head's fit (`fedkd.teachers.heads`) on the student's features instead of the teacher's.
+
+    Args:
+        site: The client's. Its student is a `fedkd.students.ClosedFormStudent`.
+        task: The student's weights, ``settings["work"]``, the head's work as ``module:name``, and what that work takes.
+
+    Raises:
+        FedKDError: If there is no such work.
+    """
+    module, rows = module_of(site), site.rows
+    load_state(module.student, task.weights.parameters, task.weights.buffers)
+    features = predict_features(module.student, rows, site.trainer, site.batching.eval_batch_size)
+    seen = Rows(rows.images, rows.targets, rows.index, rows.classes, teacher_features=features.numpy())
+    return head_work(task.settings["work"])(replace(site, rows=seen), task)
+
+
+def head_work(name: str) -> Work:
+    """Return a work by ``module:name``: one of fedkd's own, or of a module that is imported already."""
+    module, _, function = name.partition(":")
+    if module.startswith("fedkd.teachers.heads."):
+        importlib.import_module(module)
+    found = getattr(sys.modules.get(module), function, None)
+    if not (inspect.isfunction(found) and list(inspect.signature(found).parameters) == ["site", "task"]):
+        raise FedKDError(f"A head's work is a function (site, task), got {name!r}.")
+    return found
 
 
 def model_state(weights: Weights) -> dict[str, torch.Tensor]:

@@ -243,6 +243,8 @@ def load_student(run_dir: str | Path, student: nn.Module | None = None) -> nn.Mo
     tensors = load_file(Path(run_dir) / "student.safetensors")
     if spec.get("projection"):
         student = students.ProjectedStudent.restore(student, spec["projection"], tensors)
+    if spec.get("closed_form"):
+        student = students.ClosedFormStudent.restore(student, spec["closed_form"])
     student.to(memory_format=torch.channels_last)  # as it was trained
     try:
         student.load_state_dict(tensors)

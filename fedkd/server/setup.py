@@ -22,6 +22,7 @@ from fedkd.runs.identity import run_identity
 from fedkd.server.backends import Backend, SiteFactory
 from fedkd.server.exchange import Exchange, Traffic
 from fedkd.strategies import RoundContext, Strategy
+from fedkd.students import trained_part
 from fedkd.teachers import TeacherOutputs, prepare_teacher
 from fedkd.training.lean_trainer import has_plain_optimizer, reason_for_lightning
 from fedkd.training.module import DistillationModule
@@ -88,6 +89,7 @@ class Prepared:
         clients: The clients with training images, with their number.
         held_out: The clients that hold images out, with their number.
         seed: The run's seed.
+        rounds: How many rounds the run has in all.
         trainer: Arguments of the clients' Trainers.
         val_accuracy: The last known accuracy of each client on what it holds out.
     """
@@ -102,6 +104,7 @@ class Prepared:
     held_out: dict[int, int]
     test: Rows
     seed: int
+    rounds: int
     trainer: dict[str, Any]
     val_accuracy: dict[int, float] = field(default_factory=dict)
 
@@ -133,6 +136,7 @@ class Prepared:
             start=state,
             val_accuracy=self.val_accuracy,
             cohort=None if cohort is None else tuple(cohort),
+            is_last=state.round + 1 >= self.rounds,
         )
 
 
@@ -165,6 +169,7 @@ def plan_run(federation: Any, module: DistillationModule, datamodule: FederatedD
     for each in modules:
         with seeded(federation.seed, "student"):
             each.build(datamodule.classes, datamodule.image_shape)
+            each.student = strategy.wrap(trained_part(each.student), datamodule.num_classes, datamodule.image_shape)
     modules[0].check_optimizer()
     for each in modules:
         federation.backend.check(each, trainer)
@@ -258,5 +263,6 @@ def prepare_run(federation: Any, plan: Plan) -> Iterator[Prepared]:
             held_out=held_out,
             test=Rows.of(data.test),
             seed=seed,
+            rounds=federation.rounds,
             trainer=trainer,
         )

@@ -13,6 +13,7 @@ from fedkd.strategies.context import RoundContext
 from fedkd.strategies.default import resolve_strategy
 from fedkd.strategies.fedavg import FedAvg
 from fedkd.strategies.fedmd import FedMD
+from fedkd.strategies.refinement.closed_form_head import ClosedFormHead
 from fedkd.strategies.refinement.feddf import FedDF
 from fedkd.strategies.refinement.reestimated_batch_norm import ReestimatedBatchNorm
 from fedkd.strategies.refinement.server_distillation import ServerDistillation
@@ -29,6 +30,7 @@ from fedkd.strategies.server_side.pooled_batch_norm import PooledBatchNorm
 __all__ = [
     "MOON",
     "SCAFFOLD",
+    "ClosedFormHead",
     "Compose",
     "CoordinateMedian",
     "DPFedAvg",

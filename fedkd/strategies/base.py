@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import ClassVar, NoReturn
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from fedkd.client.works import train
 from fedkd.core.client_states import ClientStates
@@ -62,6 +62,16 @@ class Strategy(Configured):
     def students(self) -> tuple[str, ...]:
         """Return names of students: client k trains number k modulo their count. None by default: the module's."""
         return ()
+
+    def wrap(self, student: nn.Module, num_classes: int, image_shape: tuple[int, int, int]) -> nn.Module:
+        """Return a built student with what the strategy adds to it, before any work; as it is by default.
+
+        Args:
+            student: Images (B, C, H, W) in [0, 1] -> logits (B, K).
+            num_classes: K.
+            image_shape: (C, H, W).
+        """
+        return student
 
     def check(self, module: DistillationModule, datamodule: FederatedDataModule, cohort_size: int) -> None:
         """Raise a `fedkd.FedKDError` if the run lacks what the strategy needs. It is called before any work.

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from lightning.pytorch import Callback, Trainer
-from torch import Tensor
+from torch import Tensor, nn
 
 from fedkd.core.client_states import ClientStates, ViewedStates
 from fedkd.core.errors import FedKDError
@@ -83,6 +83,12 @@ class Compose(Strategy):
     def streams(self) -> bool:
         """Whether all parts do."""
         return all(each.streams for each in self.strategies)
+
+    def wrap(self, student: nn.Module, num_classes: int, image_shape: tuple[int, int, int]) -> nn.Module:
+        """Let each add what it needs."""
+        for each in self.strategies:
+            student = each.wrap(student, num_classes, image_shape)
+        return student
 
     def check(self, module: DistillationModule, datamodule: FederatedDataModule, cohort_size: int) -> None:
         """Check all."""

@@ -45,6 +45,7 @@ class RoundContext:
         start: The state that the round started from.
         val_accuracy: The last known accuracy of each client on what it holds out.
         cohort: The clients of the round; None outside of one.
+        is_last: Whether the run ends with this round.
     """
 
     exchange: Exchange
@@ -60,6 +61,7 @@ class RoundContext:
     start: ServerState
     val_accuracy: dict[int, float] = field(default_factory=dict)
     cohort: tuple[int, ...] | None = None
+    is_last: bool = False
 
     @property
     def evaluated(self) -> list[int]:
@@ -126,9 +128,13 @@ class RoundContext:
         Returns:
             As `fedkd.strategies.Strategy.evaluate`.
         """
-        metrics = evaluate(self.module(), weights, self.test, self.trainer, self.eval_batch_size)
+        metrics = self.evaluate_on_test(weights)
         tasks = [ClientTask(self.start.round, client, weights) for client in self.evaluated]
         return metrics | self.evaluate_held_out(tasks)
+
+    def evaluate_on_test(self, weights: Weights) -> Metrics:
+        """Evaluate a global student on the global test set alone."""
+        return evaluate(self.module(), weights, self.test, self.trainer, self.eval_batch_size)
 
     def evaluate_held_out(self, tasks: Sequence[ClientTask]) -> Metrics:
         """Evaluate models on what their clients hold out, and note each client's accuracy in `val_accuracy`.

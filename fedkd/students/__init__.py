@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from fedkd.students.check import check
+from fedkd.students.closed_form import ClosedFormStudent, stages, trained_part
 from fedkd.students.cnn import CNN
 from fedkd.students.features import feature_layer, features_and_logits
 from fedkd.students.layers import BatchNorm2d, Normalize, make_norm, replace_batch_norms
@@ -23,6 +24,7 @@ __all__ = [
     "CNN",
     "BatchNorm2d",
     "CifarResNet",
+    "ClosedFormStudent",
     "Normalize",
     "ProjectedStudent",
     "UnbuiltStudent",
@@ -39,5 +41,7 @@ __all__ = [
     "resnet18",
     "shufflenet_v2_x0_5",
     "shufflenet_v2_x1_0",
+    "stages",
     "students",
+    "trained_part",
 ]

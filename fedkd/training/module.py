@@ -17,7 +17,7 @@ from fedkd import students
 from fedkd.core.errors import FedKDError
 from fedkd.core.metrics import EpochSums, accuracies, confusion_matrix
 from fedkd.losses import DKD, CrossEntropy, DistillationLoss, LabelLoss, Outputs, TeacherFacts, local_facts
-from fedkd.students import ProjectedStudent, UnbuiltStudent
+from fedkd.students import ClosedFormStudent, ProjectedStudent, UnbuiltStudent, trained_part
 from fedkd.teachers import Teacher, prepare_teacher
 from fedkd.training.objective import Objective
 from fedkd.training.teacher_link import TeacherLink
@@ -98,6 +98,12 @@ class DistillationModule(LightningModule):
         return self.teacher_link.teacher
 
     @property
+    def projected(self) -> ProjectedStudent | None:
+        """The part of the student that has a projector, if there is one."""
+        part = trained_part(self.student)
+        return part if isinstance(part, ProjectedStudent) else None
+
+    @property
     def is_built(self) -> bool:
         """Whether the student has weights and the classes are known."""
         return bool(self.classes) and not isinstance(self.student, UnbuiltStudent)
@@ -149,9 +155,11 @@ class DistillationModule(LightningModule):
         if self.student_spec is None:
             raise FedKDError("A student that is a module of the caller's cannot be made afresh: give it by name.")
         student = students.create(**self.student_spec)
-        if isinstance(self.student, ProjectedStudent):
-            found = self.student.describe()
+        if (projected := self.projected) is not None:
+            found = projected.describe()
             student = ProjectedStudent(student, found["layer"], found["feature_dim"])
+        if isinstance(self.student, ClosedFormStudent):
+            student = ClosedFormStudent.restore(student, self.student.describe())
         return student.to(memory_format=torch.channels_last)
 
     def forget_federation(self) -> None:
@@ -186,20 +194,21 @@ class DistillationModule(LightningModule):
             FedKDError: If the loss needs more than it is given.
         """
         self.loss.fit_to_teacher(facts)
-        if (head := self.loss.frozen_head(facts)) is not None and isinstance(self.student, ProjectedStudent):
-            self.student.freeze_head(*head)
+        if (head := self.loss.frozen_head(facts)) is not None and self.projected is not None:
+            self.projected.freeze_head(*head)
 
     @property
     def is_fitted_to_teacher(self) -> bool:
         """Whether the loss, and a frozen head if there is to be one, have what they take from the teacher."""
-        has_head = isinstance(self.student, ProjectedStudent) and self.student.has_head
+        has_head = self.projected is not None and self.projected.has_head
         return self.loss.is_fitted and (has_head or not self.loss.needs_head)
 
     def describe(self) -> dict[str, Any]:
         """Return what is needed to build the student again, JSON-able; see `fedkd.load_student`."""
         return {
             "student": self.student_spec,
-            "projection": self.student.describe() if isinstance(self.student, ProjectedStudent) else None,
+            "projection": None if self.projected is None else self.projected.describe(),
+            "closed_form": self.student.describe() if isinstance(self.student, ClosedFormStudent) else None,
             "classes": list(self.classes),
             "image_shape": list(self.image_shape),
             "loss": self.loss.resolved(),
@@ -207,7 +216,7 @@ class DistillationModule(LightningModule):
 
     def constants(self) -> dict[str, Tensor]:
         """Return the student's tensors that never travel, a frozen head's, to be saved beside its state."""
-        return self.student.constants() if isinstance(self.student, ProjectedStudent) else {}
+        return {} if self.projected is None else self.projected.constants()
 
     def setup(self, stage: str) -> None:
         """Build from the attached datamodule and prepare the teacher. A federation has done both before."""
@@ -243,11 +252,14 @@ class DistillationModule(LightningModule):
         student = self.student if found["student"] is None else students.create(**found["student"])
         if found["projection"]:
             student = ProjectedStudent.restore(student, found["projection"], dict(found["constants"]))
+        projected = student
+        if found.get("closed_form"):
+            student = ClosedFormStudent.restore(student, found["closed_form"])
         students.check(student, len(classes), image_shape)
         self.student = student.to(memory_format=torch.channels_last)
         self.student_spec, self.classes, self.image_shape = found["student"], classes, image_shape
-        if isinstance(student, ProjectedStudent):
-            self.feature_layer = student.layer
+        if isinstance(projected, ProjectedStudent):
+            self.feature_layer = projected.layer
 
     def forward(self, images: Tensor) -> Tensor:
         """Map images (B, C, H, W) in [0, 1] to the student's logits (B, K)."""
@@ -322,7 +334,7 @@ class DistillationModule(LightningModule):
             images: (B, C, H, W) in [0, 1].
             student: Another student of the same kind, such as an earlier copy; this module's own if not given.
         """
-        student = self.student if student is None else student
+        student = trained_part(self.student if student is None else student)
         if self.feature_layer is None:
             return Outputs(student(images))
         if isinstance(student, ProjectedStudent):
@@ -340,7 +352,7 @@ class DistillationModule(LightningModule):
     def _find_features(self) -> None:
         """Find the layer whose inputs are the student's features, once."""
         if self.feature_layer is None:
-            base = self.student.student if isinstance(self.student, ProjectedStudent) else self.student
+            base = trained_part(self.student) if self.projected is None else self.projected.student
             self.feature_layer = students.feature_layer(base, len(self.classes), self.image_shape)
 
     def on_validation_epoch_start(self) -> None:

@@ -25,7 +25,7 @@ from fedkd.core.messages import Weights
 from fedkd.core.tensors import Tensors, load_state
 from fedkd.data.batch import Batch
 from fedkd.data.loader import BatchLoader
-from fedkd.students import ProjectedStudent
+from fedkd.students import trained_part
 from fedkd.training.lean_trainer import LeanTrainer, has_plain_optimizer, reason_for_lightning
 from fedkd.training.module import DistillationModule
 from fedkd.training.trainer import TRAINER_DEFAULTS
@@ -395,7 +395,7 @@ def _named(module: DistillationModule) -> Iterator[None]:
     except torch.OutOfMemoryError:
         raise
     except RuntimeError as error:
-        student = module.student.student if isinstance(module.student, ProjectedStudent) else module.student
+        student = trained_part(module.student) if module.projected is None else module.projected.student
         raise FedKDError(
             f"The student {type(student).__name__} with the loss {type(module.loss).__name__} cannot be trained for "
             f"several clients at once: {str(error).strip().splitlines()[0]} Choose the backend InProcess or "

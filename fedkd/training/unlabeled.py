@@ -11,8 +11,11 @@ from torch import Tensor, nn
 
 from fedkd.core.messages import Weights
 from fedkd.core.tensors import load_state, split_state
+from fedkd.data.loader import BatchLoader
 from fedkd.data.pool import Pool
+from fedkd.data.rows import Rows
 from fedkd.losses.kd import kd_divergence
+from fedkd.students import trained_part
 from fedkd.training.trainer import evaluation_arguments, evaluator_for, fit, predict, trainer_for
 
 
@@ -28,6 +31,17 @@ class Predictor(LightningModule):
     def predict_step(self, batch: Any, batch_idx: int) -> Tensor:
         """Return logits (B, K), float32."""
         return self.student(batch[0]).float()
+
+
+class FeaturePredictor(Predictor):
+    """Predicts a student's features."""
+
+    runs_lean: ClassVar[bool] = True
+
+    def predict_step(self, batch: Any, batch_idx: int) -> Tensor:
+        """Return features (B, D), float32."""
+        student: Any = self.student
+        return student.features(batch[0]).float()
 
 
 class Distiller(LightningModule):
@@ -66,6 +80,23 @@ class Distiller(LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 
+def predict_features(student: Any, rows: Rows, trainer: Mapping[str, Any], batch_size: int | None = None) -> Tensor:
+    """Return a student's features of images as they are, (n, D) float32 on the CPU.
+
+    Args:
+        student: It has ``features(images)`` and ``num_features``: a `fedkd.students.ClosedFormStudent`.
+        rows: The images, n >= 0.
+        trainer: Arguments of the clients' Trainer: precision and device are taken from them.
+        batch_size: Images in a batch; None suits the device.
+    """
+    if not len(rows):
+        return torch.zeros(0, student.num_features)
+    module = FeaturePredictor(student)
+    predictor = evaluator_for(module, trainer)
+    loader = BatchLoader(rows, batch_size=batch_size, device=predictor.strategy.root_device)
+    return predict(predictor, module, loader).cpu()
+
+
 def predict_logits(student: nn.Module, models: Sequence[Weights], pool: Pool, trainer: Mapping[str, Any]) -> Tensor:
     """Return the mean of several models' logits for a pool, (P, K), or (P, V, K) of the pool's views.
 
@@ -78,7 +109,7 @@ def predict_logits(student: nn.Module, models: Sequence[Weights], pool: Pool, tr
         trainer: Arguments of the clients' Trainer: precision and device are taken from them.
     """
     total: Tensor | float = 0.0
-    module = Predictor(student)
+    module = Predictor(trained_part(student))
     predictor = evaluator_for(module, trainer)
     for model in models:
         load_state(student, model.parameters, model.buffers)
@@ -124,7 +155,7 @@ def distill(
         return model
     load_state(student, model.parameters, model.buffers)
     student.train()
-    module = Distiller(student, lr, temperature, weight)
+    module = Distiller(trained_part(student), lr, temperature, weight)
     distiller = trainer_for(module, {**evaluation_arguments(trainer), "max_epochs": epochs})
     loader = pool.training_loader(logits, seed, distiller.strategy.root_device)
     module.num_steps = epochs * len(loader)

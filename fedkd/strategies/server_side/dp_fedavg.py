@@ -23,6 +23,7 @@ from fedkd.data import FederatedDataModule
 from fedkd.strategies.base import Strategy
 from fedkd.strategies.context import RoundContext
 from fedkd.strategies.robust.norm_clipping import clip
+from fedkd.students import ClosedFormStudent
 from fedkd.training.module import DistillationModule
 
 
@@ -59,6 +60,11 @@ class DPFedAvg(Strategy):
 
     def check(self, module: DistillationModule, datamodule: FederatedDataModule, cohort_size: int) -> None:
         """Refuse buffers: they are statistics of a client's images, and get neither clipping nor noise."""
+        if isinstance(module.student, ClosedFormStudent):
+            raise FedKDError(
+                "DPFedAvg cannot be composed with ClosedFormHead: clients would send sums over their images for it, "
+                "which get neither clipping nor noise."
+            )
         names = set(module.student.state_dict()) - {name for name, _ in module.student.named_parameters()}
         if names:
             raise FedKDError(

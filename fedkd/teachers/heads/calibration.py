@@ -17,7 +17,13 @@ def scale_grid(octaves: int = 8, steps: int = 4) -> Tensor:
     return 2 ** (torch.arange(octaves * steps + 1, dtype=torch.float64) / steps)
 
 
-def loss_sums(logits: Iterable[Tensor], targets: Tensor, privacy: GaussianPrivacy | None, client: int) -> Tensor:
+def loss_sums(
+    logits: Iterable[Tensor],
+    targets: Tensor,
+    privacy: GaussianPrivacy | None,
+    client: int,
+    class_weights: Tensor | None = None,
+) -> Tensor:
     """Return a client's summed loss under each of G candidates, (G,) float64.
 
     The loss is the cross-entropy. With privacy it is the Brier score minus one, |softmax - y|^2 - 1. The Brier score is
@@ -29,9 +35,11 @@ def loss_sums(logits: Iterable[Tensor], targets: Tensor, privacy: GaussianPrivac
         targets: (n,) labels.
         privacy: Adds noise; None adds no noise.
         client: The client's index, which is one of the keys of the noise.
+        class_weights: How often an image of each class counts, (K,); None is once. Not with privacy.
     """
     if privacy is None:
-        return torch.stack([F.cross_entropy(candidate, targets, reduction="sum") for candidate in logits])
+        losses = [F.cross_entropy(each, targets, weight=class_weights, reduction="sum") for each in logits]
+        return torch.stack(losses)
     sums = torch.stack([_brier(candidate, targets).sum() for candidate in logits])
     return privacy.add_noise(sums, math.sqrt(len(sums)), CHOICE_SHARE, "choice", client)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -84,6 +84,10 @@ class HeadClients:
             ClientTask(0, client, extras=extras or {}, client_state=states.get(client, {}), settings=settings)
             for client in clients
         ]
+        return self.send(work, tasks)
+
+    def send(self, work: HeadWork, tasks: Sequence[ClientTask]) -> list[ClientUpdate]:
+        """Send the tasks and return the updates, ordered by client."""
         return self.exchange(work, tasks)
 
 

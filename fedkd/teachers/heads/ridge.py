@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import reduce
 from operator import add
@@ -45,10 +46,16 @@ class RidgeHead(FederatedHead):
     Args:
         regularization: The penalty, relative to the features' mean variance, > 0; or "auto".
         privacy: Makes everything that clients send differentially private.
+        standardize: Whether each feature is divided by its standard deviation before, so that the penalty means the
+            same for features of unlike sizes. Not with privacy.
+        class_balanced: Whether classes count alike, whatever their numbers of images: an image of class c then counts
+            n / (K n_c) times. Clients send their number of images of each class before. Not with privacy.
     """
 
     regularization: float | Literal["auto"] = "auto"
     privacy: GaussianPrivacy | None = None
+    standardize: bool = False
+    class_balanced: bool = False
 
     def __post_init__(self) -> None:
         if isinstance(self.regularization, str):
@@ -56,12 +63,16 @@ class RidgeHead(FederatedHead):
                 raise FedKDError(f"regularization must be > 0 or 'auto', got {self.regularization!r}.")
         else:
             check_range("regularization", self.regularization, low=0, low_open=True)
+        for name in ("standardize", "class_balanced"):
+            if self.privacy is not None and getattr(self, name):
+                raise FedKDError(f"{name} needs numbers without noise: leave it out, or privacy.")
 
     def fit(self, clients: HeadClients) -> FittedHead:
         """Fit the head: see `FederatedHead.fit`."""
-        solution, regularization = self._regress(clients)
+        balance = self._balance(clients)
+        solution, regularization = self._regress(clients, balance)
         scales = scale_grid(steps=1 if self.privacy else 4)
-        extras = {**self._sent(solution), "scales": scales}
+        extras = {**self._sent(solution), **balance, "scales": scales}
         answers = clients.run(send_ridge_losses, extras, privacy=self.privacy)
         scale = float(scales[best([answer.extras["losses"] for answer in answers], self.privacy)])
         return FittedHead(
@@ -79,17 +90,27 @@ class RidgeHead(FederatedHead):
         parts = " over two parts of its images" if self._in_two_parts else ""
         return f"sums of x x^T and x y^T{parts}{', with noise' if self.privacy else ''}"
 
-    def _regress(self, clients: HeadClients) -> tuple[RidgeSolution, float]:
-        """Run the first exchange. Return the solution and its regularization."""
+    def _balance(self, clients: HeadClients) -> dict[str, Tensor]:
+        """Return what clients are told of how often an image of each class counts: nothing if all count once."""
+        if not self.class_balanced:
+            return {}
+        counts = torch.stack([update.extras["counts"] for update in clients.run(send_class_counts)]).sum(0)
+        weights = counts.sum() / (int((counts > 0).sum()) * counts.clamp(min=1))
+        return {"class_weights": weights}
+
+    def _regress(self, clients: HeadClients, balance: Mapping[str, Tensor]) -> tuple[RidgeSolution, float]:
+        """Run the exchange of sums. Return the solution and its regularization."""
         parts = ("fit", "held_out") if self._in_two_parts else ("all",)
-        updates = clients.run(send_ridge_statistics, settings={"parts": parts}, privacy=self.privacy)
+        updates = clients.run(send_ridge_statistics, balance, settings={"parts": parts}, privacy=self.privacy)
         sent = {part: [statistics_in(update, part) for update in updates] for part in parts}
         if self._in_two_parts:
-            regularization = choose_regularization(reduce(add, sent["fit"]), reduce(add, sent["held_out"]))
+            regularization = choose_regularization(
+                reduce(add, sent["fit"]), reduce(add, sent["held_out"]), self.standardize
+            )
         else:
             regularization = 1e-2 if self.regularization == "auto" else float(self.regularization)
         everything = [statistics for part in parts for statistics in sent[part]]
-        problem = RidgeProblem.from_statistics(reduce(add, everything))
+        problem = RidgeProblem.from_statistics(reduce(add, everything), self.standardize)
         return problem.solve(regularization), problem.effective(regularization)
 
     def _sent(self, solution: RidgeSolution) -> dict[str, Tensor]:
@@ -109,12 +130,19 @@ class RidgeHead(FederatedHead):
         return nn.Sequential(ClipNorm(self.privacy.clip), classifier) if self.privacy else classifier
 
 
+def send_class_counts(site: ClientSite, task: ClientTask) -> ClientUpdate:
+    """Send the number of the client's images of each class: ``extras["counts"]``, (K,) float64."""
+    counts = torch.bincount(site.rows.targets, minlength=task.settings["num_classes"]).double()
+    return ClientUpdate(task.client, len(site.rows), extras={"counts": counts})
+
+
 def send_ridge_statistics(site: ClientSite, task: ClientTask) -> ClientUpdate:
     """Send the sums over the client's images, or over each of two parts of them. With privacy the sums have noise.
 
     Args:
         site: The client's site.
-        task: ``settings["parts"]`` names the parts: "all", or "fit" and "held_out".
+        task: ``settings["parts"]`` names the parts: "all", or "fit" and "held_out". ``extras["class_weights"]``, (K,),
+            where classes count alike.
     """
     privacy, features, targets = privacy_of(task), features_of(site, task), site.rows.targets
     held_out = torch.from_numpy(is_held_out(site.rows.index.numpy()))
@@ -123,7 +151,9 @@ def send_ridge_statistics(site: ClientSite, task: ClientTask) -> ClientUpdate:
     metrics: dict[str, float] = {}
     for part in task.settings["parts"]:
         rows = chosen[part]
-        statistics = RidgeStatistics.from_features(features[rows], targets[rows], task.settings["num_classes"])
+        statistics = RidgeStatistics.from_features(
+            features[rows], targets[rows], task.settings["num_classes"], task.extras.get("class_weights")
+        )
         if privacy is not None:
             statistics = statistics.noisy(privacy, "ridge", task.client)
         extras |= {
@@ -148,7 +178,8 @@ def send_ridge_losses(site: ClientSite, task: ClientTask) -> ClientUpdate:
         task: ``extras`` hold the solution (`RidgeHead`) and the ``scales``, (G,).
     """
     logits, targets = unseen_logits(site, task), site.rows.targets
-    losses = loss_sums((scale * logits for scale in task.extras["scales"]), targets, privacy_of(task), task.client)
+    weights, scaled = task.extras.get("class_weights"), (scale * logits for scale in task.extras["scales"])
+    losses = loss_sums(scaled, targets, privacy_of(task), task.client, weights)
     return ClientUpdate(task.client, len(site.rows), extras={"losses": losses})
 
 
@@ -162,6 +193,7 @@ def unseen_logits(site: ClientSite, task: ClientTask) -> Tensor:
         extras["bias"],
         extras["mean"],
         unpack(extras["precision"], len(extras["mean"])),
-        int(extras["count"]),
+        float(extras["count"]),
     )
-    return solution.leave_one_out(features, site.rows.targets)
+    weights = extras.get("class_weights")
+    return solution.leave_one_out(features, site.rows.targets, None if weights is None else weights[site.rows.targets])

@@ -25,31 +25,33 @@ class RidgeSolution:
         bias: b, (K,).
         mean: m, the mean feature vector, (D,).
         precision: (S + lambda I)^-1, (D, D).
-        count: n.
+        count: n, or the sum of the images' weights.
     """
 
     weight: Tensor
     bias: Tensor
     mean: Tensor
     precision: Tensor
-    count: int
+    count: float
 
     def predict(self, features: Tensor) -> Tensor:
         """Features (n, D) -> fitted values (n, K) float64."""
         return features.double() @ self.weight + self.bias
 
-    def leave_one_out(self, features: Tensor, targets: Tensor) -> Tensor:
+    def leave_one_out(self, features: Tensor, targets: Tensor, weights: Tensor | None = None) -> Tensor:
         """Return for each fitted image the prediction of a fit without that image (leave-one-out), (n, K) float64.
 
         The predictions are exact: (f - h y) / (1 - h), with the fitted value f, the one-hot target y and the leverage
-        h = 1/n + (x - m)^T (S + lambda I)^-1 (x - m).
+        h = 1/n + (x - m)^T (S + lambda I)^-1 (x - m); an image of weight w has w h.
 
         Args:
             features: (n, D).
             targets: (n,) labels.
+            weights: (n,), how often each image counts; None is once.
         """
         x = features.double() - self.mean
-        leverage = (1 / self.count + ((x @ self.precision) * x).sum(1, keepdim=True)).clamp(max=1 - 1e-9)  # (n, 1)
+        leverage = 1 / self.count + ((x @ self.precision) * x).sum(1, keepdim=True)  # (n, 1)
+        leverage = (leverage if weights is None else weights[:, None] * leverage).clamp(max=1 - 1e-9)
         one_hot = torch.nn.functional.one_hot(targets, self.weight.shape[1])
         return (self.predict(features) - leverage * one_hot) / (1 - leverage)
 
@@ -79,7 +81,8 @@ class RidgeProblem:
         target_mean: t, (K,).
         least: The least lambda, 0 without noise. Noise of variance v on S has the norm 2 sqrt(v D) (Wigner's
             semicircle), and directions with less variance are not distinguishable from it.
-        count: n.
+        count: n, or the sum of the images' weights.
+        scale: By what the features were divided before, (D,); see `from_statistics`.
     """
 
     scatter: Tensor
@@ -87,11 +90,17 @@ class RidgeProblem:
     mean: Tensor
     target_mean: Tensor
     least: float
-    count: int
+    count: float
+    scale: Tensor | None = None
 
     @classmethod
-    def from_statistics(cls, statistics: RidgeStatistics) -> RidgeProblem:
+    def from_statistics(cls, statistics: RidgeStatistics, standardize: bool = False) -> RidgeProblem:
         """Center the sums.
+
+        Args:
+            statistics: The sums over all clients.
+            standardize: Whether each feature is divided by its standard deviation, so that the penalty means the same
+                for all. The solution is for the features as they were.
 
         Raises:
             FedKDError: If there is no image.
@@ -103,12 +112,19 @@ class RidgeProblem:
         mean, target_mean = full[-1, :-1] / n, statistics.class_counts / n
         scatter = full[:-1, :-1] - n * torch.outer(mean, mean)
         cross = statistics.cross_moments[:-1] - torch.outer(mean, statistics.class_counts)
-        return cls(scatter, cross, mean, target_mean, 2 * math.sqrt(statistics.noise * len(mean)), n)
+        scale = None
+        if standardize:
+            scale = (scatter.diagonal() / n).clamp(min=0).sqrt()
+            scale = torch.where(scale > 1e-12 * scale.max(), scale, torch.ones_like(scale))  # constants stay
+            scatter, cross = scatter / torch.outer(scale, scale), cross / scale[:, None]
+        return cls(scatter, cross, mean, target_mean, 2 * math.sqrt(statistics.noise * len(mean)), n, scale)
 
     def solve(self, regularization: float) -> RidgeSolution:
         """Solve for lambda = regularization * tr(S) / D, but at least ``least``."""
         precision = torch.cholesky_inverse(self._factor(regularization))
         weight = precision @ self.cross
+        if self.scale is not None:
+            weight, precision = weight / self.scale[:, None], precision / torch.outer(self.scale, self.scale)
         return RidgeSolution(weight, self.target_mean - self.mean @ weight, self.mean, precision, self.count)
 
     def errors(self, regularizations: Sequence[float], held_out: RidgeStatistics) -> Tensor:
@@ -120,6 +136,7 @@ class RidgeProblem:
         found = []
         for regularization in regularizations:
             weight = torch.cholesky_solve(self.cross, self._factor(regularization))
+            weight = weight if self.scale is None else weight / self.scale[:, None]
             v = torch.cat([weight, (self.target_mean - self.mean @ weight)[None]])  # (D + 1, K)
             found.append((v * (moments @ v - 2 * held_out.cross_moments)).sum() + moments[-1, -1])
         return torch.stack(found)
@@ -146,14 +163,15 @@ class RidgeProblem:
         return torch.linalg.cholesky((positive + positive.T) / 2 + ridge)
 
 
-def choose_regularization(fit: RidgeStatistics, held_out: RidgeStatistics) -> float:
+def choose_regularization(fit: RidgeStatistics, held_out: RidgeStatistics, standardize: bool = False) -> float:
     """Return the regularization in `REGULARIZATIONS` whose fit has the least squared error on held-out images.
 
     Args:
         fit: The sums over the images to fit.
         held_out: The sums over other images. If one of the two has no image, the choice is 0.01.
+        standardize: As for `RidgeProblem.from_statistics`.
     """
     if min(fit.count, held_out.count) < 1:
         return 1e-2
-    errors = RidgeProblem.from_statistics(fit).errors(REGULARIZATIONS, held_out)
+    errors = RidgeProblem.from_statistics(fit, standardize).errors(REGULARIZATIONS, held_out)
     return REGULARIZATIONS[int(errors.argmin())]

@@ -37,19 +37,23 @@ class RidgeStatistics:
     noise: float = 0.0
 
     @classmethod
-    def from_features(cls, features: Tensor, targets: Tensor, num_classes: int) -> RidgeStatistics:
+    def from_features(
+        cls, features: Tensor, targets: Tensor, num_classes: int, class_weights: Tensor | None = None
+    ) -> RidgeStatistics:
         """Sum over a client's images.
 
         Args:
             features: (n, D), any float type; n may be 0.
             targets: (n,) labels in [0, K).
             num_classes: K.
+            class_weights: How often an image of each class counts, (K,) float64; None is once.
         """
         x = torch.cat(
             [features.double(), features.new_ones(len(features), 1, dtype=torch.float64)], dim=1
         )  # (n, D + 1)
-        cross = x.new_zeros(num_classes, x.shape[1]).index_add_(0, targets.to(x.device), x)
-        return cls(pack(x.T @ x).cpu(), cross.T.contiguous().cpu())
+        weighted = x if class_weights is None else class_weights.to(x.device)[targets.to(x.device), None] * x
+        cross = x.new_zeros(num_classes, x.shape[1]).index_add_(0, targets.to(x.device), weighted)
+        return cls(pack(weighted.T @ x).cpu(), cross.T.contiguous().cpu())
 
     def __add__(self, other: RidgeStatistics) -> RidgeStatistics:
         """Return the sums over both clients' images."""
@@ -86,9 +90,10 @@ class RidgeStatistics:
         return RidgeStatistics(pack(full), cross, self.noise + privacy.sigma(sensitivity, SUMS_SHARE) ** 2)
 
     @property
-    def count(self) -> int:
-        """Return n, the number of images."""
-        return int(self.second_moments[-1])
+    def count(self) -> float:
+        """Return n, the number of images; with class weights the sum of their weights."""
+        count = float(self.second_moments[-1])
+        return int(count) if self.noise else count
 
     @property
     def class_counts(self) -> Tensor:

@@ -51,6 +51,8 @@ class ZeroShotRidge(RidgeHead):
     Args:
         regularization: See `RidgeHead`.
         privacy: See `RidgeHead`.
+        standardize: See `RidgeHead`.
+        class_balanced: See `RidgeHead`.
     """
 
     def starting_from(self, head: nn.Module) -> ZeroShotRidge:
@@ -64,12 +66,13 @@ class ZeroShotRidge(RidgeHead):
         zero_shot: nn.Module | None = getattr(self, "_zero_shot", None)
         if not isinstance(zero_shot, ZeroShotHead):
             raise FedKDError("ZeroShotRidge needs a teacher with a text tower: use ZeroShotTeacher(..., head=...).")
-        solution, regularization = self._regress(clients)
+        balance = self._balance(clients)
+        solution, regularization = self._regress(clients, balance)
         scales = torch.cat([torch.zeros(1, dtype=torch.float64), scale_grid(steps=1 if self.privacy else 4)])
         pairs = [(weight, float(scale)) for weight in ZERO_SHOT_WEIGHTS for scale in scales]
         grid = torch.tensor(pairs, dtype=torch.float64)  # (G, 2)
         words = {name: value.cpu() for name, value in zero_shot.state_dict().items()}
-        extras = {**self._sent(solution), "grid": grid, **with_prefix(words, "words")}
+        extras = {**self._sent(solution), **balance, "grid": grid, **with_prefix(words, "words")}
         answers = clients.run(send_pair_losses, extras, privacy=self.privacy)
         weight, scale = grid[best([answer.extras["losses"] for answer in answers], self.privacy)].tolist()
         return FittedHead(
@@ -92,6 +95,5 @@ def send_pair_losses(site: ClientSite, task: ClientTask) -> ClientUpdate:
     with torch.no_grad():
         words = zero_shot(features_of(site, task, clip=False).float()).double()
     candidates = (float(a) * words + float(s) * ridge for a, s in task.extras["grid"])
-    return ClientUpdate(
-        task.client, len(site.rows), extras={"losses": loss_sums(candidates, targets, privacy_of(task), task.client)}
-    )
+    losses = loss_sums(candidates, targets, privacy_of(task), task.client, task.extras.get("class_weights"))
+    return ClientUpdate(task.client, len(site.rows), extras={"losses": losses})

@@ -1,0 +1,166 @@
+"""The global student's head in closed form: the same for every partition of the clients' images.
+
+Label skew lives mostly in the last layer, which a client of one class cannot fit. A ridge regression on the student's
+features can be: it needs sums over images alone, which add up over clients (`fedkd.teachers.RidgeHead`). Near
+ancestors are SphereFed (Dong et al., arXiv 2207.09413) and CCVR (Luo et al., arXiv 2106.05001), which calibrate a
+classifier after training, and AFL (He et al., arXiv 2405.16240), which solves one on a frozen pretrained body.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from fedkd.client.works import on_student_features
+from fedkd.core.errors import FedKDError, check_range, unknown_name
+from fedkd.core.messages import ClientTask, ClientUpdate, Metrics, ServerState, Weights
+from fedkd.data import FederatedDataModule
+from fedkd.strategies.base import Strategy
+from fedkd.strategies.context import RoundContext
+from fedkd.students import ClosedFormStudent
+from fedkd.teachers.heads.clients import HeadClients, HeadWork
+from fedkd.teachers.heads.head import FederatedHead
+from fedkd.teachers.heads.modules import ClipNorm, LinearClassifier
+from fedkd.teachers.heads.ridge import RidgeHead
+from fedkd.training.module import DistillationModule
+
+INPUTS = ("last", "stages")
+
+
+class ClosedFormHead(Strategy):
+    """After aggregation, solve a head on the global student's features, from sums that the clients send.
+
+    The head serves evaluation and the finished student. Clients go on to train the student's own last layer, and the
+    body through it, as if the head were not there: a solved head in its place makes the body worse. A round in which
+    it is not solved is evaluated with the own layer.
+
+    Each client of the cohort sends (D + 1) (D + 2) / 2 + (D + 1) K numbers in float64, twice with an automatic
+    regularization, and then its loss at a grid of scales, so that the logits are calibrated; it gets the student before
+    each. It costs the clients two passes over their images, forward alone. With sampled cohorts the head is that of the
+    cohort's images; after the last round, and with ``every`` None, that of all clients.
+
+    In a `Compose` it stands behind what changes weights on the server.
+
+    Args:
+        inputs: "last" are the inputs of the student's last linear layer. "stages" are the outputs of its last three
+            stages, each pooled to its mean and the last one to a grid of means: more numbers to solve on, hence more
+            bytes.
+        grid: Cells along an edge of the last stage, for "stages", >= 1.
+        every: After how many rounds the head is solved, >= 1; None is at the end alone.
+        head: How. Any head that is linear in the features; `fedkd.teachers.LinearHead` takes rounds of its own for it.
+
+    Raises:
+        FedKDError: If a value is out of range.
+    """
+
+    def __init__(
+        self,
+        inputs: Literal["last", "stages"] = "stages",
+        grid: int = 2,
+        every: int | None = 1,
+        head: FederatedHead = RidgeHead(standardize=True),  # noqa: B008  (frozen, and readable by the command line)
+    ) -> None:
+        if inputs not in INPUTS:
+            raise unknown_name("inputs", inputs, INPUTS)
+        check_range("grid", grid, low=1, whole=True)
+        if every is not None:
+            check_range("every", every, low=1, whole=True)
+        if every is not None and getattr(head, "privacy", None) is not None:
+            raise FedKDError(
+                f"every: {every} would send private sums of the same images every few rounds, and each time spends the "
+                "whole budget. Choose every: null, which solves the head once, at the end."
+            )
+        self.inputs, self.grid, self.every, self.head = inputs, grid, every, head
+
+    def wrap(self, student: nn.Module, num_classes: int, image_shape: tuple[int, int, int]) -> nn.Module:
+        """Give the student room for the head."""
+        if self.inputs == "last":
+            return ClosedFormStudent.on_last_layer(student, num_classes, image_shape)
+        return ClosedFormStudent.on_stages(student, num_classes, image_shape, self.grid)
+
+    def check(self, module: DistillationModule, datamodule: FederatedDataModule, cohort_size: int) -> None:
+        """Refuse a loss that gives the student a head of its own."""
+        if module.teacher is not None and module.loss.needs_head:
+            raise FedKDError(
+                f"ClosedFormHead and {type(module.loss).__name__} each give the student a head: choose another loss."
+            )
+
+    def refine(self, state: ServerState, updates: Sequence[ClientUpdate], context: RoundContext) -> ServerState:
+        """Solve the head, if it is time."""
+        if context.is_last or (self.every is not None and state.round % self.every == 0):
+            return replace(state, weights=self.with_head(state.weights, context))
+        buffers = {**state.weights.buffers}
+        buffers |= {name: torch.zeros_like(buffers[name]) for name in BUFFERS}
+        return replace(state, weights=Weights(state.weights.parameters, buffers))
+
+    def with_head(self, weights: Weights, context: RoundContext) -> Weights:
+        """Return a student with the head that its clients' features give.
+
+        Args:
+            weights: The student.
+            context: Its exchange.
+        """
+        counts = dict(context.clients)
+        if context.cohort is not None and not context.is_last:
+            counts = {client: counts[client] for client in context.cohort}
+        shape = weights.buffers["solved_weight"].shape
+        clients = StudentFeatures(
+            context.exchange, counts, num_classes=shape[0], dim=shape[1], weights=weights, round=context.start.round
+        )
+        fitted = self.head.fit(clients)
+        weight, bias, limit = _as_linear(fitted.module)
+        buffers = {"solved_weight": weight, "solved_bias": bias, "solved_limit": torch.tensor(limit)}
+        return Weights(weights.parameters, {**weights.buffers, **buffers})
+
+    def metrics(self, state: ServerState, updates: Sequence[ClientUpdate], context: RoundContext) -> Metrics:
+        """Return the accuracy with the student's own last layer, beside that of the head."""
+        if not state.weights.buffers["solved_weight"].any():
+            return {}
+        blank = {name: torch.zeros_like(state.weights.buffers[name]) for name in BUFFERS}
+        own = Weights(state.weights.parameters, {**state.weights.buffers, **blank})
+        return {"own_layer_balanced_accuracy": context.evaluate_on_test(own)["balanced_accuracy"]}
+
+
+BUFFERS = ("solved_weight", "solved_bias", "solved_limit")
+
+
+@dataclass(frozen=True, eq=False)
+class StudentFeatures(HeadClients):
+    """The clients of a head's fit, whose features are those of a student instead of the teacher's.
+
+    Args:
+        weights: The student.
+        round: The round.
+    """
+
+    weights: Weights = field(default_factory=Weights)
+    round: int = 0
+
+    def send(self, work: HeadWork, tasks: Sequence[ClientTask]) -> list[ClientUpdate]:
+        """Run the head's work on the student's features."""
+        name = f"{work.__module__}:{work.__qualname__}"
+        return self.exchange(
+            on_student_features,
+            [
+                replace(task, round=self.round, weights=self.weights, settings={**task.settings, "work": name})
+                for task in tasks
+            ],
+        )
+
+
+def _as_linear(module: nn.Module) -> tuple[Tensor, Tensor, float]:
+    """Return a fitted head as weight (K, D), bias (K,), and the norm to which longer features are scaled (0: none).
+
+    Raises:
+        FedKDError: If it is no linear map.
+    """
+    parts: list[Any] = list(module) if isinstance(module, nn.Sequential) else [module]
+    limit = float(parts.pop(0).limit) if isinstance(parts[0], ClipNorm) else 0.0
+    if len(parts) != 1 or not isinstance(parts[0], LinearClassifier):
+        raise FedKDError("ClosedFormHead takes a head that is linear in the features, such as RidgeHead.")
+    linear = parts[0]
+    return (linear.scale * linear.weight.T).contiguous(), linear.scale * linear.bias, limit

@@ -1,0 +1,177 @@
+"""A student with a second head, which no client trains: the server solves it from sums over the clients' images."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fedkd.core.errors import FedKDError
+from fedkd.students.features import feature_layer, features_and_logits
+
+
+class ClosedFormStudent(nn.Module):
+    """A student whose logits come from a linear head on its features, once there is one.
+
+    Training goes through the student's own last layer (`trained_part`). Once the head is set, whoever calls this module
+    gets the head's logits. The head is three buffers, which are saved with the student and travel with it.
+
+    Args:
+        student: Images (B, C, H, W) in [0, 1] -> logits (B, K).
+        num_classes: K.
+        layers: Names of modules whose outputs (B, C_i, H_i, W_i) are pooled, see `stages`; or the name of one
+            ``nn.Linear``, whose inputs (B, D) are the features.
+        grids: For each of these layers the number of cells along an edge, g_i: its output gives C_i g_i^2 numbers. The
+            input of a linear layer has none: ``()``.
+        feature_dim: D, the sum of all.
+
+    Attributes:
+        num_features: D.
+        has_head: Whether the head is set.
+    """
+
+    solved_weight: Tensor  # (K, D)
+    solved_bias: Tensor  # (K,)
+    solved_limit: Tensor  # (), longer features are scaled down to this norm; 0 leaves them
+
+    def __init__(
+        self, student: nn.Module, num_classes: int, layers: Sequence[str], grids: Sequence[int], feature_dim: int
+    ) -> None:
+        super().__init__()
+        self.student, self.layers, self.grids = student, tuple(layers), tuple(grids)
+        self.register_buffer("solved_weight", torch.zeros(num_classes, feature_dim))
+        self.register_buffer("solved_bias", torch.zeros(num_classes))
+        self.register_buffer("solved_limit", torch.zeros(()))
+        self.num_features, self.has_head = feature_dim, False
+
+    @classmethod
+    def on_last_layer(
+        cls, student: nn.Module, num_classes: int, image_shape: tuple[int, int, int]
+    ) -> ClosedFormStudent:
+        """Take the inputs of the student's last linear layer as features."""
+        layer = feature_layer(student, num_classes, image_shape)
+        last = student.get_submodule(layer)
+        assert isinstance(last, nn.Linear)
+        return cls(student, num_classes, (layer,), (), last.in_features)
+
+    @classmethod
+    def on_stages(
+        cls, student: nn.Module, num_classes: int, image_shape: tuple[int, int, int], grid: int = 2, count: int = 3
+    ) -> ClosedFormStudent:
+        """Pool the outputs of the student's last stages: each to its mean, and the last one to a grid of means.
+
+        Args:
+            student: A network of convolutions.
+            num_classes: K.
+            image_shape: (C, H, W).
+            grid: Cells along an edge for the last stage, >= 1.
+            count: How many stages, >= 1.
+
+        Raises:
+            FedKDError: If the student has no stages.
+        """
+        found = stages(student, image_shape)[-count:]
+        grids = [1] * (len(found) - 1) + [min(grid, min(found[-1][2:]))]
+        dim = sum(channels * cells**2 for (_, channels, *_), cells in zip(found, grids, strict=True))
+        return cls(student, num_classes, [name for name, *_ in found], grids, dim)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Map images (B, C, H, W) in [0, 1] to logits (B, K)."""
+        return self.classify(self.features(images)) if self.has_head else self.student(images)
+
+    def features(self, images: Tensor) -> Tensor:
+        """Map images (B, C, H, W) in [0, 1] to features (B, D), float32."""
+        if not self.grids:
+            return features_and_logits(self.student, images, self.layers[0])[0].float()
+        caught: dict[str, Tensor] = {}
+
+        def catch(name: str) -> Any:
+            return lambda _layer, _inputs, output: caught.__setitem__(name, output)
+
+        hooks = [self.student.get_submodule(name).register_forward_hook(catch(name)) for name in self.layers]
+        try:
+            self.student(images)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        pooled = [
+            F.adaptive_avg_pool2d(caught[name].float(), cells).flatten(1)  # (B, C, H, W) -> (B, C g^2)
+            for name, cells in zip(self.layers, self.grids, strict=True)
+        ]
+        return torch.cat(pooled, dim=1)
+
+    def classify(self, features: Tensor) -> Tensor:
+        """Map features (B, D) to the head's logits (B, K), in float32 whatever the precision around it."""
+        with torch.autocast(features.device.type, enabled=False):
+            norms = features.norm(dim=1, keepdim=True)
+            limit = torch.where(self.solved_limit > 0, self.solved_limit, torch.inf)
+            return F.linear(features * (limit / norms).clamp(max=1), self.solved_weight, self.solved_bias)
+
+    def describe(self) -> dict[str, Any]:
+        """Return what `restore` needs, ready for JSON."""
+        return {
+            "num_classes": len(self.solved_bias),
+            "layers": list(self.layers),
+            "grids": list(self.grids),
+            "feature_dim": self.num_features,
+        }
+
+    @classmethod
+    def restore(cls, student: nn.Module, description: dict[str, Any]) -> ClosedFormStudent:
+        """Wrap a student as `describe` says."""
+        return student if isinstance(student, cls) else cls(student, **description)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *arguments: Any) -> None:
+        super()._load_from_state_dict(state_dict, prefix, *arguments)
+        self.has_head = bool(self.solved_weight.any())
+
+
+def trained_part(student: nn.Module) -> nn.Module:
+    """Return the part of a student that clients train: without a head that is solved in closed form."""
+    return student.student if isinstance(student, ClosedFormStudent) else student
+
+
+def stages(student: nn.Module, image_shape: tuple[int, int, int]) -> list[tuple[str, int, int, int]]:
+    """Find a network's stages: for each resolution of its feature maps the last module that has one as its output.
+
+    Args:
+        student: Images (B, C, H, W) in [0, 1] -> logits.
+        image_shape: (C, H, W) of its images.
+
+    Returns:
+        ``(name, channels, height, width)`` from the first stage to the last. Maps of one pixel do not count.
+
+    Raises:
+        FedKDError: If there is no feature map.
+    """
+    last: dict[tuple[int, int], tuple[str, int, int, int]] = {}
+
+    def note(name: str) -> Any:
+        def hook(layer: nn.Module, inputs: Any, output: Any) -> None:
+            if isinstance(output, Tensor) and output.ndim == 4 and output.shape[2] * output.shape[3] > 1:
+                size = (int(output.shape[2]), int(output.shape[3]))
+                last.pop(size, None)  # so that the order is that of the last calls
+                last[size] = (name, int(output.shape[1]), *size)
+
+        return hook
+
+    hooks = [layer.register_forward_hook(note(name)) for name, layer in student.named_modules() if name]
+    reference = next(iter(student.parameters()), torch.zeros(()))
+    modes = [(part, part.training) for part in student.modules()]
+    try:
+        with torch.no_grad():
+            student.eval()(torch.zeros(2, *image_shape, device=reference.device))
+    finally:
+        for part, mode in modes:
+            part.training = mode
+        for each in hooks:
+            each.remove()
+    if not last:
+        raise FedKDError(
+            f"{type(student).__name__} has no feature maps (B, C, H, W) to pool: take the inputs of its last layer, "
+            "inputs: last."
+        )
+    return list(last.values())

@@ -1,0 +1,247 @@
+"""The student's head in closed form: central whatever the partition, and no change to how the student is trained."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+import torch
+from helpers import BrightRowTeacher, datamodule, module, same, weights
+from torch import nn
+
+import fedkd
+from fedkd.data import Rows
+from fedkd.losses import CenteredKD, FeatureCosine, FrozenHead
+from fedkd.partition import IID, ClassSpecific, Dirichlet
+from fedkd.strategies import SCAFFOLD, ClosedFormHead, Compose, DPFedAvg, FedAvg, FedBN, ServerDistillation
+from fedkd.students import ClosedFormStudent, stages
+from fedkd.teachers import FederatedHead, FittedHead, GaussianPrivacy, LinearHead, RidgeHead
+from fedkd.training.unlabeled import predict_features
+
+FIXED = RidgeHead(regularization=0.01)
+STILL = functools.partial(torch.optim.SGD, lr=0.0)
+BUFFERS = ("solved_weight", "solved_bias", "solved_limit")
+
+
+def federate(run_dir, strategy, data=None, rounds=1, trained=None, **arguments):
+    trained = trained or module("resnet8", student_options={"norm": "group"}, optimizer=STILL)
+    federation = fedkd.Federation(
+        rounds, strategy=strategy, run_dir=run_dir, trainer={"accelerator": "cpu"}, **arguments
+    )
+    summary = federation.fit(trained, data or datamodule(3))
+    return trained, summary
+
+
+def head_of(trained):
+    return {name: value for name, value in trained.student.state_dict().items() if name in BUFFERS}
+
+
+def central(student, data, regularization=0.01):
+    """Solve the penalized normal equations on the features of all images."""
+    everybody = np.concatenate(data.shards)
+    rows = Rows.of(data.train, everybody)
+    x = predict_features(student, rows, {"accelerator": "cpu"}).double().numpy()
+    y = np.eye(3)[rows.targets.numpy()]
+    away, mean = x - x.mean(0), x.mean(0)
+    penalty = regularization * x.var(axis=0).sum() * len(x) / x.shape[1]
+    weight = np.linalg.solve(away.T @ away + penalty * np.eye(x.shape[1]), away.T @ (y - y.mean(0)))
+    return weight.T, y.mean(0) - mean @ weight
+
+
+@pytest.mark.parametrize("inputs", ["last", "stages"])
+@pytest.mark.parametrize(
+    ("partitioner", "clients"), [(IID(), 1), (IID(), 4), (ClassSpecific(1), 3), (Dirichlet(0.05), 12)], ids=str
+)
+def test_the_head_is_the_central_one_for_every_partition(tmp_path, inputs, partitioner, clients):
+    data = datamodule(clients, partitioner=partitioner, count=150)
+    trained, _ = federate(tmp_path, ClosedFormHead(inputs, head=FIXED), data)
+    weight, bias = central(trained.student, data)
+    found = head_of(trained)
+    scale = found["solved_weight"].double().norm() / np.linalg.norm(weight)
+    np.testing.assert_allclose(found["solved_weight"].double() / scale, weight, rtol=1e-4, atol=1e-4 * weight.std())
+    np.testing.assert_allclose(found["solved_bias"].double() / scale, bias, rtol=1e-3, atol=1e-3)
+    assert scale > 1  # a regression's outputs are too flat
+
+
+def test_training_is_that_without_the_head_bit_for_bit(tmp_path):
+    def run(name, strategy):
+        trained = module("resnet8", teacher=BrightRowTeacher(), loss=CenteredKD(), student_options={"norm": "group"})
+        return federate(tmp_path / name, strategy, datamodule(3, ClassSpecific(1)), 3, trained)[0]
+
+    plain = weights(run("plain", FedAvg()))
+    solved = run("solved", ClosedFormHead())
+    assert same(plain, {k.removeprefix("student."): v for k, v in weights(solved).items() if k not in BUFFERS})
+    corrected = run("corrected", Compose([SCAFFOLD(), ClosedFormHead("last")]))
+    alone = weights(run("alone", SCAFFOLD()))
+    assert same(alone, {k.removeprefix("student."): v for k, v in weights(corrected).items() if k not in BUFFERS})
+
+
+def test_it_separates_classes_that_no_client_could_tell_apart(tmp_path):
+    trained = module("resnet8", teacher=BrightRowTeacher(), loss=CenteredKD(), student_options={"norm": "group"})
+    data = datamodule(3, ClassSpecific(1), count=120)
+    _, summary = federate(tmp_path, ClosedFormHead(), data, 2, trained)
+    assert summary["balanced_accuracy"] > 0.95
+    rows = (tmp_path / "metrics.csv").read_text().splitlines()
+    own = float(rows[-1].split(",")[rows[0].split(",").index("own_layer_balanced_accuracy")])
+    assert own < 0.6
+
+
+@pytest.mark.parametrize(("inputs", "dim"), [("last", 64), ("stages", 16 + 32 + 4 * 64)])
+def test_bytes_are_counted(tmp_path, inputs, dim):
+    _, without = federate(tmp_path / "a", FedAvg())
+    _, summary = federate(tmp_path / "b", ClosedFormHead(inputs, head=FIXED))
+    buffers = 3 * 4 * (3 * dim + 3 + 1)
+    sums = 3 * 8 * ((dim + 1) * (dim + 2) // 2 + (dim + 1) * 3)
+    scales = 8 * 33
+    assert summary["bytes_up"] == without["bytes_up"] + buffers + sums + 3 * scales
+    student = without["bytes_down"] + buffers
+    solution = 8 * (3 * dim + 3 + dim + dim * (dim + 1) // 2 + 1)
+    assert summary["bytes_down"] == 3 * student + 3 * (solution + scales)
+
+
+def test_the_finished_student_is_the_evaluated_one_and_goes_on(tmp_path):
+    def trained():
+        return module("resnet8", teacher=BrightRowTeacher(), student_options={"norm": "group"})
+
+    strategy = Compose([FedBN(), ClosedFormHead()])
+    whole, _ = federate(tmp_path / "whole", strategy, rounds=4, trained=trained())
+    federate(tmp_path / "parts", strategy, rounds=2, trained=trained())
+    parts, _ = federate_on(tmp_path / "parts", strategy, 4, trained())
+    assert same(weights(whole), weights(parts))
+    images = torch.rand(5, 1, 8, 8)
+    loaded = fedkd.load_student(tmp_path / "whole")
+    assert isinstance(loaded, ClosedFormStudent)
+    with torch.no_grad():
+        logits = loaded(images)
+        assert torch.equal(logits, whole.student.eval()(images))
+        assert torch.equal(logits, loaded.classify(loaded.features(images)))
+        assert not torch.equal(logits, loaded.student(images))
+        exported = torch.export.export(loaded, (images,)).module()
+        torch.testing.assert_close(exported(images), logits)
+
+
+def federate_on(run_dir, strategy, rounds, trained):
+    federation = fedkd.Federation(rounds, strategy=strategy, run_dir=run_dir, trainer={"accelerator": "cpu"})
+    return trained, federation.fit(trained, datamodule(3), "last")
+
+
+@pytest.mark.parametrize(("every", "solved"), [(1, [1, 1, 1, 1, 1]), (2, [0, 1, 0, 1, 1]), (None, [0, 0, 0, 0, 1])])
+def test_when_the_head_is_solved(tmp_path, every, solved):
+    federate(tmp_path, ClosedFormHead("last", every=every, head=FIXED), rounds=5)
+    header, *rows = (line.split(",") for line in (tmp_path / "metrics.csv").read_text().splitlines())
+    column = header.index("own_layer_balanced_accuracy")
+    assert [int(bool(row[column])) for row in rows] == solved
+
+
+def test_a_sampled_cohort_gives_its_own_head_and_all_clients_the_last(tmp_path):
+    data = datamodule(6)
+    trained, summary = federate(tmp_path, ClosedFormHead("last", head=FIXED), data, 2, clients_per_round=2)
+    weight, _ = central(trained.student, data)
+    found = head_of(trained)["solved_weight"].double()
+    np.testing.assert_allclose(found / found.norm(), weight / np.linalg.norm(weight), atol=1e-4)
+    per_client = 8 * (65 * 66 // 2 + 65 * 3) + 8 * 33  # sums, then losses: of two clients, then of all six
+    assert summary["bytes_up"] > 8 * per_client
+
+
+@pytest.mark.parametrize("backend", [fedkd.Stacked(3), fedkd.InProcess()], ids=lambda each: type(each).__name__)
+def test_it_composes(tmp_path, backend):
+    data = datamodule(3)
+    data.public_fraction = 0.3
+    trained = module("resnet8", teacher=BrightRowTeacher(), student_options={"norm": "group"})
+    strategy = Compose([SCAFFOLD(), ServerDistillation(epochs=1), ClosedFormHead()])
+    _, summary = federate(tmp_path, strategy, data, 2, trained, backend=backend)
+    assert summary["balanced_accuracy"] > 0.8
+
+
+def test_with_a_loss_on_features(tmp_path):
+    trained = module("resnet8", teacher=BrightRowTeacher(), loss=FeatureCosine(), student_options={"norm": "group"})
+    federate(tmp_path, ClosedFormHead(), datamodule(3), 2, trained)
+    images = torch.rand(3, 1, 8, 8)
+    with torch.no_grad():
+        assert torch.equal(fedkd.load_student(tmp_path)(images), trained.student.eval()(images))
+
+
+def test_a_private_head_is_sent_once_and_by_empty_clients_too(tmp_path):
+    private = RidgeHead(privacy=GaussianPrivacy(epsilon=50.0))
+    with pytest.raises(fedkd.FedKDError, match="every: 1 would send private sums of the same images"):
+        ClosedFormHead(head=private)
+    data = datamodule(12, Dirichlet(0.05), count=150)
+    trained, _ = federate(tmp_path, ClosedFormHead("last", every=None, head=private), data, 2)
+    assert any(len(shard) == 0 for shard in data.shards)
+    assert head_of(trained)["solved_limit"] == 1.0
+    images = torch.rand(4, 1, 8, 8)
+    features = trained.student.eval().features(images)
+    unit = features / features.norm(dim=1, keepdim=True).clamp(min=1)
+    found = unit @ head_of(trained)["solved_weight"].T + head_of(trained)["solved_bias"]
+    torch.testing.assert_close(trained.student(images), found)
+
+
+@dataclass(frozen=True)
+class Bent(FederatedHead):
+    """A head that is no linear map."""
+
+    def fit(self, clients):
+        return FittedHead(nn.ReLU())
+
+
+def test_another_head_serves_as_well(tmp_path):
+    trained = module("resnet8", teacher=BrightRowTeacher(), loss=CenteredKD(), student_options={"norm": "group"})
+    data = datamodule(3, ClassSpecific(1), count=120)
+    _, summary = federate(tmp_path, ClosedFormHead(head=LinearHead(rounds=20)), data, 2, trained)
+    assert summary["balanced_accuracy"] > 0.6
+
+
+def test_what_cannot_be_is_one_line(tmp_path):
+    with pytest.raises(fedkd.FedKDError, match=r"inputs .*'stage'.*stages"):
+        ClosedFormHead("stage")
+    with pytest.raises(fedkd.FedKDError, match="every"):
+        ClosedFormHead(every=0)
+    with pytest.raises(fedkd.FedKDError, match="linear in the features"):
+        federate(tmp_path / "a", ClosedFormHead(head=Bent()))
+    flat = module(nn.Sequential(nn.Flatten(), nn.Linear(64, 3)))
+    with pytest.raises(fedkd.FedKDError, match=r"no feature maps .* inputs: last"):
+        federate(tmp_path / "b", ClosedFormHead(), trained=flat)
+    pytest.importorskip("dp_accounting")
+    group = module("resnet8", student_options={"norm": "group"})
+    with pytest.raises(fedkd.FedKDError, match="DPFedAvg cannot be composed with ClosedFormHead"):
+        federate(tmp_path / "d", Compose([DPFedAvg(), ClosedFormHead()]), trained=group)
+    frozen = module("resnet8", teacher=BrightRowTeacher(), loss=FrozenHead(), student_options={"norm": "group"})
+    with pytest.raises(fedkd.FedKDError, match="ClosedFormHead and FrozenHead each give the student a head"):
+        federate(tmp_path / "c", ClosedFormHead(), trained=frozen)
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "found"),
+    [
+        ("resnet8", 32, [("stage1", 16, 32, 32), ("stage2", 32, 16, 16), ("stage3", 64, 8, 8)]),
+        ("resnet18", 64, [("layer1", 64, 16, 16), ("layer2", 128, 8, 8), ("layer3", 256, 4, 4), ("layer4", 512, 2, 2)]),
+    ],
+)
+def test_stages_are_the_last_map_of_each_size(name, size, found):
+    student = fedkd.students.create(name, num_classes=5, in_channels=3, image_size=size)
+    names = [(each[0].rpartition(".")[2], *each[1:]) for each in stages(student, (3, size, size))]
+    assert names[-len(found) :] == found
+
+
+def test_a_timm_network_has_stages():
+    timm = pytest.importorskip("timm")
+    student = timm.create_model("test_resnet", num_classes=4).eval()
+    wrapped = ClosedFormStudent.on_stages(student, 4, (3, 64, 64))
+    assert wrapped.features(torch.rand(2, 3, 64, 64)).shape == (2, wrapped.num_features)
+    assert len(wrapped.layers) == 3
+
+
+def test_the_head_adds_next_to_no_work():
+    student = fedkd.students.create("resnet8", num_classes=10, in_channels=3, image_size=32, norm="group")
+    wrapped = ClosedFormStudent.on_stages(student, 10, (3, 32, 32))
+    images = torch.rand(1, 3, 32, 32)
+    with torch.utils.flop_counter.FlopCounterMode(display=False) as plain:
+        student(images)
+    wrapped.solved_weight.normal_()
+    wrapped.has_head = True
+    with torch.utils.flop_counter.FlopCounterMode(display=False) as more:
+        wrapped(images)
+    assert 0 < more.get_total_flops() - plain.get_total_flops() <= 2 * 304 * 10
+    assert more.get_total_flops() < 1.001 * plain.get_total_flops()
