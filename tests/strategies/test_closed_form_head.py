@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import pytest
 import torch
-from helpers import BrightRowTeacher, datamodule, module, same, weights
+from helpers import BrightRowTeacher, datamodule, images, module, same, weights
 from torch import nn
 
 import fedkd
@@ -110,16 +111,16 @@ def test_the_finished_student_is_the_evaluated_one_and_goes_on(tmp_path):
     federate(tmp_path / "parts", strategy, rounds=2, trained=trained())
     parts, _ = federate_on(tmp_path / "parts", strategy, 4, trained())
     assert same(weights(whole), weights(parts))
-    images = torch.rand(5, 1, 8, 8)
+    shown = torch.rand(5, 1, 8, 8)
     loaded = fedkd.load_student(tmp_path / "whole")
     assert isinstance(loaded, ClosedFormStudent)
     with torch.no_grad():
-        logits = loaded(images)
-        assert torch.equal(logits, whole.student.eval()(images))
-        assert torch.equal(logits, loaded.classify(loaded.features(images)))
-        assert not torch.equal(logits, loaded.student(images))
-        exported = torch.export.export(loaded, (images,)).module()
-        torch.testing.assert_close(exported(images), logits)
+        logits = loaded(shown)
+        assert torch.equal(logits, whole.student.eval()(shown))
+        assert torch.equal(logits, loaded.classify(loaded.features(shown)))
+        assert not torch.equal(logits, loaded.student(shown))
+        exported = torch.export.export(loaded, (shown,)).module()
+        torch.testing.assert_close(exported(shown), logits)
 
 
 def federate_on(run_dir, strategy, rounds, trained):
@@ -158,9 +159,9 @@ def test_it_composes(tmp_path, backend):
 def test_with_a_loss_on_features(tmp_path):
     trained = module("resnet8", teacher=BrightRowTeacher(), loss=FeatureCosine(), student_options={"norm": "group"})
     federate(tmp_path, ClosedFormHead(), datamodule(3), 2, trained)
-    images = torch.rand(3, 1, 8, 8)
+    shown = torch.rand(3, 1, 8, 8)
     with torch.no_grad():
-        assert torch.equal(fedkd.load_student(tmp_path)(images), trained.student.eval()(images))
+        assert torch.equal(fedkd.load_student(tmp_path)(shown), trained.student.eval()(shown))
 
 
 def test_a_private_head_is_sent_once_and_by_empty_clients_too(tmp_path):
@@ -171,11 +172,11 @@ def test_a_private_head_is_sent_once_and_by_empty_clients_too(tmp_path):
     trained, _ = federate(tmp_path, ClosedFormHead("last", every=None, head=private), data, 2)
     assert any(len(shard) == 0 for shard in data.shards)
     assert head_of(trained)["solved_limit"] == 1.0
-    images = torch.rand(4, 1, 8, 8)
-    features = trained.student.eval().features(images)
+    shown = torch.rand(4, 1, 8, 8)
+    features = trained.student.eval().features(shown)
     unit = features / features.norm(dim=1, keepdim=True).clamp(min=1)
     found = unit @ head_of(trained)["solved_weight"].T + head_of(trained)["solved_bias"]
-    torch.testing.assert_close(trained.student(images), found)
+    torch.testing.assert_close(trained.student(shown), found)
 
 
 @dataclass(frozen=True)
@@ -193,11 +194,43 @@ def test_another_head_serves_as_well(tmp_path):
     assert summary["balanced_accuracy"] > 0.6
 
 
+class Noting(fedkd.DistillationModule):
+    """Notes the last layer that each fit starts from."""
+
+    runs_lean = True
+    starts: ClassVar[list] = []
+
+    def on_train_epoch_start(self):
+        super().on_train_epoch_start()
+        self.starts.append(self.student.student.head.weight.detach().clone())
+
+
+@pytest.mark.parametrize("on_clients", ["trained", "frozen"])
+def test_clients_may_start_from_the_head(tmp_path, on_clients):
+    Noting.starts.clear()
+    noisy = [(image, (label + number % 2) % 3) for number, (image, label) in enumerate(images(60))]
+    data = fedkd.FederatedDataModule.from_datasets(noisy, images(30), num_clients=1, batch_size=10)
+    student = fedkd.students.create("resnet8", num_classes=3, in_channels=1, image_size=8, norm="group")
+    trained = Noting(student, optimizer=functools.partial(torch.optim.SGD, lr=0.1))
+    federate(tmp_path, ClosedFormHead("last", on_clients=on_clients, head=FIXED), data, 2, trained)
+    state = trained.student.state_dict()
+    assert torch.equal(state["student.head.weight"], state["solved_weight"])
+    assert torch.equal(state["student.head.bias"], state["solved_bias"])
+    first, second = Noting.starts
+    assert not torch.equal(first, second)
+    assert trained.student.student.head.weight.requires_grad == (on_clients == "trained")
+    weight, _ = central(trained.student, data)
+    found = state["solved_weight"].double()
+    np.testing.assert_allclose(found / found.norm(), weight / np.linalg.norm(weight), atol=1e-4)
+
+
 def test_what_cannot_be_is_one_line(tmp_path):
     with pytest.raises(fedkd.FedKDError, match=r"inputs .*'stage'.*stages"):
         ClosedFormHead("stage")
     with pytest.raises(fedkd.FedKDError, match="every"):
         ClosedFormHead(every=0)
+    with pytest.raises(fedkd.FedKDError, match="on_clients: frozen needs inputs: last and every: 1, got stages and 1"):
+        ClosedFormHead(on_clients="frozen")
     with pytest.raises(fedkd.FedKDError, match="linear in the features"):
         federate(tmp_path / "a", ClosedFormHead(head=Bent()))
     flat = module(nn.Sequential(nn.Flatten(), nn.Linear(64, 3)))
@@ -236,12 +269,12 @@ def test_a_timm_network_has_stages():
 def test_the_head_adds_next_to_no_work():
     student = fedkd.students.create("resnet8", num_classes=10, in_channels=3, image_size=32, norm="group")
     wrapped = ClosedFormStudent.on_stages(student, 10, (3, 32, 32))
-    images = torch.rand(1, 3, 32, 32)
+    shown = torch.rand(1, 3, 32, 32)
     with torch.utils.flop_counter.FlopCounterMode(display=False) as plain:
-        student(images)
+        student(shown)
     wrapped.solved_weight.normal_()
     wrapped.has_head = True
     with torch.utils.flop_counter.FlopCounterMode(display=False) as more:
-        wrapped(images)
+        wrapped(shown)
     assert 0 < more.get_total_flops() - plain.get_total_flops() <= 2 * 304 * 10
     assert more.get_total_flops() < 1.001 * plain.get_total_flops()

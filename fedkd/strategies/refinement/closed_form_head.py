@@ -29,14 +29,15 @@ from fedkd.teachers.heads.ridge import RidgeHead
 from fedkd.training.module import DistillationModule
 
 INPUTS = ("last", "stages")
+ON_CLIENTS = ("own", "trained", "frozen")
 
 
 class ClosedFormHead(Strategy):
     """After aggregation, solve a head on the global student's features, from sums that the clients send.
 
-    The head serves evaluation and the finished student. Clients go on to train the student's own last layer, and the
-    body through it, as if the head were not there: a solved head in its place makes the body worse. A round in which
-    it is not solved is evaluated with the own layer.
+    The head serves evaluation and the finished student. By default clients go on to train the student's own last layer,
+    and the body through it, as if the head were not there: a solved head in its place makes the body worse. A round in
+    which it is not solved is evaluated with the own layer.
 
     Each client of the cohort sends (D + 1) (D + 2) / 2 + (D + 1) K numbers in float64, twice with an automatic
     regularization, and then its loss at a grid of scales, so that the logits are calibrated; it gets the student before
@@ -51,6 +52,9 @@ class ClosedFormHead(Strategy):
             bytes.
         grid: Cells along an edge of the last stage, for "stages", >= 1.
         every: After how many rounds the head is solved, >= 1; None is at the end alone.
+        on_clients: What clients train instead: "own", the student's last layer as it was trained so far; "trained", the
+            solved head, which they train on; "frozen", the solved head, which stays. The last two need ``inputs: last``
+            and ``every: 1``; the head is then also solved before the first round.
         head: How. Any head that is linear in the features; `fedkd.teachers.LinearHead` takes rounds of its own for it.
 
     Raises:
@@ -62,6 +66,7 @@ class ClosedFormHead(Strategy):
         inputs: Literal["last", "stages"] = "stages",
         grid: int = 2,
         every: int | None = 1,
+        on_clients: Literal["own", "trained", "frozen"] = "own",
         head: FederatedHead = RidgeHead(standardize=True),  # noqa: B008  (frozen, and readable by the command line)
     ) -> None:
         if inputs not in INPUTS:
@@ -74,12 +79,20 @@ class ClosedFormHead(Strategy):
                 f"every: {every} would send private sums of the same images every few rounds, and each time spends the "
                 "whole budget. Choose every: null, which solves the head once, at the end."
             )
+        if on_clients not in ON_CLIENTS:
+            raise unknown_name("on_clients", on_clients, ON_CLIENTS)
+        if on_clients != "own" and (inputs != "last" or every != 1):
+            raise FedKDError(f"on_clients: {on_clients} needs inputs: last and every: 1, got {inputs} and {every}.")
+        self.on_clients = on_clients
         self.inputs, self.grid, self.every, self.head = inputs, grid, every, head
 
     def wrap(self, student: nn.Module, num_classes: int, image_shape: tuple[int, int, int]) -> nn.Module:
         """Give the student room for the head."""
         if self.inputs == "last":
-            return ClosedFormStudent.on_last_layer(student, num_classes, image_shape)
+            wrapped = ClosedFormStudent.on_last_layer(student, num_classes, image_shape)
+            if self.on_clients == "frozen":
+                wrapped.student.get_submodule(wrapped.layers[0]).requires_grad_(False)
+            return wrapped
         return ClosedFormStudent.on_stages(student, num_classes, image_shape, self.grid)
 
     def check(self, module: DistillationModule, datamodule: FederatedDataModule, cohort_size: int) -> None:
@@ -88,6 +101,10 @@ class ClosedFormHead(Strategy):
             raise FedKDError(
                 f"ClosedFormHead and {type(module.loss).__name__} each give the student a head: choose another loss."
             )
+
+    def start(self, state: ServerState, context: RoundContext) -> ServerState:
+        """Solve the head before the first round, if clients start from it."""
+        return state if self.on_clients == "own" else replace(state, weights=self.with_head(state.weights, context))
 
     def refine(self, state: ServerState, updates: Sequence[ClientUpdate], context: RoundContext) -> ServerState:
         """Solve the head, if it is time."""
@@ -114,7 +131,14 @@ class ClosedFormHead(Strategy):
         fitted = self.head.fit(clients)
         weight, bias, limit = _as_linear(fitted.module)
         buffers = {"solved_weight": weight, "solved_bias": bias, "solved_limit": torch.tensor(limit)}
-        return Weights(weights.parameters, {**weights.buffers, **buffers})
+        parameters = dict(weights.parameters)
+        if self.on_clients != "own":
+            student: Any = context.module().student
+            layer = f"student.{student.layers[0]}"
+            for name, value in ((f"{layer}.weight", weight), (f"{layer}.bias", bias)):
+                if name in parameters:  # a layer without a bias has none to give
+                    parameters[name] = value.to(parameters[name].dtype).clone()
+        return Weights(parameters, {**weights.buffers, **buffers})
 
     def metrics(self, state: ServerState, updates: Sequence[ClientUpdate], context: RoundContext) -> Metrics:
         """Return the accuracy with the student's own last layer, beside that of the head."""
