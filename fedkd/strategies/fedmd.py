@@ -24,7 +24,7 @@ from fedkd.strategies.base import Strategy, next_client_states
 from fedkd.strategies.context import RoundContext, Which, client_model
 from fedkd.strategies.refinement.pools import check_pool
 from fedkd.strategies.refinement.server_distillation import mixed_logits
-from fedkd.students import students as known_students
+from fedkd.students import find as find_student
 from fedkd.training.module import DistillationModule
 from fedkd.training.unlabeled import predict_logits
 
@@ -78,7 +78,7 @@ class FedMD(Strategy):
         if not students:
             raise FedKDError("students is empty: name at least one, such as ['resnet8', 'resnet20'].")
         for name in students:
-            known_students[name]
+            find_student(name)
         check_range("ensemble_weight", ensemble_weight, low=0)
         check_range("teacher_weight", teacher_weight, low=0)
         if not ensemble_weight + teacher_weight:

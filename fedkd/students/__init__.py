@@ -8,7 +8,7 @@ from fedkd.students.cnn import CNN
 from fedkd.students.features import feature_layer, features_and_logits
 from fedkd.students.layers import BatchNorm2d, Normalize, make_norm, replace_batch_norms
 from fedkd.students.projected import ProjectedStudent
-from fedkd.students.registry import create, register, students
+from fedkd.students.registry import create, find, register, students
 from fedkd.students.resnet_cifar import CifarResNet
 from fedkd.students.torchvision_models import (
     mobilenet_v2,
@@ -32,6 +32,7 @@ __all__ = [
     "create",
     "feature_layer",
     "features_and_logits",
+    "find",
     "make_norm",
     "mobilenet_v2",
     "mobilenet_v3_large",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Callable
 from typing import Any
@@ -10,6 +11,7 @@ from torch import nn
 
 from fedkd.core.errors import check_range, unknown_name
 from fedkd.core.registry import Registry
+from fedkd.students.timm_models import PREFIX, check_name, timm_student
 
 students: Registry[Callable[..., nn.Module]] = Registry("student")
 """Every student that has a name: a class or function that `create` calls with keyword arguments."""
@@ -34,6 +36,18 @@ def register(name: str) -> Callable[[Callable[..., nn.Module]], Callable[..., nn
     return students.register(name)
 
 
+def find(name: str) -> Callable[..., nn.Module]:
+    """Return what makes the student of a name: an entry of `students`, or a network of timm for ``timm/NAME``.
+
+    Raises:
+        FedKDError: If there is none.
+    """
+    if name.startswith(PREFIX):
+        check_name(name.removeprefix(PREFIX))
+        return functools.partial(timm_student, name.removeprefix(PREFIX))
+    return students[name]
+
+
 def create(
     name: str,
     num_classes: int,
@@ -45,7 +59,7 @@ def create(
     """Create a student by name, with new weights that depend only on torch's global seed.
 
     Args:
-        name: One of `students`, such as ``"resnet20"``.
+        name: One of `students`, such as ``"resnet20"``; or ``timm/NAME``: see `fedkd.students.timm_models`.
         num_classes: K, the number of classes.
         in_channels: C, the channels of an image: 1 for gray, 3 for color.
         image_size: H and W in pixels, 8 or more.
@@ -58,7 +72,7 @@ def create(
     Raises:
         FedKDError: If the name, the norm, an option or a number is not allowed.
     """
-    build = students[name]
+    build = find(name)
     check_range("num_classes", num_classes, low=1, whole=True)
     check_range("in_channels", in_channels, low=1, whole=True)
     check_range("image_size", image_size, low=8, whole=True)

@@ -7,7 +7,7 @@ from typing import Any, NoReturn
 from torch import Tensor, nn
 
 from fedkd.core.errors import FedKDError
-from fedkd.students.registry import create, students
+from fedkd.students.registry import create, find
 
 
 class UnbuiltStudent(nn.Module):
@@ -16,7 +16,7 @@ class UnbuiltStudent(nn.Module):
     It has no parameters.
 
     Args:
-        name: One of `fedkd.students.students`.
+        name: One of `fedkd.students.students`, or ``timm/NAME``.
         options: The student's own options, such as ``{"norm": "group"}``.
 
     Raises:
@@ -25,7 +25,7 @@ class UnbuiltStudent(nn.Module):
 
     def __init__(self, name: str, options: dict[str, Any] | None = None) -> None:
         super().__init__()
-        students[name]  # an unknown name raises here, before the data is read
+        find(name)  # an unknown name raises here, before the data is read
         if taken := {"num_classes", "in_channels", "image_size"} & set(options or {}):
             raise FedKDError(f"student_options: {', '.join(sorted(taken))} come from the data; leave them out.")
         self.name, self.options = name, dict(options or {})

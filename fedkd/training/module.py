@@ -205,8 +205,9 @@ class DistillationModule(LightningModule):
 
     def describe(self) -> dict[str, Any]:
         """Return what is needed to build the student again, JSON-able; see `fedkd.load_student`."""
+        spec = self.student_spec  # the weights come with it, so none are downloaded again
         return {
-            "student": self.student_spec,
+            "student": None if spec is None else {key: value for key, value in spec.items() if key != "pretrained"},
             "projection": None if self.projected is None else self.projected.describe(),
             "closed_form": self.student.describe() if isinstance(self.student, ClosedFormStudent) else None,
             "classes": list(self.classes),

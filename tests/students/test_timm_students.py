@@ -1,0 +1,99 @@
+"""Networks of timm as students: by name, for the data's size and channels, and from real pretrained weights."""
+
+from __future__ import annotations
+
+import functools
+import json
+
+import pytest
+import torch
+from helpers import datamodule, module, same, weights
+from torch import nn
+
+import fedkd
+from fedkd.partition import ClassSpecific
+from fedkd.strategies import ClosedFormHead
+
+timm = pytest.importorskip("timm")
+
+
+@pytest.mark.parametrize(
+    "name", ["test_resnet", "test_efficientnet", "test_vit", "test_convnext", "mobilenetv3_small_050"]
+)
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_name_makes_a_student_for_the_data(name, channels):
+    student = fedkd.students.create(f"timm/{name}", num_classes=5, in_channels=channels, image_size=32)
+    fedkd.students.check(student, 5, (channels, 32, 32))
+    torch.manual_seed(1)
+    first = fedkd.students.create(f"timm/{name}", num_classes=5, in_channels=channels, image_size=32)
+    torch.manual_seed(1)
+    again = fedkd.students.create(f"timm/{name}", num_classes=5, in_channels=channels, image_size=32)
+    assert same(first.state_dict(), again.state_dict())
+    assert not any(name.startswith("normalize") for name in student.state_dict())
+
+
+@pytest.mark.parametrize("name", ["test_resnet", "test_efficientnet", "mobilenetv3_small_050"])
+def test_group_norm_takes_the_place_of_batch_norm_and_keeps_activations(name):
+    made = functools.partial(fedkd.students.create, f"timm/{name}", num_classes=5, image_size=32)
+    student, before = made(norm="group"), made()
+    assert not any(isinstance(layer, nn.modules.batchnorm._BatchNorm) for layer in student.modules())
+    acts = [
+        sum(isinstance(layer, nn.ReLU | nn.ReLU6 | nn.SiLU | nn.Hardswish | nn.GELU) for layer in each.modules())
+        for each in (student, before)
+    ]
+    assert acts[0] == acts[1] > 0
+    assert fedkd.students.check(student, 5, (3, 32, 32)) is None
+
+
+def test_a_small_stem_sees_four_times_the_pixels():
+    shapes = []
+    for small in (False, True):
+        student = fedkd.students.create("timm/test_resnet", num_classes=5, image_size=32, small_stem=small)
+        shapes.append(fedkd.students.stages(student, (3, 32, 32))[-1][2])
+    assert shapes[1] >= 2 * shapes[0]
+
+
+def test_real_pretrained_weights_classify_as_timm_does(shared):
+    path = shared / "models" / "efficientnet-lite0"
+    config = json.loads((path / "config.json").read_text())
+    name, file = f"timm/{config['architecture']}", str(path / "model.safetensors")
+    student = fedkd.students.create(name, num_classes=1000, image_size=64, pretrained=file).eval()
+    bare = timm.create_model(config["architecture"], pretrained=True, pretrained_cfg_overlay={"file": file}).eval()
+    images = torch.rand(2, 3, 64, 64)
+    mean, std = (torch.tensor(config["pretrained_cfg"][key]).view(1, 3, 1, 1) for key in ("mean", "std"))
+    with torch.no_grad():
+        torch.testing.assert_close(student(images), bare((images - mean) / std))
+        gray = fedkd.students.create(name, num_classes=7, in_channels=1, image_size=64, pretrained=file).eval()
+        assert gray(images[:, :1]).shape == (2, 7)
+
+
+def test_a_run_from_pretrained_weights_needs_them_no_more(shared, tmp_path, monkeypatch):
+    file = tmp_path / "weights.safetensors"
+    from safetensors.torch import save_file
+
+    torch.manual_seed(3)
+    save_file(timm.create_model("test_resnet", num_classes=11).state_dict(), file)
+    options = {"pretrained": str(file), "norm": "group", "small_stem": True}
+    trained = module("timm/test_resnet", student_options=options)
+    data = datamodule(3, ClassSpecific(1))
+    fedkd.Federation(1, strategy=ClosedFormHead(), run_dir=tmp_path / "run", trainer={"accelerator": "cpu"}).fit(
+        trained, data
+    )
+    file.unlink()
+    loaded = fedkd.load_student(tmp_path / "run")
+    assert same(loaded.state_dict(), weights(trained))
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("timm/resnet81", {}, "Unknown student 'timm/resnet81'.*timm/resnet18"),
+        ("timm/test_resnet", {"widht": 3}, "timm refuses to make 'test_resnet': .*widht"),
+        ("timm/test_resnet", {"pretrained": "/nowhere/at.all"}, "pretrained: there is no file '/nowhere/at.all'"),
+        ("timm/test_vit", {"small_stem": True}, "small_stem"),
+        ("timm/test_resnet", {"norm": "layer"}, "norm"),
+    ],
+)
+def test_what_cannot_be_is_one_line(name, options, message):
+    with pytest.raises(fedkd.FedKDError, match=message):
+        fedkd.students.create(name, num_classes=5, image_size=32, **options)
