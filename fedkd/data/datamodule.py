@@ -172,6 +172,7 @@ class FederatedDataModule(LightningDataModule):
         public_logits: Tensor | None = None,
         shared_logits: Tensor | None = None,
         shared_features: Path | None = None,
+        public_features: Path | None = None,
     ) -> dict[str, Pool]:
         """Return the unlabeled images that all may see, by name: "public" and "shared", as far as there are any.
 
@@ -179,12 +180,13 @@ class FederatedDataModule(LightningDataModule):
             public_logits: The teacher's, for all of ``train``: (N, K), or (N, V, K) of the fixed views.
             shared_logits: The teacher's, for all of ``shared_images.data``, likewise.
             shared_features: A ``.npy`` file of its features for these, (M, V, D).
+            public_features: A file of its features for all of ``train``, (N, V, D).
         """
         self.setup()
         found: dict[str, Pool] = {}
         if len(self.public_indices):
             public = Unlabeled.of(self.train.images, self.classes, self.public_indices)
-            found["public"] = self._pool(public.rows(public_logits))
+            found["public"] = self._pool(public.rows(public_logits, public_features))
         if self.shared_images is not None:
             found["shared"] = self._pool(self.shared_images.rows(shared_logits, shared_features))
         return found

@@ -133,7 +133,9 @@ class Federation:
         strategy, clients = prepared.plan.strategy, list(prepared.clients)
         with self._finalized_loggers(), progress_bar("Rounds", self.rounds, done=state.round) as bar:
             while state.round < self.rounds:
-                began, sent = time.perf_counter(), prepared.exchange.traffic
+                began = time.perf_counter()
+                # the first round counts what the strategy sent before it
+                sent = prepared.exchange.traffic if state.round else prepared.head_traffic
                 cohort = sample_cohort(clients, self.clients_per_round, seed=self.seed, round=state.round)
                 context = prepared.context(state, cohort)
                 state, updates = strategy.round(state, cohort, context)

@@ -222,7 +222,7 @@ def prepare_run(federation: Any, plan: Plan) -> Iterator[Prepared]:
     outputs, pools = None, data.pools()
     teacher = plan.modules[0].teacher
     if teacher is not None:
-        needs_features = plan.modules[0].loss.needs_features
+        needs_features = plan.modules[0].loss.needs_features or plan.strategy.needs_teacher_features
         outputs = prepare_teacher(
             teacher,
             data,
@@ -232,7 +232,7 @@ def prepare_run(federation: Any, plan: Plan) -> Iterator[Prepared]:
             cache=cache_dir("teachers"),
             device=plan.device,
         )
-        pools = data.pools(outputs.logits, outputs.shared_logits, outputs.shared_feature_file)
+        pools = data.pools(outputs.logits, outputs.shared_logits, outputs.shared_feature_file, outputs.feature_file)
         for module in plan.modules:
             sites = data.sites(
                 seed=seed,

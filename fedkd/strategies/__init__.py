@@ -14,6 +14,7 @@ from fedkd.strategies.default import resolve_strategy
 from fedkd.strategies.fedavg import FedAvg
 from fedkd.strategies.fedmd import FedMD
 from fedkd.strategies.refinement.closed_form_head import ClosedFormHead
+from fedkd.strategies.refinement.feature_start import FeatureStart
 from fedkd.strategies.refinement.feddf import FedDF
 from fedkd.strategies.refinement.reestimated_batch_norm import ReestimatedBatchNorm
 from fedkd.strategies.refinement.server_distillation import ServerDistillation
@@ -34,6 +35,7 @@ __all__ = [
     "Compose",
     "CoordinateMedian",
     "DPFedAvg",
+    "FeatureStart",
     "FedAdagrad",
     "FedAdam",
     "FedAvg",

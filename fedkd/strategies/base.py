@@ -42,6 +42,9 @@ class Strategy(Configured):
     has_own_round: ClassVar[bool] = False
     """Whether `round` is another one than broadcast, train, aggregate, refine."""
 
+    needs_teacher_features: ClassVar[bool] = False
+    """Whether the teacher's features are needed beside its logits: of the clients' images and of the pools."""
+
     protects_updates: ClassVar[bool] = False
     """Whether the strategy protects single updates, so that none beside it may read them."""
 

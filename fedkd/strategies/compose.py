@@ -70,6 +70,11 @@ class Compose(Strategy):
         return frozenset().union(*(each.decides for each in self.strategies))
 
     @property
+    def needs_teacher_features(self) -> bool:  # type: ignore[override]
+        """Whether one of the parts does."""
+        return any(each.needs_teacher_features for each in self.strategies)
+
+    @property
     def protects_updates(self) -> bool:  # type: ignore[override]
         """Whether one of the parts does."""
         return any(each.protects_updates for each in self.strategies)

@@ -19,7 +19,7 @@ from fedkd.data.rows import Rows
 from fedkd.training.batch_norm import reestimate_batch_norm
 from fedkd.training.evaluation import evaluate
 from fedkd.training.module import DistillationModule
-from fedkd.training.unlabeled import distill, predict_logits
+from fedkd.training.unlabeled import distill, distill_features, predict_logits
 
 Which = Literal["public", "shared"]
 
@@ -114,6 +114,25 @@ class RoundContext:
             raise FedKDError(
                 f"Round {self.start.round}: the student became infinite or NaN in distillation on the server. Lower "
                 "the strategy's lr."
+            )
+        return replace(state, weights=weights)
+
+    def distill_features(
+        self, state: ServerState, pool: Pool, targets: Tensor, *, epochs: int, lr: float
+    ) -> ServerState:
+        """Distill features for a pool into the global student; see `fedkd.training.unlabeled.distill_features`."""
+        keys, module = (self.seed, "server features", self.start.round), self.module()
+        with seeded(*keys):
+            weights = distill_features(
+                module.student,
+                state.weights,
+                module.find_feature_layer(),
+                pool,
+                targets,
+                epochs=epochs,
+                lr=lr,
+                trainer=self.trainer,
+                seed=derive_seed(*keys, "batches"),
             )
         return replace(state, weights=weights)
 

@@ -350,6 +350,12 @@ class DistillationModule(LightningModule):
             return {}
         return {"labels": partial(self.label_loss, counts=getattr(batch, "class_counts", None))}
 
+    def find_feature_layer(self) -> str:
+        """Return the layer whose inputs are the student's features, by its name in what clients train."""
+        if self.projected is not None:
+            return f"student.{self.projected.layer}"
+        return students.feature_layer(trained_part(self.student), len(self.classes), self.image_shape)
+
     def _find_features(self) -> None:
         """Find the layer whose inputs are the student's features, once."""
         if self.feature_layer is None:

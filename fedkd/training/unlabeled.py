@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
+import torch.nn.functional as F
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 
@@ -15,7 +16,7 @@ from fedkd.data.loader import BatchLoader
 from fedkd.data.pool import Pool
 from fedkd.data.rows import Rows
 from fedkd.losses.kd import kd_divergence
-from fedkd.students import trained_part
+from fedkd.students import features_and_logits, trained_part
 from fedkd.training.trainer import evaluation_arguments, evaluator_for, fit, predict, trainer_for
 
 
@@ -160,6 +161,83 @@ def distill(
     loader = pool.training_loader(logits, seed, distiller.strategy.root_device)
     module.num_steps = epochs * len(loader)
     fit(distiller, module, loader)
+    return like(Weights(*split_state(student)), model)
+
+
+class FeatureRegressor(LightningModule):
+    """Trains a student's body on features alone: the mean squared error of a linear map of its own, with Adam.
+
+    Args:
+        student: Images (B, C, H, W) to logits.
+        layer: The name of its last linear layer, whose inputs (B, D) are its features.
+        dim: q, the size of the targets.
+        lr: The first learning rate, which follows a cosine down to 0.
+
+    Attributes:
+        num_steps: In all; the learning rate is 0 after them.
+    """
+
+    runs_lean: ClassVar[bool] = True
+
+    def __init__(self, student: nn.Module, layer: str, dim: int, lr: float) -> None:
+        super().__init__()
+        last = student.get_submodule(layer)
+        assert isinstance(last, nn.Linear)
+        self.student, self.layer, self.projector = student, layer, nn.Linear(last.in_features, dim)
+        self.num_steps, self.lr = 1, lr
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        """Return the loss on a `fedkd.data.Batch` whose ``teacher_logits`` are the targets, (B, q)."""
+        features, _ = features_and_logits(self.student, batch.images, self.layer)
+        return F.mse_loss(self.projector(features).float(), batch.teacher_logits)
+
+    def epoch_metrics(self) -> dict[str, Any]:
+        """Return nothing: the server's losses are not logged."""
+        return {}
+
+    def configure_optimizers(self) -> Any:
+        """Return Adam and its schedule, a step of which is a batch."""
+        trained = [p for p in self.parameters() if p.requires_grad]
+        optimizer = torch.optim.Adam(trained, lr=self.lr)
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=self.num_steps)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+def distill_features(
+    student: nn.Module,
+    model: Weights,
+    layer: str,
+    pool: Pool,
+    targets: Tensor,
+    *,
+    epochs: int,
+    lr: float,
+    trainer: Mapping[str, Any],
+    seed: int,
+) -> Weights:
+    """Train a model's body to predict features of unlabeled images, through a linear map that is thrown away.
+
+    Args:
+        student: A student of the model's kind. Its weights are overwritten.
+        model: The weights that training starts from.
+        layer: The student's last linear layer, by its name in `fedkd.students.trained_part`.
+        pool: The P images, augmented as on clients.
+        targets: For each image itself, float32 (P, q).
+        epochs: Passes over the images.
+        lr: Adam's first learning rate.
+        trainer: As for `distill`.
+        seed: As for `distill`. The caller seeds the linear map's first weights.
+
+    Returns:
+        The trained model, in the dtypes of ``model``.
+    """
+    load_state(student, model.parameters, model.buffers)
+    student.train()
+    module = FeatureRegressor(trained_part(student), layer, targets.shape[1], lr)
+    regressor = trainer_for(module, {**evaluation_arguments(trainer), "max_epochs": epochs})
+    loader = pool.training_loader(targets, seed, regressor.strategy.root_device)
+    module.num_steps = epochs * len(loader)
+    fit(regressor, module, loader)
     return like(Weights(*split_state(student)), model)
 
 

@@ -26,6 +26,7 @@ from fedkd.strategies import Strategy
 # Whatever cannot be made without arguments, or is better tested with others than the defaults, has a line here.
 MAKE: dict[str, Callable[[], Strategy]] = {
     "Compose": lambda: fedkd.strategies.Compose([fedkd.strategies.FedNova(), fedkd.strategies.FedAdam()]),
+    "FeatureStart": lambda: fedkd.strategies.FeatureStart("public", dim=2, epochs=2),
     "FedMD": lambda: fedkd.strategies.FedMD(["cnn", "resnet8"]),
     "Krum": lambda: fedkd.strategies.Krum(0),
     "MultiKrum": lambda: fedkd.strategies.MultiKrum(0, 2),

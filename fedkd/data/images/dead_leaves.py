@@ -26,10 +26,12 @@ class DeadLeaves(SharedImages):
 
     The radii follow a power law, as the sizes of objects in photographs do. Their density falls as r^-3 between 1/16
     and 1/2 of the shorter side, so the visible parts have the same statistics at every scale. Image i depends on
-    (``seed``, i) alone.
+    (``seed``, i) alone. With ``noise`` every image is mixed with 1/f noise in random colors (Baradad et al., section
+    3.2), which has texture where the discs are flat.
 
     Args:
         count: The number of images.
+        noise: Up to which share noise is mixed in, in [0, 1]; each image draws its own share.
         seed: The seed of the images. It belongs to the data; the run's seed has no effect.
         weight: See `SharedImages`.
         fraction: See `SharedImages`.
@@ -37,17 +39,20 @@ class DeadLeaves(SharedImages):
 
     count: int = 2000
     seed: int = 0
+    noise: float = 0.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_range("count", self.count, low=1, whole=True)
+        check_range("noise", self.noise, low=0, high=1)
 
     def load(self, train: ImageSet, public: np.ndarray) -> Unlabeled:
         """Generate the images, in the shape of those of ``train``."""
-        images = [
-            dead_leaves(train.image_shape, np.random.default_rng(derive_seed("dead leaves", self.seed, i)))
-            for i in range(self.count)
-        ]
+        images = []
+        for i in range(self.count):
+            rng = np.random.default_rng(derive_seed("dead leaves", self.seed, i))
+            image = dead_leaves(train.image_shape, rng)
+            images.append(with_noise(image, self.noise, rng) if self.noise else image)
         return Unlabeled.of(torch.from_numpy(np.stack(images)), train.classes)
 
 
@@ -73,3 +78,28 @@ def dead_leaves(shape: tuple[int, int, int], rng: np.random.Generator) -> np.nda
     covers = down[:, :, None] + across[:, None, :] < squared[:, None, None]  # (D, H, W)
     front = np.where(covers.any(0), covers.argmax(0), LEAVES)  # (H, W), the first disc that covers a pixel
     return np.moveaxis(colors[front], -1, 0)
+
+
+def with_noise(image: np.ndarray, most: float, rng: np.random.Generator) -> np.ndarray:
+    """Mix an image with 1/f noise.
+
+    The noise's amplitude falls as frequency to the power of -a, with a drawn from 0.5 to 2, as in photographs, and its
+    channels are mixed at random.
+
+    Args:
+        image: uint8 (C, H, W).
+        most: The share of the noise is drawn from 0 to this.
+        rng: The source of all randomness.
+
+    Returns:
+        uint8 (C, H, W).
+    """
+    channels, height, width = image.shape
+    frequency = np.hypot(np.fft.fftfreq(height)[:, None], np.fft.fftfreq(width)[None])  # (H, W)
+    frequency[0, 0] = 1
+    fall = frequency ** -rng.uniform(0.5, 2.0)
+    white = np.fft.fft2(rng.normal(size=(channels, height, width)))
+    noise = np.tensordot(rng.normal(size=(channels, channels)), np.real(np.fft.ifft2(white * fall)), 1)
+    noise = np.clip(127 + 60 * (noise - noise.mean()) / noise.std(), 0, 255)
+    share = rng.uniform(0, most)
+    return ((1 - share) * image + share * noise).astype(np.uint8)
