@@ -68,14 +68,14 @@ def unexplained(student, pictures, targets):
 
 
 def test_features_tell_more_of_the_teachers_than_those_of_a_fresh_body(tmp_path):
-    made = data(shared=DeadLeaves(count=400, fraction=0.0, noise=0.7))
+    made = data(shared=DeadLeaves(count=200, fraction=0.0, noise=0.7))
     made.setup()
     teacher = BrightRowTeacher()
     trained = module("resnet8", teacher=teacher, student_options={"norm": "group"}, optimizer=sgd(0.0))
     fresh = module("resnet8", teacher=BrightRowTeacher(), student_options={"norm": "group"})
     fresh.build(made.classes, made.image_shape)
     federation = fedkd.Federation(
-        1, strategy=FeatureStart(dim=3, epochs=15), run_dir=tmp_path, trainer={"accelerator": "cpu"}
+        1, strategy=FeatureStart(dim=3, epochs=12), run_dir=tmp_path, trainer={"accelerator": "cpu"}
     )
     federation.fit(trained, made)
     other = DeadLeaves(count=200, seed=7, noise=0.7).load(made.train, np.empty(0, np.int64)).data.images.float() / 255

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import weakref
 from types import SimpleNamespace
 
@@ -101,7 +100,6 @@ def most_alive_in_a_round(strategy: Strategy, clients: int) -> int:
 
     def work(site: None, task: ClientTask) -> ClientUpdate:
         nonlocal most
-        gc.collect()
         most = max(most, sum(ref() is not None for ref in alive))
         update = send(site, task)
         alive.append(weakref.ref(update.delta["w"]))
