@@ -18,13 +18,17 @@ def split_state(module: nn.Module) -> tuple[Tensors, Tensors]:
         module: Any module.
 
     Returns:
-        ``(parameters, buffers)``, in ``state_dict`` order.
+        ``(parameters, buffers)``, in ``state_dict`` order. A tensor with several names, such as a tied weight, stands
+        under the first of them.
     """
     names = {name for name, _ in module.named_parameters()}
+    found = module.state_dict(keep_vars=True)
+    others = _further_names(found)
     # contiguous whatever the module's memory format: sums over tensors then do not depend on where they came from
     state = {
         name: value.detach().cpu().clone(memory_format=torch.contiguous_format)
-        for name, value in module.state_dict().items()
+        for name, value in found.items()
+        if name not in others
     }
     parameters = {name: value for name, value in state.items() if name in names}
     buffers = {name: value for name, value in state.items() if name not in names}
@@ -39,12 +43,19 @@ def load_state(module: nn.Module, parameters: Mapping[str, Tensor], buffers: Map
         parameters: Its parameters.
         buffers: Its buffers.
     """
-    state = {**parameters, **buffers}
+    state, found = {**parameters, **buffers}, module.state_dict(keep_vars=True)
+    state |= {name: state[first] for name, first in _further_names(found).items() if first in state}
     with torch.no_grad():
-        for name, value in module.state_dict(keep_vars=True).items():
+        for name, value in found.items():
             if name in state and value.dtype != state[name].dtype:
                 value.data = value.data.to(state[name].dtype)
     module.load_state_dict(state)
+
+
+def _further_names(state: Mapping[str, Tensor]) -> dict[str, str]:
+    """Return the further names of tensors that stand under several in a ``state_dict`` of variables, by the first."""
+    first: dict[int, str] = {}
+    return {name: first[id(value)] for name, value in state.items() if first.setdefault(id(value), name) != name}
 
 
 def subtract(left: Mapping[str, Tensor], right: Mapping[str, Tensor]) -> Tensors:

@@ -30,6 +30,7 @@ from fedkd.core.client_states import ClientStates
 from fedkd.core.errors import FedKDError, MissingResourceError
 from fedkd.core.messages import Metrics, ServerState, Weights
 from fedkd.core.storage import write_atomically
+from fedkd.core.tensors import load_state
 from fedkd.data import FederatedDataModule
 from fedkd.runs import metrics_file
 from fedkd.runs.checkpoint import load_checkpoint, save_checkpoint
@@ -247,7 +248,7 @@ def load_student(run_dir: str | Path, student: nn.Module | None = None) -> nn.Mo
         student = students.ClosedFormStudent.restore(student, spec["closed_form"])
     student.to(memory_format=torch.channels_last)  # as it was trained
     try:
-        student.load_state_dict(tensors)
+        load_state(student, tensors, {})
     except RuntimeError as error:
         raise FedKDError(f"The given student does not fit the weights of {str(run_dir)!r}: {error}") from error
     return student.eval()

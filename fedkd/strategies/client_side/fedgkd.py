@@ -15,7 +15,7 @@ from torch import Tensor
 
 from fedkd.core.errors import check_range
 from fedkd.core.messages import ClientTask, ClientUpdate, LocalRule, ServerState, with_prefix, without_prefix
-from fedkd.core.tensors import Tensors, merge_buffers
+from fedkd.core.tensors import Tensors, load_state, merge_buffers
 from fedkd.losses import Outputs, kd_divergence
 from fedkd.strategies.base import Strategy
 from fedkd.strategies.client_side.global_teacher import GlobalTeacher
@@ -109,7 +109,7 @@ class KDOfGlobal(GlobalTeacher):
         """Copy the student, and put the average into the copy."""
         super().on_fit_start(trainer, pl_module)
         if self.average:
-            self.global_student.load_state_dict(dict(self.average))
+            load_state(self.global_student, self.average, {})
 
     def term(self, module: Any, batch: Any, student: Outputs) -> Tensor:
         """Return the divergence times T^2."""

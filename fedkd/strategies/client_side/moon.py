@@ -19,7 +19,7 @@ from torch import Tensor
 
 from fedkd.core.errors import FedKDError, check_range
 from fedkd.core.messages import ClientTask, ClientUpdate, LocalRule, ServerState
-from fedkd.core.tensors import split_state
+from fedkd.core.tensors import load_state, split_state
 from fedkd.losses import Outputs
 from fedkd.strategies.base import Strategy
 from fedkd.strategies.client_side.global_teacher import GlobalTeacher
@@ -119,7 +119,7 @@ class ModelContrast(GlobalTeacher):
         super().on_fit_start(trainer, pl_module)
         if self.previous:
             self.previous_student = frozen_copy(self.global_student)
-            self.previous_student.load_state_dict(dict(self.previous))
+            load_state(self.previous_student, self.previous, {})
 
     def term(self, module: Any, batch: Any, student: Outputs) -> Tensor:
         """Return the contrast."""

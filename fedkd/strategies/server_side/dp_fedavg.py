@@ -18,7 +18,7 @@ import torch
 from fedkd.core.errors import FedKDError, MissingResourceError, check_range
 from fedkd.core.messages import ClientUpdate, Metrics, ServerState
 from fedkd.core.seeding import derive_seed
-from fedkd.core.tensors import Tensors, weighted_mean
+from fedkd.core.tensors import Tensors, split_state, weighted_mean
 from fedkd.data import FederatedDataModule
 from fedkd.strategies.base import Strategy
 from fedkd.strategies.context import RoundContext
@@ -65,7 +65,7 @@ class DPFedAvg(Strategy):
                 "DPFedAvg cannot be composed with ClosedFormHead: clients would send sums over their images for it, "
                 "which get neither clipping nor noise."
             )
-        names = set(module.student.state_dict()) - {name for name, _ in module.student.named_parameters()}
+        _, names = split_state(module.student)
         if names:
             raise FedKDError(
                 f"DPFedAvg protects parameters alone, but the student has buffers ({min(names)}, ...), which tell of "
