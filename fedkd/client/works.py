@@ -15,6 +15,7 @@ from lightning.pytorch import Trainer
 
 from fedkd.core.errors import FedKDError
 from fedkd.core.messages import ClientTask, ClientUpdate, Weights, Work
+from fedkd.core.modes import let_train
 from fedkd.core.seeding import derive_seed, seeded
 from fedkd.core.tensors import load_state, split_state, subtract
 from fedkd.data.rows import Rows
@@ -56,7 +57,7 @@ def train(site: ClientSite, task: ClientTask) -> ClientUpdate:
     with seeded(*keys):
         start = rule.start(task)
         load_state(module.student, start.parameters, start.buffers)
-        module.student.train()
+        let_train(module.student)
         trainer = trainer_for(module, site.trainer, rule.callbacks(task))
         loader = site.train_loader(derive_seed(*keys, "batches"), trainer.strategy.root_device)
         fit(trainer, module, loader)

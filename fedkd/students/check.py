@@ -6,19 +6,17 @@ import torch
 from torch import nn
 
 from fedkd.core.errors import FedKDError
+from fedkd.core.modes import evaluating
 
 
 def check(student: nn.Module, num_classes: int, image_shape: tuple[int, int, int]) -> None:
     """Raise unless ``student`` maps images of ``image_shape`` to (B, num_classes) logits."""
     reference = next(iter(student.parameters()), torch.zeros(()))
     images = torch.zeros(2, *image_shape, device=reference.device)
-    was_training = student.training
     try:
-        with torch.no_grad():
-            shape = tuple(student.eval()(images).shape)
+        with torch.no_grad(), evaluating(student):
+            shape = tuple(student(images).shape)
     except RuntimeError as error:
         raise FedKDError(f"The student does not take images of shape {tuple(images.shape)}: {error}") from error
-    finally:
-        student.train(was_training)
     if shape != (2, num_classes):
         raise FedKDError(f"The student must return logits of shape (2, {num_classes}) for 2 images, got {shape}.")

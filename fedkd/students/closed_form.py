@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fedkd.core.errors import FedKDError
+from fedkd.core.modes import evaluating
 from fedkd.students.features import feature_layer, features_and_logits
 
 
@@ -160,13 +161,10 @@ def stages(student: nn.Module, image_shape: tuple[int, int, int]) -> list[tuple[
 
     hooks = [layer.register_forward_hook(note(name)) for name, layer in student.named_modules() if name]
     reference = next(iter(student.parameters()), torch.zeros(()))
-    modes = [(part, part.training) for part in student.modules()]
     try:
-        with torch.no_grad():
-            student.eval()(torch.zeros(2, *image_shape, device=reference.device))
+        with torch.no_grad(), evaluating(student):
+            student(torch.zeros(2, *image_shape, device=reference.device))
     finally:
-        for part, mode in modes:
-            part.training = mode
         for each in hooks:
             each.remove()
     if not last:

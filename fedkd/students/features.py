@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from fedkd.core.errors import FedKDError
+from fedkd.core.modes import evaluating
 
 
 def feature_layer(student: nn.Module, num_classes: int, image_shape: tuple[int, int, int]) -> str:
@@ -39,12 +40,10 @@ def feature_layer(student: nn.Module, num_classes: int, image_shape: tuple[int, 
         if isinstance(layer, nn.Linear) and layer.out_features == num_classes
     ]
     reference = next(iter(student.parameters()), torch.zeros(()))
-    was_training = student.training
     try:
-        with torch.no_grad():
-            student.eval()(torch.zeros(2, *image_shape, device=reference.device))
+        with torch.no_grad(), evaluating(student):
+            student(torch.zeros(2, *image_shape, device=reference.device))
     finally:
-        student.train(was_training)
         for hook in hooks:
             hook.remove()
     if not called:

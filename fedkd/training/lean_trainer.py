@@ -19,6 +19,8 @@ from lightning.pytorch.trainer.states import RunningStage, TrainerFn, TrainerSta
 from torch import Tensor
 from torch.optim import LBFGS, Optimizer
 
+from fedkd.core.modes import evaluating
+
 ARGUMENTS = frozenset(
     {
         *("accelerator", "devices", "precision", "max_epochs", "benchmark", "deterministic", "inference_mode"),
@@ -220,14 +222,9 @@ class LeanTrainer(Trainer):
     @contextmanager
     def _evaluating(self, model: LightningModule) -> Iterator[None]:
         """Put all parts of a module into evaluation mode, and each back into its own mode."""
-        modes = [(part, part.training) for part in model.modules()]
-        model.eval()
-        try:
-            with torch.inference_mode() if self.arguments.get("inference_mode", True) else torch.no_grad():
-                yield
-        finally:
-            for part, mode in modes:
-                part.training = mode
+        inference = torch.inference_mode() if self.arguments.get("inference_mode", True) else torch.no_grad()
+        with evaluating(model), inference:
+            yield
 
     def _hooks(self, name: str) -> list[Callable[..., None]]:
         """Return the callbacks' own methods of a name; those that do nothing are left out."""

@@ -16,6 +16,7 @@ from torch.optim import Optimizer
 from fedkd import students
 from fedkd.core.errors import FedKDError
 from fedkd.core.metrics import EpochSums, accuracies, confusion_matrix
+from fedkd.core.modes import let_train
 from fedkd.losses import DKD, CrossEntropy, DistillationLoss, LabelLoss, Outputs, TeacherFacts, local_facts
 from fedkd.students import ClosedFormStudent, ProjectedStudent, UnbuiltStudent, trained_part
 from fedkd.teachers import Teacher, prepare_teacher
@@ -35,6 +36,8 @@ class DistillationModule(LightningModule):
     Args:
         student: A name out of ``fedkd.students``, or any module from images (B, C, H, W) in [0, 1] to logits (B, K). A
             student by name is built for the data's classes and image shape as soon as they are known: see `build`.
+            Parts that are in evaluation mode in a module in training mode stay so: a BatchNorm that keeps its
+            statistics. A module in evaluation mode as a whole is put into training mode.
         teacher: A `Teacher`, or an argument of `fedkd.teachers.create`: a short name, a HuggingFace hub id or a local
             folder. None is the plain federated baseline.
         loss: How labels and teacher combine. Without a teacher it is the plain cross-entropy. A loss on features adds a
@@ -132,6 +135,7 @@ class DistillationModule(LightningModule):
         if isinstance(student, UnbuiltStudent):
             self.student_spec = student.spec(len(classes), image_shape)
             student = student.build(len(classes), image_shape)
+        let_train(student)  # a checkpoint comes in evaluation mode
         students.check(student, len(classes), image_shape)
         if self.teacher is not None and self.loss.needs_features:
             base = student.student if isinstance(student, ProjectedStudent) else student

@@ -22,6 +22,7 @@ from torch.optim import SGD, Adadelta, Adagrad, Adam, Adamax, AdamW, NAdam, RAda
 
 from fedkd.core.errors import FedKDError
 from fedkd.core.messages import Weights
+from fedkd.core.modes import let_train
 from fedkd.core.tensors import Tensors, load_state
 from fedkd.data.batch import Batch
 from fedkd.data.loader import BatchLoader
@@ -57,9 +58,10 @@ def reason_against_stacking(module: DistillationModule, arguments: Mapping[str, 
     if type(optimizer) not in ENTRYWISE:
         return f"the optimizer {type(optimizer).__name__} may mix a parameter's entries, and so clients"
     for name, layer in module.student.named_modules():
-        if isinstance(layer, nn.modules.batchnorm._NormBase) and layer.track_running_stats:
+        keeps = isinstance(layer, nn.modules.batchnorm._NormBase) and layer.track_running_stats
+        if keeps and layer.training:
             return f"the student's {name or 'module'} is a {type(layer).__name__}, which keeps running statistics"
-        if isinstance(layer, nn.modules.dropout._DropoutNd) and layer.p > 0:
+        if isinstance(layer, nn.modules.dropout._DropoutNd) and layer.p > 0 and layer.training:
             return f"the student's {name or 'module'} is a {type(layer).__name__}, which draws random numbers"
     return None
 
@@ -181,7 +183,7 @@ class _Stack:
         starts = []
         for member in self.members:
             load_state(self.student, member.start.parameters, member.start.buffers)
-            self.student.train()
+            let_train(self.student)
             self.trainer.callbacks, self.trainer.loader = member.callbacks, member.loader
             for name in ("setup", "on_fit_start", "on_train_start"):
                 arguments = (self.module, "fit") if name == "setup" else (self.module,)

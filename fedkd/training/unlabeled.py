@@ -11,6 +11,7 @@ from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 
 from fedkd.core.messages import Weights
+from fedkd.core.modes import let_train
 from fedkd.core.tensors import load_state, split_state
 from fedkd.data.loader import BatchLoader
 from fedkd.data.pool import Pool
@@ -155,7 +156,7 @@ def distill(
     if not epochs:
         return model
     load_state(student, model.parameters, model.buffers)
-    student.train()
+    let_train(student)
     module = Distiller(trained_part(student), lr, temperature, weight)
     distiller = trainer_for(module, {**evaluation_arguments(trainer), "max_epochs": epochs})
     loader = pool.training_loader(logits, seed, distiller.strategy.root_device)
@@ -232,7 +233,7 @@ def distill_features(
         The trained model, in the dtypes of ``model``.
     """
     load_state(student, model.parameters, model.buffers)
-    student.train()
+    let_train(student)
     module = FeatureRegressor(trained_part(student), layer, targets.shape[1], lr)
     regressor = trainer_for(module, {**evaluation_arguments(trainer), "max_epochs": epochs})
     loader = pool.training_loader(targets, seed, regressor.strategy.root_device)
