@@ -42,7 +42,9 @@ class BaseCLI(LightningCLI):
             DistillationModule,
             FederatedDataModule,
             save_config_callback=None,
-            trainer_defaults={key: value for key, value in TRAINER_DEFAULTS.items() if key != "logger"},
+            trainer_defaults={
+                key: value for key, value in TRAINER_DEFAULTS.items() if key not in ("logger", "max_epochs")
+            },
             parser_kwargs={
                 "prog": "fedkd",
                 "description": DESCRIPTION,

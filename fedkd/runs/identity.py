@@ -13,7 +13,7 @@ from fedkd.core.config import one_line
 from fedkd.core.tensors import split_state
 from fedkd.data import FederatedDataModule
 from fedkd.training.module import DistillationModule
-from fedkd.training.trainer import TRAINER_DEFAULTS
+from fedkd.training.trainer import with_defaults
 
 ALWAYS = ("max_epochs", "max_steps", "precision", "accumulate_grad_batches")
 """Trainer arguments that are shown at their defaults, too."""
@@ -76,7 +76,7 @@ def trainer_identity(trainer: Mapping[str, Any]) -> str:
     Neither the order of the arguments nor the way in which a default is given makes a difference.
     """
     defaults = {name: each.default for name, each in inspect.signature(Trainer).parameters.items()}
-    defaults |= {"max_epochs": TRAINER_DEFAULTS["max_epochs"], **WHERE_NONE}
+    defaults |= {"max_epochs": with_defaults(trainer)["max_epochs"], **WHERE_NONE}
     given = {name: value for name, value in trainer.items() if value is not None}
     if "callbacks" in given:
         callbacks = given["callbacks"]

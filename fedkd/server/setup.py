@@ -26,7 +26,7 @@ from fedkd.students import trained_part
 from fedkd.teachers import TeacherOutputs, prepare_teacher
 from fedkd.training.lean_trainer import has_plain_optimizer, reason_for_lightning
 from fedkd.training.module import DistillationModule
-from fedkd.training.trainer import TRAINER_DEFAULTS
+from fedkd.training.trainer import with_defaults
 from fedkd.training.trainer_arguments import check_trainer, with_precision
 
 
@@ -198,7 +198,7 @@ def training_loop(prepared: Prepared, state: ServerState) -> str:
     """
     task = prepared.plan.strategy.tasks(state, list(prepared.clients)[:1])[0]
     module, callbacks = prepared.plan.modules[0], task.rule.callbacks(task)
-    reason = reason_for_lightning(module, {**TRAINER_DEFAULTS, **prepared.trainer}, callbacks)
+    reason = reason_for_lightning(module, with_defaults(prepared.trainer), callbacks)
     if reason is None and not has_plain_optimizer(module):
         reason = "the optimizer comes with a scheduler, or takes a closure"
     return "lean" if reason is None else f"Lightning's own, since {reason}"

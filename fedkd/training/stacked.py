@@ -29,7 +29,7 @@ from fedkd.data.loader import BatchLoader
 from fedkd.students import trained_part
 from fedkd.training.lean_trainer import LeanTrainer, has_plain_optimizer, reason_for_lightning
 from fedkd.training.module import DistillationModule
-from fedkd.training.trainer import TRAINER_DEFAULTS
+from fedkd.training.trainer import with_defaults
 
 ENTRYWISE = (SGD, Adam, AdamW, NAdam, RAdam, Adamax, Adagrad, Adadelta, RMSprop, Rprop)
 """Optimizers whose step of an entry depends on that entry alone."""
@@ -44,7 +44,7 @@ def reason_against_stacking(module: DistillationModule, arguments: Mapping[str, 
         module: Built.
         arguments: Of the clients' Trainers.
     """
-    complete = {**TRAINER_DEFAULTS, **arguments}
+    complete = with_defaults(arguments)
     if (reason := reason_for_lightning(module, complete)) is not None:
         return reason
     if not has_plain_optimizer(module):

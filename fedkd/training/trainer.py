@@ -28,6 +28,18 @@ TRAINER_DEFAULTS: dict[str, Any] = {
 """How a client's Trainer differs from Lightning's: one local epoch, and nothing printed or saved."""
 
 
+def with_defaults(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a Trainer's arguments over `TRAINER_DEFAULTS`.
+
+    Who bounds the steps or the time and says nothing of epochs gets as many epochs as that takes.
+    """
+    given = {**TRAINER_DEFAULTS, **arguments}
+    if arguments.get("max_epochs") is None:
+        is_bounded = arguments.get("max_steps", -1) not in (None, -1) or arguments.get("max_time") is not None
+        given["max_epochs"] = -1 if is_bounded else TRAINER_DEFAULTS["max_epochs"]
+    return given
+
+
 NOTICES = (
     ".*You defined a `validation_step` but have no `val_dataloader`",  # the test set is the server's
     ".*isinstance\\(treespec, LeafSpec\\)",  # between Lightning and torch
@@ -54,7 +66,7 @@ def evaluator_for(module: LightningModule, arguments: Mapping[str, Any]) -> Trai
     arguments, last = evaluation_arguments(arguments), module._trainer
     if isinstance(last, LeanTrainer) and evaluation_arguments(last.arguments) == {"devices": 1, **arguments}:
         return last
-    complete = {**TRAINER_DEFAULTS, **arguments}
+    complete = with_defaults(arguments)
     with quiet_lightning():
         return make_trainer(arguments) if reason_for_lightning(module, complete) else LeanTrainer(complete)
 
@@ -70,7 +82,7 @@ def trainer_for(module: LightningModule, arguments: Mapping[str, Any], callbacks
         arguments: As for `make_trainer`.
         callbacks: Further callbacks, after the configured ones.
     """
-    complete = {**TRAINER_DEFAULTS, **arguments}
+    complete = with_defaults(arguments)
     last: Any = module._trainer
     known = isinstance(last, LeanTrainer) and last.arguments == complete
     if reason_for_lightning(module, complete, callbacks) or not (known or has_plain_optimizer(module)):
@@ -92,7 +104,7 @@ def make_trainer(arguments: Mapping[str, Any], callbacks: Sequence[Callback] = (
     Returns:
         The Trainer.
     """
-    arguments = {**TRAINER_DEFAULTS, **copy.deepcopy(dict(arguments))}
+    arguments = with_defaults(copy.deepcopy(dict(arguments)))
     configured = arguments.pop("callbacks", None) or []
     configured = list(configured) if isinstance(configured, Sequence) else [configured]
     with quiet_lightning():

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from helpers import datamodule, module
+from helpers import datamodule, module, train_client
+from torch import nn
 
 import fedkd
+from fedkd.cli.main import main
 from fedkd.server.setup import plan_run, run_settings
 from fedkd.training.trainer_arguments import with_precision
 
@@ -34,3 +36,36 @@ def test_a_run_trains_with_it_and_says_so(monkeypatch, tmp_path):
     assert "bf16-mixed" in str(run_settings(federation, plan)["trainer"])
     monkeypatch.undo()
     assert "32-true" in str(run_settings(federation, plan_run(federation, module(), datamodule()))["trainer"])
+
+
+@pytest.mark.parametrize(
+    ("given", "steps"),
+    [({}, 2), ({"max_steps": 7}, 7), ({"max_steps": 7, "max_epochs": 2}, 4), ({"max_epochs": None}, 2)],
+)
+def test_max_steps_is_not_cut_to_an_epoch(given, steps):
+    data = datamodule(3, count=60)
+    _, update = train_client(module(), data, trainer={"accelerator": "cpu", **given})
+    assert update.num_steps == steps
+
+
+def test_the_command_line_takes_max_steps_too(tmp_path):
+    arguments = "fit --config examples/quickstart.yaml --federation.rounds 1 --data.num_clients 2 --model.teacher null"
+    arguments += f" --trainer.max_epochs null --trainer.max_steps 3 --run_dir {tmp_path / 'run'}"
+    main([*arguments.split(), "--data.partitioner", "IID"])
+    header, row = (line.split(",") for line in (tmp_path / "run" / "metrics.csv").read_text().splitlines())
+    assert int(row[header.index("num_steps")]) == 2 * 3
+
+
+def test_complex_students_are_refused_by_name():
+    class Waves(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.head = nn.Linear(64, 3)
+            self.phase = nn.Parameter(torch.ones(3, dtype=torch.complex64))
+
+        def forward(self, images):
+            return (self.head(images.flatten(1)) * self.phase).real
+
+    trained = module(Waves())
+    with pytest.raises(fedkd.FedKDError, match=r"student's 'phase' is complex .complex64.*float32"):
+        trained.build(("a", "b", "c"), (1, 8, 8))
