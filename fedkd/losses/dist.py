@@ -7,20 +7,35 @@ from __future__ import annotations
 
 from typing import Literal
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from fedkd.losses.base import Outputs, check_shapes
 from fedkd.losses.temperature import TemperedLoss
 
+LEAST = 1e-2
+"""The least deviation of a row of the student's probabilities, relative to its mean."""
+
 
 def pearson_distance(left: Tensor, right: Tensor) -> Tensor:
     """Return 1 minus the correlation of two tensors' rows, averaged over rows: (R, C), (R, C) -> scalar in [0, 2].
 
-    A constant row has no correlation: its distance counts as 1, without a gradient.
+    The correlation is the cosine of the centered rows. A student whose logits are all but constant, as those of a new
+    last layer may be, has rows of probabilities whose deviation is less than `LEAST` of their mean. Such a row is
+    divided by that least deviation instead, so that its gradient leads to the teacher's and stays bounded. A constant
+    row of the teacher has no correlation: its distance counts as 1, without a gradient.
+
+    Args:
+        left: The student's probabilities, (R, C).
+        right: The teacher's, (R, C).
     """
+    least = LEAST * left.detach().mean(1) * left.shape[1] ** 0.5  # (R,)
     left, right = left - left.mean(1, keepdim=True), right - right.mean(1, keepdim=True)
-    return 1 - F.cosine_similarity(left, right, dim=1, eps=1e-8).mean()
+    flat = left.detach().norm(dim=1) < least
+    usual = F.cosine_similarity(torch.where(flat[:, None], right, left), right, dim=1, eps=1e-8)
+    bounded = (left * right).sum(1) / (least * right.norm(dim=1)).clamp(min=1e-8)
+    return 1 - torch.where(flat, bounded, usual).mean()
 
 
 def dist_distances(student_logits: Tensor, teacher_logits: Tensor, temperature: float = 1.0) -> tuple[Tensor, Tensor]:

@@ -13,17 +13,25 @@ from fedkd.losses.base import Outputs
 from fedkd.losses.kd import kd_divergence
 from fedkd.losses.temperature import TemperedLoss
 
+SPREAD = 0.01
+"""The least standard deviation of a student's logits. Those of a new last layer may be almost constant."""
 
-def standardize(logits: Tensor) -> Tensor:
+
+def standardize(logits: Tensor, least: float = 0.0) -> Tensor:
     r"""Return every row's z-scores, (B, K) float32: mean 0 and standard deviation 1 over the K classes.
 
     .. math:: z_{bk} = (x_{bk} - \bar x_b) / \sigma(x_b), \quad \sigma(x)^2 = \frac{1}{K} \sum_k (x_k - \bar x)^2
 
     Sun et al. (arXiv 2403.01427), algorithm 1. Their code, unlike the paper, divides by K - 1 in sigma. This equals a
     temperature that is sqrt(K / (K - 1)) times as high.
+
+    Args:
+        logits: x, (B, K).
+        least: The least sigma to divide by, >= 0. Below it a row is not scaled up further, so its gradient is bounded.
     """
     centered = logits.float() - logits.float().mean(dim=-1, keepdim=True)
-    return centered / centered.square().mean(dim=-1, keepdim=True).add(1e-12).sqrt()
+    deviation = centered.square().mean(dim=-1, keepdim=True).add(1e-12).sqrt()
+    return centered / (deviation.clamp(min=least) if least else deviation)
 
 
 class StandardizedKD(TemperedLoss):
@@ -59,5 +67,5 @@ class StandardizedKD(TemperedLoss):
     def terms(self, student: Outputs, targets: Tensor, teacher: Outputs) -> dict[str, Tensor]:
         """Return ``kd``, times T^2."""
         return {
-            "kd": self.T**2 * kd_divergence(standardize(student.logits), standardize(teacher.logits), self.T),
+            "kd": self.T**2 * kd_divergence(standardize(student.logits, SPREAD), standardize(teacher.logits), self.T),
         }

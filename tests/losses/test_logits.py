@@ -209,3 +209,40 @@ def test_centered_kd_is_kd_of_logits_that_are_centered_already():
     found = CenteredKD(**settings)(Outputs(student), targets, Outputs(teacher))
     for name, value in KD(**settings)(Outputs(student), targets, Outputs(teacher)).items():
         torch.testing.assert_close(found[name], value)
+
+
+@pytest.mark.parametrize("kind", [DIST, StandardizedKD])
+def test_a_student_whose_logits_are_constant_learns_with_bounded_gradients(kind):
+    """A new last layer may be 0, and then every logit is."""
+    generator = torch.Generator().manual_seed(0)
+    inputs, weight = torch.randn(200, 8, generator=generator), torch.randn(8, 5, generator=generator)
+    teacher, targets = Outputs(3 * inputs @ weight), torch.zeros(200, dtype=torch.int64)
+    layer = torch.nn.Linear(8, 5)
+    torch.nn.init.zeros_(layer.weight)
+    torch.nn.init.zeros_(layer.bias)
+    optimizer, loss = torch.optim.SGD(layer.parameters(), lr=0.1), kind(ce_weight=0.0)
+    largest = 0.0
+    for _ in range(200):
+        optimizer.zero_grad()
+        loss(Outputs(layer(inputs)), targets, teacher)["loss"].backward()
+        largest = max(largest, float(layer.weight.grad.norm()))
+        optimizer.step()
+    assert 0 < largest < 100
+    assert (layer(inputs).argmax(1) == teacher.logits.argmax(1)).float().mean() > 0.8
+
+
+def test_the_floors_change_nothing_for_a_student_whose_logits_differ():
+    generator = torch.Generator().manual_seed(0)
+    student, teacher = (torch.randn(20, 6, generator=generator) for _ in range(2))
+    assert torch.equal(standardize(student, 0.01), standardize(student))
+    p, q = student.softmax(1), teacher.softmax(1)
+    by_torch = 1 - torch.corrcoef(torch.stack([p[0], q[0]]))[0, 1]
+    torch.testing.assert_close(dist_distances(student[:1], teacher[:1])[0], by_torch)
+
+
+def test_a_constant_teacher_has_no_correlation_and_gives_no_gradient():
+    student = torch.randn(4, 5, requires_grad=True)
+    inter, intra = dist_distances(student, torch.zeros(4, 5))
+    assert inter.item() == intra.item() == 1
+    (inter + intra).backward()
+    assert student.grad.abs().max() == 0

@@ -46,7 +46,7 @@ class FeatureStart(Strategy):
 
     needs_teacher_features = True
 
-    def __init__(self, images: Which = "shared", dim: int = 128, epochs: int = 9, lr: float = 4e-3) -> None:
+    def __init__(self, images: Which = "shared", dim: int = 128, epochs: int = 9, lr: float = 1e-3) -> None:
         check_range("dim", dim, low=1, whole=True)
         check_range("epochs", epochs, low=0, whole=True)
         check_range("lr", lr, low=0, low_open=True)
