@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from helpers import datamodule, module, train_client
@@ -49,7 +51,8 @@ def test_max_steps_is_not_cut_to_an_epoch(given, steps):
 
 
 def test_the_command_line_takes_max_steps_too(tmp_path):
-    arguments = "fit --config examples/quickstart.yaml --federation.rounds 1 --data.num_clients 2 --model.teacher null"
+    quickstart = Path(__file__).parents[2] / "examples" / "quickstart.yaml"
+    arguments = f"fit --config {quickstart} --federation.rounds 1 --data.num_clients 2 --model.teacher null"
     arguments += f" --trainer.max_epochs null --trainer.max_steps 3 --run_dir {tmp_path / 'run'}"
     main([*arguments.split(), "--data.partitioner", "IID"])
     header, row = (line.split(",") for line in (tmp_path / "run" / "metrics.csv").read_text().splitlines())
