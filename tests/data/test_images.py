@@ -140,3 +140,25 @@ def test_datasets_share_the_training_classes() -> None:
     with pytest.raises(FedKDError, match=r"classes \(a, b\) are not the training set's \(a, b, c\)"):
         Datasets(make_set(), make_set(classes=2)).load()
     assert Datasets(make_set(), make_set(), classes="xyz").load()[1].classes == ("x", "y", "z")
+
+
+@pytest.mark.parametrize("transform", ["flip", "crop"])
+def test_a_random_transform_of_the_dataset_is_refused_and_a_fixed_one_kept(transform):
+    generator = torch.Generator().manual_seed(0)
+    pictures = torch.randint(0, 256, (30, 3, 8, 8), generator=generator).to(torch.uint8)
+
+    class Transformed:
+        def __init__(self, is_random):
+            self.is_random = is_random
+
+        def __len__(self):
+            return len(pictures)
+
+        def __getitem__(self, i):
+            shift = int(torch.randint(0, 2, (), generator=generator)) if self.is_random else 1
+            seen = pictures[i].flip(-1) if transform == "flip" and shift else pictures[i].roll(shift, -1)
+            return seen, i % 2
+
+    assert len(ImageSet.from_dataset(Transformed(False))) == 30
+    with pytest.raises(FedKDError, match=r"Item \d+ of the dataset is another image .* data.augmentation"):
+        ImageSet.from_dataset(Transformed(True))

@@ -88,7 +88,10 @@ class ImageSet:
 
     @classmethod
     def from_dataset(cls, dataset: Any, classes: Sequence[str] | None = None) -> ImageSet:
-        """Read a map-style dataset of (image, label). Each item is read once.
+        """Read a map-style dataset of (image, label). Each item is read once, and the first few again.
+
+        What is read is kept, so a random transform in the dataset would be drawn once and then be frozen: augmentation
+        is ``FederatedDataModule(augmentation=)``.
 
         Args:
             dataset: Any object with ``__len__`` and ``__getitem__``. An image is a PIL image (modes "L" and "1" give
@@ -99,23 +102,38 @@ class ImageSet:
                 or else the numbers from 0 to the largest label.
 
         Raises:
-            FedKDError: If an image or label has another type, sizes differ, or a label is outside the classes.
+            FedKDError: If an image or label has another type, sizes differ, or a label is outside the classes; or if an
+                item is another image when it is read again.
         """
         if not len(dataset):
             raise FedKDError("The dataset is empty. It needs at least one image.")
         labels: list[int] = []
+        first: list[np.ndarray] = []
 
         def read() -> Iterator[np.ndarray]:
             for i in range(len(dataset)):
                 image, label = dataset[i]
                 labels.append(_label(label, i))
-                yield to_pixels(image)
+                pixels = to_pixels(image)
+                if i < READ_AGAIN:
+                    first.append(pixels.copy())
+                yield pixels
 
         images = stack_pixels(read(), len(dataset))
+        for i, pixels in enumerate(first):
+            if not np.array_equal(to_pixels(dataset[i][0]), pixels):
+                raise FedKDError(
+                    f"Item {i} of the dataset is another image when it is read again, so the dataset has a random "
+                    "transform. fedkd reads each image once: leave the transform out and set data.augmentation."
+                )
         names = class_names(dataset) if classes is None else tuple(classes)
         if names is None:
             names = tuple(str(k) for k in range(max(labels) + 1))
         return cls(images, torch.tensor(labels, dtype=torch.int64), names)
+
+
+READ_AGAIN = 16
+"""So many items are read twice: a flip at random is then missed once in 65,536 times."""
 
 
 def select(images: Tensor, rows: Tensor) -> Tensor:
