@@ -56,9 +56,10 @@ class EnsembleTeacher(Teacher):
     def prepare(self, classes: Sequence[str]) -> None:
         """Prepare the members. If each has its own head, build the ensemble's head."""
         super().prepare(classes)
-        black = torch.zeros(1, 3, 32, 32, device=self.device)
+        black = torch.zeros(1, *self.image_shape, device=self.device)
         with torch.no_grad():
             for member in self.teachers:
+                member.image_shape = self.image_shape
                 member.prepare(classes)
             self.widths = tuple(_outputs(member, black).shape[1] for member in self.teachers)
         self.head_method = MembersHeads(self.teachers, self.widths, self.initial_weights)

@@ -38,9 +38,12 @@ class Teacher(nn.Module, ABC):
         head: Maps features (B, D) to logits (B, K). None until it is fitted.
         head_is_fitted: Whether ``head_method`` fitted ``head``. If so, other data needs a new fit.
         classes: The class names, after `prepare` was called.
+        image_shape: (C, H, W) of the data's images, known before `prepare` is called.
     """
 
-    not_in_features: ClassVar[frozenset[str]] = frozenset({"head", "head_method", "head_is_fitted", "classes"})
+    not_in_features: ClassVar[frozenset[str]] = frozenset(
+        {"head", "head_method", "head_is_fitted", "classes", "image_shape"}
+    )
     """Names of attributes that features do not depend on: the cache stays valid when they change."""
 
     head: nn.Module | None
@@ -53,6 +56,7 @@ class Teacher(nn.Module, ABC):
         self.head = None
         self.head_is_fitted = False
         self.classes: tuple[str, ...] = ()
+        self.image_shape: tuple[int, int, int] = (3, 32, 32)
         self.training = False
 
     @abstractmethod
@@ -88,8 +92,9 @@ class Teacher(nn.Module, ABC):
 
     def identity(self) -> str:
         """Return a line that identifies this teacher before it is prepared. A resumed run compares it."""
-        what = fingerprint(self, ignore={"classes"}) if self.overrides_forward else self.fingerprint()
-        names = sorted(self.not_in_features - {"head", "head_is_fitted", "classes"})
+        data = {"classes", "image_shape"}
+        what = fingerprint(self, ignore=data) if self.overrides_forward else self.fingerprint()
+        names = sorted(self.not_in_features - data - {"head", "head_is_fitted"})
         texts = [f"{name}={one_line(vars(self)[name])}" for name in names if name in vars(self)]
         return f"{type(self).__qualname__} {what[:16]}, {', '.join(texts)}"
 
@@ -113,7 +118,7 @@ class Teacher(nn.Module, ABC):
     def feature_dim(self) -> int:
         """Return D. One forward pass of a black image determines it."""
         with torch.no_grad():
-            return self.features(torch.zeros(1, 3, 32, 32, device=self.device)).shape[1]
+            return self.features(torch.zeros(1, *self.image_shape, device=self.device)).shape[1]
 
     def train(self, mode: bool = True) -> Teacher:
         """Stay in evaluation mode, whatever ``mode``: a teacher never trains."""

@@ -11,9 +11,11 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers import BrightRowTeacher, datamodule, module
 from protocols import prepare
 from torch import Tensor, nn
 
+import fedkd
 from fedkd.core.errors import FedKDError
 from fedkd.data import Augmentation, ImageSet, Views
 from fedkd.teachers import (
@@ -198,3 +200,21 @@ def test_members_look_once_whoever_asks(images: ImageSet, tmp_path: Path, views:
     again = cache.get(EnsembleTeacher([first, second]), images, views=views)
     np.testing.assert_array_equal(again, joined[..., [5, 6, 7, 8, 9, 0, 1, 2, 3, 4]])
     assert first.looks + second.looks == sum(probe) + count * len(images)
+
+
+class OfOneShape(BrightRowTeacher):
+    """Takes gray images of 8x8 and nothing else."""
+
+    def features(self, images):
+        assert images.shape[1:] == (1, 8, 8), images.shape
+        return super().features(images)
+
+
+def test_members_are_probed_with_the_datas_shape(tmp_path):
+    ensemble = EnsembleTeacher([OfOneShape(), OfOneShape()])
+    before = ensemble.identity(), ensemble.fingerprint()
+    trained = module(teacher=ensemble)
+    fedkd.Federation(1, run_dir=tmp_path, trainer={"accelerator": "cpu"}).fit(trained, datamodule(3))
+    assert ensemble.widths == (3, 3)
+    assert ensemble.teachers[0].feature_dim == 3
+    assert (ensemble.identity(), ensemble.fingerprint()) == before

@@ -103,6 +103,7 @@ def prepare_teacher(
 
     adapt, fit_weights = (getattr(teacher, hook, None) for hook in ("adapt", "fit_weights"))
     with _working_on(teacher, device):
+        teacher.image_shape = train.image_shape
         teacher.prepare(train.classes)
         if adapt:
             adapt(data, connect)
