@@ -55,7 +55,7 @@ class RunDirectory:
     def __init__(self, path: str | Path | None = None, resume: bool = False) -> None:
         if path is None:
             path = (newest_version(Path("runs")) if resume else None) or next_version(Path("runs"))
-        self.path = Path(path)
+        self.path = Path(path).expanduser()
         if not resume and (self.path / "metrics.csv").exists():
             raise FedKDError(
                 f"{str(self.path)!r} already holds a run. Choose another run_dir, or go on with it: ckpt_path: last."
@@ -209,7 +209,8 @@ def read_spec(run_dir: str | Path) -> dict[str, Any]:
     Raises:
         MissingResourceError: If the run has no student.
     """
-    path = Path(run_dir) / "student.safetensors"
+    run_dir = Path(run_dir).expanduser()
+    path = run_dir / "student.safetensors"
     if not path.is_file():
         if (own := Path(run_dir) / "clients").is_dir():
             one = str(own / "0")
@@ -241,7 +242,7 @@ def load_student(run_dir: str | Path, student: nn.Module | None = None) -> nn.Mo
         if spec["student"] is None:
             raise FedKDError(f"The student of {str(run_dir)!r} was not made by name: pass load_student(..., student=).")
         student = students.create(**spec["student"])
-    tensors = load_file(Path(run_dir) / "student.safetensors")
+    tensors = load_file(Path(run_dir).expanduser() / "student.safetensors")
     if spec.get("projection"):
         student = students.ProjectedStudent.restore(student, spec["projection"], tensors)
     if spec.get("closed_form"):

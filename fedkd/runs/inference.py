@@ -16,7 +16,7 @@ from fedkd.core.messages import Metrics, Weights
 from fedkd.core.storage import write_atomically
 from fedkd.core.tensors import split_state
 from fedkd.data import BatchLoader, FederatedDataModule, ImageSet, Rows
-from fedkd.data.images.folder import EXTENSIONS, decode_file
+from fedkd.data.images.folder import EXTENSIONS, decode_file, is_image
 from fedkd.runs.directory import load_student, read_spec
 from fedkd.training.evaluation import evaluate
 from fedkd.training.module import DistillationModule
@@ -112,7 +112,7 @@ def predict_run(
 
 def find_images(path: Path) -> list[Path]:
     """Return the image files at or below ``path``, sorted."""
-    found = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.suffix.lower() in EXTENSIONS)
+    found = [path] if path.is_file() else sorted(p for p in path.rglob("*") if is_image(p.relative_to(path)))
     if not found:
         raise MissingResourceError(f"No images at {str(path)!r}; looked for {', '.join(EXTENSIONS)}.")
     return found

@@ -97,7 +97,7 @@ def test_a_changed_folder_is_decoded_anew(root: Path, change: str, request: pyte
     elif change == "rename":
         path.rename(path.with_name("7.png"))
     elif change == "class":
-        (root / "train/ant").mkdir()
+        save(root / "train/ant/0.png", noise(6, 4, 5, 3))
     request.getfixturevalue("no_decoding")
     with pytest.raises(AssertionError, match="decoded again"):
         ImageFolder(root).load()
@@ -205,3 +205,43 @@ def test_real_images_equal_pils(shared: Path, tmp_path: Path, request: pytest.Fi
             assert torch.equal(image, torch.from_numpy(np.asarray(Image.open(path)).transpose(2, 0, 1).copy()))
     request.getfixturevalue("no_decoding")
     assert same(ImageFolder(root).load(), (train, test))
+
+
+def test_photographs_are_turned_as_their_exif_data_say(tmp_path: Path) -> None:
+    pixels = np.zeros((8, 16, 3), np.uint8)
+    pixels[:, :8] = 255  # white on the left; turned by 90 degrees clockwise, white is on top
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    for part in ("train", "test"):
+        (tmp_path / part / "a").mkdir(parents=True)
+        Image.fromarray(pixels).save(tmp_path / part / "a" / "1.png", exif=exif)
+    for size in (None, 8):
+        train, _ = ImageFolder(tmp_path, size).load()
+        image = train.images[0, 0].float()
+        assert image.shape == ((16, 8) if size is None else (8, 8))
+        assert image[: len(image) // 2 - 1].min() == 255
+        assert image[len(image) // 2 + 1 :].max() == 0
+
+
+@pytest.mark.parametrize("name", ["1.tif", "1.TIFF", "1.gif", "1.ppm", "1.pgm"])
+def test_more_kinds_of_files_count(tmp_path: Path, name: str) -> None:
+    pixels = noise(0, 4, 5) if name.endswith("pgm") else noise(0, 4, 5, 3)
+    for part in ("train", "test"):
+        save(tmp_path / part / "a" / name, pixels)
+    train, _ = ImageFolder(tmp_path).load()
+    assert len(train) == 1
+    if not name.endswith("gif"):  # which has 256 colors
+        assert torch.equal(train.images[0], torch.from_numpy(pixels.reshape(4, 5, -1)).permute(2, 0, 1))
+
+
+def test_hidden_files_and_folders_and_pipes_are_left_out(root: Path) -> None:
+    save(root / "train/dog/.trash/9.png", noise(9, 4, 5, 3))
+    (root / "train/dog/._1.png").write_bytes(b"what macOS leaves")
+    os.mkfifo(root / "train/dog/pipe.png")
+    assert len(ImageFolder(root).load()[0]) == 3
+
+
+def test_a_class_without_an_image_is_named(root: Path) -> None:
+    (root / "train/zebra").mkdir()
+    with pytest.raises(FedKDError, match="zebra has no image"):
+        ImageFolder(root).load()

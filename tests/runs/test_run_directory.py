@@ -226,3 +226,8 @@ def test_what_a_killed_writer_left_is_swept(tmp_path):
     leftover.write_bytes(b"half")
     fit(tmp_path / "run", rounds=1)
     assert not leftover.exists()
+
+
+def test_a_tilde_is_the_home_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert RunDirectory("~/runs/one").path == tmp_path / "runs" / "one"

@@ -22,8 +22,9 @@ from fedkd.data.images.image_set import ImageSet
 from fedkd.data.images.pixels import pil_pixels, stack_pixels
 from fedkd.data.sources import ImageSource
 
-EXTENSIONS = (".bmp", ".jpeg", ".jpg", ".png", ".webp")
-FORMAT = 1  # of the cached file: increase it when the same image files decode to other pixels
+EXTENSIONS = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
+FORMAT = 2  # of the cached file: increase it when the same image files decode to other pixels
+ORIENTATION = 0x0112  # the EXIF tag
 _CHUNK = 64  # files per task: for single small images the overhead of a task exceeds the decoding
 
 
@@ -45,7 +46,9 @@ class ImageFolder(ImageSource):
     """Image files in ``root/train/<class>/`` and ``root/test/<class>/``.
 
     The images are decoded once and cached in ``images`` in fedkd's cache. They are decoded again when a file is added,
-    removed or changed. The classes are the folders of ``train``, sorted. A class may have no test image.
+    removed or changed. The classes are the folders of ``train``, sorted. Each has at least one image there; it may have
+    none in ``test``. Files and folders whose names begin with a dot are left out. An image is turned as its EXIF data
+    say. Of several frames the first counts.
 
     Args:
         root: The folder that contains ``train/`` and ``test/``.
@@ -68,6 +71,10 @@ class ImageFolder(ImageSource):
                 f"The image folder {root} does not exist. Set root to a folder with train/ and test/."
             )
         (classes, train), (test_classes, test) = _scan(root, "train"), _scan(root, "test")
+        if empty := sorted(set(classes) - {file.class_name for file in train}):
+            raise FedKDError(
+                f"{root / 'train' / empty[0]} has no image. Put {', '.join(EXTENSIONS)} files there, or remove it."
+            )
         for name in test_classes:
             if name not in classes:
                 raise unknown_name(f"class in {root / 'test'}", name, classes)
@@ -105,12 +112,19 @@ def _scan(root: Path, part: str) -> tuple[list[str], list[ImageFile]]:
     return classes, sorted(files)
 
 
+def is_image(path: Path) -> bool:
+    """Whether a path, relative to where the search began, is that of an image: by its name, and not hidden."""
+    return path.suffix.lower() in EXTENSIONS and not any(part.startswith(".") for part in path.parts)
+
+
 def walk(folder: Path, relative: str) -> Iterator[ImageFile]:
     """Yield the image files below ``folder`` at any depth, in no order; their paths start with ``relative``."""
     for entry in os.scandir(folder):
+        if entry.name.startswith("."):  # such as macOS's ._1.png, which holds no image
+            continue
         if entry.is_dir():
             yield from walk(folder / entry.name, f"{relative}/{entry.name}")
-        elif entry.name.lower().endswith(EXTENSIONS):
+        elif entry.name.lower().endswith(EXTENSIONS) and entry.is_file():  # a pipe would never end
             stat = entry.stat()
             yield ImageFile(f"{relative}/{entry.name}", stat.st_size, stat.st_mtime_ns)
 
@@ -147,7 +161,9 @@ def decode_file(root: Path, name: str, size: tuple[int, int] | None) -> np.ndarr
     from PIL import Image, ImageOps
 
     try:
-        with Image.open(f"{root}{os.sep}{name}") as image:
+        with Image.open(f"{root}{os.sep}{name}") as opened:
+            turned = opened.getexif().get(ORIENTATION, 1) != 1  # as phones write photographs
+            image = ImageOps.exif_transpose(opened) if turned else opened
             if size is None or image.size == size:
                 return pil_pixels(image)
             gray = image.mode in ("L", "1")  # other modes, such as palettes, cannot be resized: convert them to RGB
