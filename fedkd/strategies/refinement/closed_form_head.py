@@ -44,7 +44,8 @@ class ClosedFormHead(Strategy):
     each. It costs the clients two passes over their images, forward alone. With sampled cohorts the head is that of the
     cohort's images; after the last round, and with ``every`` None, that of all clients.
 
-    In a `Compose` it stands behind what changes weights on the server.
+    In a `Compose` it stands behind what changes weights on the server. With privacy in the head, a run that is gone on
+    with for more rounds solves it again, and spends its budget again.
 
     Args:
         inputs: "last" are the inputs of the student's last linear layer. "stages" are the outputs of its last three
