@@ -35,19 +35,25 @@ def split_state(module: nn.Module) -> tuple[Tensors, Tensors]:
     return parameters, buffers
 
 
-def load_state(module: nn.Module, parameters: Mapping[str, Tensor], buffers: Mapping[str, Tensor]) -> None:
+def load_state(
+    module: nn.Module,
+    parameters: Mapping[str, Tensor],
+    buffers: Mapping[str, Tensor],
+    keep_dtypes: bool = False,
+) -> None:
     """Overwrite a module's state. Its tensors take the new dtypes, since training in true half precision changes them.
 
     Args:
         module: The module that `split_state` copied, or one with the same structure.
         parameters: Its parameters.
         buffers: Its buffers.
+        keep_dtypes: Whether the module's tensors keep their own dtypes instead.
     """
     state, found = {**parameters, **buffers}, module.state_dict(keep_vars=True)
     state |= {name: state[first] for name, first in _further_names(found).items() if first in state}
     with torch.no_grad():
         for name, value in found.items():
-            if name in state and value.dtype != state[name].dtype:
+            if not keep_dtypes and name in state and value.dtype != state[name].dtype:
                 value.data = value.data.to(state[name].dtype)
     module.load_state_dict(state)
 

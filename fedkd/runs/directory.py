@@ -249,7 +249,7 @@ def load_student(run_dir: str | Path, student: nn.Module | None = None) -> nn.Mo
         student = students.ClosedFormStudent.restore(student, spec["closed_form"])
     student.to(memory_format=torch.channels_last)  # as it was trained
     try:
-        load_state(student, tensors, {})
+        load_state(student, tensors, {}, keep_dtypes=True)
     except RuntimeError as error:
         raise FedKDError(f"The given student does not fit the weights of {str(run_dir)!r}: {error}") from error
     return student.eval()

@@ -109,7 +109,7 @@ class KDOfGlobal(GlobalTeacher):
         """Copy the student, and put the average into the copy."""
         super().on_fit_start(trainer, pl_module)
         if self.average:
-            load_state(self.global_student, self.average, {})
+            load_state(self.global_student, self.average, {}, keep_dtypes=True)
 
     def term(self, module: Any, batch: Any, student: Outputs) -> Tensor:
         """Return the divergence times T^2."""

@@ -119,7 +119,7 @@ class ModelContrast(GlobalTeacher):
         super().on_fit_start(trainer, pl_module)
         if self.previous:
             self.previous_student = frozen_copy(self.global_student)
-            load_state(self.previous_student, self.previous, {})
+            load_state(self.previous_student, self.previous, {}, keep_dtypes=True)
 
     def term(self, module: Any, batch: Any, student: Outputs) -> Tensor:
         """Return the contrast."""
