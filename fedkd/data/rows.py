@@ -180,9 +180,10 @@ class ResidentRows:
     @classmethod
     def of(cls, rows: Rows, pixels: Tensor) -> ResidentRows:
         """Copy rows to where their pixels are."""
-        device, features, logits = pixels.device, rows.teacher_features, rows.teacher_logits
+        device, logits = pixels.device, rows.teacher_logits
+        features: Any = rows.teacher_features
         if features is not None and device.type != "cpu":  # else each batch would wait for its copy to the device
-            features = all_features(features).to(device)  # type: ignore[assignment]
+            features = all_features(features).to(device)
         return cls(
             pixels=pixels,
             targets=rows.targets.to(device),

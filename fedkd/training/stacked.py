@@ -156,9 +156,9 @@ class _Stack:
         self.used: dict[str, nn.Parameter] = {}  # those that the loss depends on, known at the first step
         self.sums: Tensors = {}  # of the loss's terms over the last epoch, for those that still train
         configured: Any = module.configure_optimizers()  # before the stacks, for groups may go by a tensor's axes
-        plain = isinstance(configured, dict)
-        self.optimizer = configured["optimizer"] if plain else configured
-        self.scheduler = configured["lr_scheduler"]["scheduler"] if plain else None
+        has_schedule = isinstance(configured, dict)
+        self.optimizer = configured["optimizer"] if has_schedule else configured
+        self.scheduler = configured["lr_scheduler"]["scheduler"] if has_schedule else None
         trainer.strategy._optimizers = [self.optimizer]
         self._start()
         self.gradient = torch.func.vmap(torch.func.grad(self._loss, has_aux=True), in_dims=(0, 0, 0, None))
@@ -200,7 +200,8 @@ class _Stack:
             value.data = torch.stack([start[name] for start in starts])
             state = self.optimizer.state.get(value, {})  # some optimizers make theirs at once
             for key, each in state.items():
-                if isinstance(each, Tensor) and each.shape == self.plain[name].shape:
+                # a count of steps is one for all, and has the shape of a parameter that is a single number
+                if key != "step" and isinstance(each, Tensor) and each.shape == self.plain[name].shape:
                     state[key] = torch.stack([each] * len(starts))
         self.corrections = self.members[0].corrections
         alike = zip(*(member.corrections for member in self.members), strict=True)
@@ -295,7 +296,8 @@ class _Stack:
             torch._foreach_clamp_min_(gradients, -limit)
             torch._foreach_clamp_max_(gradients, limit)
             return
-        norms = torch.stack([gradient.flatten(1).norm(dim=1) for gradient in gradients], dim=1).norm(dim=1)  # (K,)
+        each = [gradient.reshape(len(gradient), -1).norm(dim=1) for gradient in gradients]
+        norms = torch.stack(each, dim=1).norm(dim=1)  # (K,)
         factor = (limit / (norms + 1e-6)).clamp(max=1.0)  # as torch.nn.utils.clip_grad_norm_
         for gradient in gradients:
             gradient.mul_(factor.view(-1, *[1] * (gradient.ndim - 1)))

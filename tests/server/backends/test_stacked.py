@@ -100,6 +100,30 @@ def test_every_optimizer_that_goes_entry_by_entry(optimizer, clip):
         assert_close(stacked[client].delta, update.delta, 5e-4)
 
 
+class Scaled(nn.Module):
+    """Has a parameter that is a single number."""
+
+    def __init__(self):
+        super().__init__()
+        self.scale = nn.Parameter(torch.tensor(1.5))
+        self.head = nn.Linear(64, 3)
+
+    def forward(self, images):
+        return self.scale * self.head(images.flatten(1))
+
+
+@pytest.mark.parametrize("kind", [torch.optim.SGD, torch.optim.Adagrad, torch.optim.Adam])
+def test_a_parameter_that_is_a_single_number(kind):
+    def run(backend):
+        torch.manual_seed(0)
+        trained = module(Scaled(), optimizer=functools.partial(kind, lr=0.01))
+        return updates(backend, trained, datamodule(4, partitioner=UNEVEN), trainer={"gradient_clip_val": 0.1})
+
+    alone, stacked = run(fedkd.InProcess()), run(fedkd.Stacked(4))
+    for client, update in alone.items():
+        assert_close(stacked[client].delta, update.delta)
+
+
 def test_clipping_by_value():
     def run(backend):
         trainer = {"gradient_clip_val": 0.01, "gradient_clip_algorithm": "value"}
