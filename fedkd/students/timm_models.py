@@ -6,13 +6,14 @@ timm (https://github.com/huggingface/pytorch-image-models) is an extra: ``pip in
 from __future__ import annotations
 
 from collections import OrderedDict
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from fedkd.core.errors import FedKDError, MissingResourceError, unknown_name
+from fedkd.core.errors import FedKDError, MissingResourceError
 from fedkd.students.layers import check_norm, make_norm
 
 PREFIX = "timm/"
@@ -112,7 +113,11 @@ def check_name(name: str) -> None:
         raise MissingResourceError("Students of timm need timm: pip install fedkd[timm].") from error
     known = timm.list_models()
     if name.partition(".")[0] not in known:
-        raise unknown_name("student", PREFIX + name, [PREFIX + each for each in known])
+        near = ", ".join(PREFIX + each for each in get_close_matches(name, known, n=5))
+        raise FedKDError(
+            f"Unknown student {PREFIX + name!r}. {f'Near are {near}. ' if near else ''}timm.list_models() lists all "
+            f"{len(known)}."
+        )
 
 
 def _per_channel(values: tuple[float, ...], channels: int) -> tuple[float, ...]:

@@ -36,8 +36,8 @@ class ClosedFormHead(Strategy):
     """After aggregation, solve a head on the global student's features, from sums that the clients send.
 
     The head serves evaluation and the finished student. By default clients go on to train the student's own last layer,
-    and the body through it, as if the head were not there: a solved head in its place makes the body worse. A round in
-    which it is not solved is evaluated with the own layer.
+    and the body through it, as if the head were not there. A round in which it is not solved is evaluated with the own
+    layer.
 
     Each client of the cohort sends (D + 1) (D + 2) / 2 + (D + 1) K numbers in float64, twice with an automatic
     regularization, and then its loss at a grid of scales, so that the logits are calibrated; it gets the student before

@@ -65,7 +65,7 @@ class RidgeHead(FederatedHead):
             check_range("regularization", self.regularization, low=0, low_open=True)
         for name in ("standardize", "class_balanced"):
             if self.privacy is not None and getattr(self, name):
-                raise FedKDError(f"{name} needs numbers without noise: leave it out, or privacy.")
+                raise FedKDError(f"{name}: true needs sums without noise. Set it to false, or leave out privacy.")
 
     def fit(self, clients: HeadClients) -> FittedHead:
         """Fit the head: see `FederatedHead.fit`."""

@@ -284,5 +284,5 @@ def test_a_standardized_head_does_not_see_the_sizes_of_features() -> None:
 
 def test_privacy_takes_neither() -> None:
     for option in ("standardize", "class_balanced"):
-        with pytest.raises(FedKDError, match=f"{option} needs numbers without noise"):
+        with pytest.raises(FedKDError, match=f"{option}: true needs sums without noise"):
             RidgeHead(privacy=GaussianPrivacy(1.0), **{option: True})
