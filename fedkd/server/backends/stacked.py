@@ -16,9 +16,9 @@ from fedkd.server.backends.in_process import SITES_KEPT, InProcess, InProcessWor
 class Stacked(InProcess):
     """Train several clients at once in this process, by `torch.func` over their stacked parameters.
 
-    It is meant for a GPU that the batch of one client does not fill; its speed on one is not measured yet. On a CPU it is
-    slower than `InProcess`, except for very small students with batches of the same size. Updates equal those of
-    `InProcess` up to the order of addition in float32. All works but training run one client after the other.
+    It is meant for a GPU that the batch of one client does not fill; its speed on one is not measured yet. On a CPU it
+    is slower than `InProcess`. Updates equal those of `InProcess` up to the order of addition in float32. All works but
+    training run one client after the other.
 
     It trains what treats each entry of a stack by itself: optimizers of torch but LBFGS, Adafactor and SparseAdam;
     students without running statistics (``norm: group``) and without Dropout; float32 or bfloat16; strategies but
