@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 import fedkd
 from fedkd.core.messages import from_bytes, to_bytes
-from fedkd.data import Augmentation, FederatedDataModule
+from fedkd.data import Augmentation, FederatedDataModule, PublicImages
 from fedkd.partition import IID, Partitioner
 from fedkd.server.backends.base import run_work
 
@@ -46,6 +46,22 @@ def datamodule(
         augmentation=augmentation,
         seed=seed,
     )
+
+
+def one_client_with_everything(count: int, batch_size: int) -> FederatedDataModule:
+    """Return the data of one client: views of augmented images, and public images that it shares."""
+    data = FederatedDataModule.from_datasets(
+        images(count),
+        images(30, seed=1),
+        num_clients=1,
+        batch_size=batch_size,
+        augmentation=Augmentation(1, True),
+        views=2,
+        public_fraction=0.4,
+        shared=PublicImages(),
+    )
+    data.setup()
+    return data
 
 
 class LinearStudent(nn.Module):

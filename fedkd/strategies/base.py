@@ -30,9 +30,10 @@ class Strategy(Configured):
     returns. What it remembers of one client is ``ServerState.client_states[client]``. What it does on a client is a
     `LocalRule`.
 
-    A run calls `wrap`, `check` and `start` once, then for each round `round`, whose parts are `broadcast`, `local_rule`,
-    `aggregate` and `refine`; then `evaluate` and `metrics`. `aggregate` calls `client_weights`, `remember`, `combine`,
-    `step` and `combine_buffers`.
+    A run calls `wrap`, `check` and `start` once, then for each round `round`, whose parts are `broadcast`,
+    `local_rule`, `aggregate` and `refine`; then `evaluate` and `metrics`. `aggregate` calls `client_weights`,
+    `remember`, `combine`, `step` and `combine_buffers`. Where the strategy `streams`, `aggregate_stream` stands in its
+    place.
     """
 
     decides: ClassVar[frozenset[str]] = frozenset()

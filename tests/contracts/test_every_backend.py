@@ -15,10 +15,10 @@ from fedkd.core.messages import ClientTask
 from fedkd.server.exchange import Exchange
 
 
-@pytest.fixture(params=["InProcess", "ProcessPool", "Reversed", "Remote"])
+@pytest.fixture(params=["InProcess", "ProcessPool", "Stacked", "Reversed", "Remote"])
 def backend(request, pool) -> fedkd.Backend:
-    made = {"InProcess": fedkd.InProcess(), "ProcessPool": pool, "Reversed": Reversed(), "Remote": Remote()}
-    return made[request.param]
+    made = {"InProcess": fedkd.InProcess(), "ProcessPool": pool, "Stacked": fedkd.Stacked(2)}
+    return {**made, "Reversed": Reversed(), "Remote": Remote()}[request.param]
 
 
 def holding(value: int) -> pool_works.Holding:

@@ -13,15 +13,13 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
-from helpers import BrightRowTeacher, images, module
+from helpers import BrightRowTeacher, module, one_client_with_everything
 from test_every_loss import exported
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import fedkd
-from fedkd.data import Augmentation
-from fedkd.data.shared import PublicImages
 from fedkd.losses import DistillationLoss, FeatureMoments, LabelLoss, TeacherFacts
 from fedkd.training import lean_trainer
 from fedkd.training.lean_trainer import LeanTrainer
@@ -66,17 +64,7 @@ def make(**arguments):
 
 def client(trained, batch_size, folder):
     """Return the site of the only client: augmented images and shared ones, teacher logits and features of views."""
-    data = fedkd.FederatedDataModule.from_datasets(
-        images(30),
-        images(30, seed=1),
-        num_clients=1,
-        batch_size=batch_size,
-        augmentation=Augmentation(1, True),
-        views=2,
-        public_fraction=0.4,
-        shared=PublicImages(),
-    )
-    data.setup()
+    data = one_client_with_everything(30, batch_size)
     trained.build(data.classes, data.image_shape)
     logits, features = torch.randn(30, 2, 3), folder / "features.npy"
     np.save(features, np.ones((30, 2, 3), np.float16))

@@ -8,13 +8,21 @@ import warnings
 import numpy as np
 import pytest
 import torch
-from helpers import OWN_LOOPS, BrightRowTeacher, datamodule, images, module, same, sgd, weights
+from helpers import (
+    OWN_LOOPS,
+    BrightRowTeacher,
+    datamodule,
+    module,
+    one_client_with_everything,
+    same,
+    sgd,
+    weights,
+)
 from lightning.pytorch import Trainer as LightningTrainer
 from torch import nn
 
 import fedkd
 from fedkd.data import Augmentation, ImageSet, Rows
-from fedkd.data.shared import PublicImages
 from fedkd.data.sources import Datasets
 from fedkd.losses import FeatureMoments, TeacherFacts
 from fedkd.server.setup import Connections
@@ -124,17 +132,7 @@ def test_waits_are_counted():
 
 def waits_and_steps(batch_size, teacher_features, *, loss, strategy, precision):
     """Return the waits and the steps of a client's second round, which trains for an epoch."""
-    data = fedkd.FederatedDataModule.from_datasets(
-        images(60),
-        images(30, seed=1),
-        num_clients=1,
-        batch_size=batch_size,
-        augmentation=Augmentation(1, True),
-        views=2,
-        public_fraction=0.4,
-        shared=PublicImages(),
-    )
-    data.setup()
+    data = one_client_with_everything(60, batch_size)
     trained = module("resnet8", teacher=BrightRowTeacher(), loss=getattr(fedkd.losses, loss)())
     trained.build(data.classes, data.image_shape)
     trained.fit_to_teacher(TeacherFacts(2.0, FeatureMoments(torch.zeros(3), 1.0), nn.Identity()))
