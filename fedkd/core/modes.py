@@ -1,4 +1,4 @@
-"""Training and evaluation modes of a network's parts, which stay as their owner set them."""
+"""Switch a network between training and evaluation, and keep the modes that the user gave to single parts."""
 
 from __future__ import annotations
 

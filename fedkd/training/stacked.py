@@ -175,7 +175,7 @@ class _Stack:
                 self._step([next(batches[number]) for number in self.active])
             yield from self._leave(list(self.active), max(steps))
         finally:
-            for name, value in self.parameters.items():  # a stack is of no use to whoever comes next
+            for name, value in self.parameters.items():  # the next fit expects plain parameters
                 value.data, value.grad = self.plain[name], None
 
     def _start(self) -> None:

@@ -124,7 +124,7 @@ def walk(folder: Path, relative: str) -> Iterator[ImageFile]:
             continue
         if entry.is_dir():
             yield from walk(folder / entry.name, f"{relative}/{entry.name}")
-        elif entry.name.lower().endswith(EXTENSIONS) and entry.is_file():  # a pipe would never end
+        elif entry.name.lower().endswith(EXTENSIONS) and entry.is_file():  # reading a pipe would wait forever
             stat = entry.stat()
             yield ImageFile(f"{relative}/{entry.name}", stat.st_size, stat.st_mtime_ns)
 
