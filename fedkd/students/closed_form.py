@@ -107,9 +107,10 @@ class ClosedFormStudent(nn.Module):
     def classify(self, features: Tensor) -> Tensor:
         """Map features (B, D) to the head's logits (B, K), in float32 whatever the precision around it."""
         with torch.autocast(features.device.type, enabled=False):
-            norms = features.norm(dim=1, keepdim=True)
-            limit = torch.where(self.solved_limit > 0, self.solved_limit, torch.inf)
-            return F.linear(features * (limit / norms).clamp(max=1), self.solved_weight, self.solved_bias)
+            limit = torch.where(self.solved_limit > 0, self.solved_limit, torch.inf).float()
+            scale = (limit / features.norm(dim=1, keepdim=True)).clamp(max=1)
+            # in a true half precision the buffers have that precision
+            return F.linear(features * scale, self.solved_weight.float(), self.solved_bias.float())
 
     def describe(self) -> dict[str, Any]:
         """Return what `restore` needs, ready for JSON."""
@@ -138,6 +139,9 @@ def trained_part(student: nn.Module) -> nn.Module:
 def stages(student: nn.Module, image_shape: tuple[int, int, int]) -> list[tuple[str, int, int, int]]:
     """Find a network's stages: for each resolution of its feature maps the last module that has one as its output.
 
+    A map is known by its shape, (B, C, H, W) with the images' ratio of H to W. So maps that a network keeps channels
+    last in the order of their axes, (B, H, W, C), do not count.
+
     Args:
         student: Images (B, C, H, W) in [0, 1] -> logits.
         image_shape: (C, H, W) of its images.
@@ -149,11 +153,15 @@ def stages(student: nn.Module, image_shape: tuple[int, int, int]) -> list[tuple[
         FedKDError: If there is no feature map.
     """
     last: dict[tuple[int, int], tuple[str, int, int, int]] = {}
+    _, height, width = image_shape
 
     def note(name: str) -> Any:
         def hook(layer: nn.Module, inputs: Any, output: Any) -> None:
-            if isinstance(output, Tensor) and output.ndim == 4 and output.shape[2] * output.shape[3] > 1:
-                size = (int(output.shape[2]), int(output.shape[3]))
+            if not isinstance(output, Tensor) or output.ndim != 4:
+                return
+            size = high, wide = int(output.shape[2]), int(output.shape[3])
+            is_map = high * width <= (wide + 1) * height and wide * height <= (high + 1) * width
+            if is_map and high * wide > 1:
                 last.pop(size, None)  # so that the order is that of the last calls
                 last[size] = (name, int(output.shape[1]), *size)
 

@@ -258,6 +258,36 @@ def test_stages_are_the_last_map_of_each_size(name, size, found):
     assert names[-len(found) :] == found
 
 
+class ChannelsLast(nn.Module):
+    """Convolutions with a part between them that sees (B, H, W, C), as in Swin and ConvNeXt."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.norm, self.second = nn.Conv2d(3, 12, 4, 4), nn.LayerNorm(12), nn.Conv2d(12, 20, 2, 2)
+        self.head = nn.Linear(20, 5)
+
+    def forward(self, images):
+        seen = self.norm(self.first(images).permute(0, 2, 3, 1))
+        return self.head(self.second(seen.permute(0, 3, 1, 2)).mean((2, 3)))
+
+
+@pytest.mark.parametrize("size", [(32, 32), (32, 48)])
+def test_maps_with_channels_last_are_no_stages(size):
+    found = stages(ChannelsLast(), (3, *size))
+    assert [(name, channels) for name, channels, *_ in found] == [("first", 12), ("second", 20)]
+
+
+@pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true"])
+def test_half_precisions(tmp_path, precision):
+    trained = module("resnet8", teacher=BrightRowTeacher(), loss=CenteredKD(), student_options={"norm": "group"})
+    federation = fedkd.Federation(
+        2, strategy=ClosedFormHead(), run_dir=tmp_path, trainer={"accelerator": "cpu", "precision": precision}
+    )
+    summary = federation.fit(trained, datamodule(3, ClassSpecific(1), count=120))
+    assert summary["balanced_accuracy"] > 0.9
+    assert head_of(trained)["solved_weight"].dtype == torch.float32
+
+
 def test_a_timm_network_has_stages():
     timm = pytest.importorskip("timm")
     student = timm.create_model("test_resnet", num_classes=4).eval()
