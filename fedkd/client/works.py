@@ -21,9 +21,8 @@ from fedkd.core.tensors import load_state, split_state, subtract
 from fedkd.data.rows import Rows
 from fedkd.data.site import ClientSite
 from fedkd.training.evaluation import predict_classes
-from fedkd.training.lean_trainer import LeanTrainer
 from fedkd.training.module import DistillationModule
-from fedkd.training.stacked import Member, check_callbacks, fit_stacked
+from fedkd.training.stacked import Member, check_callbacks, fit_stacked, reason_against_stacking
 from fedkd.training.trainer import fit, trainer_for
 from fedkd.training.unlabeled import distill, predict_features, predict_logits
 
@@ -81,8 +80,9 @@ def train_stacked(sites: Sequence[ClientSite], tasks: Sequence[ClientTask]) -> I
     """
     began = time.perf_counter()
     module, members = module_of(sites[0]), []
+    if (reason := reason_against_stacking(module, sites[0].trainer)) is not None:
+        raise FedKDError(f"Several clients cannot be trained at once, since {reason}.")
     trainer: Any = trainer_for(module, sites[0].trainer)
-    assert isinstance(trainer, LeanTrainer)  # `reason_against_stacking` found nothing against it
     for site, task in zip(sites, tasks, strict=True):
         keys = (site.seed, "client", task.round, task.client)
         with seeded(*keys):

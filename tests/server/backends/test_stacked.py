@@ -43,7 +43,6 @@ def updates(backend, trained, data, trainer=None):
     data.setup()
     trained.build(data.classes, data.image_shape)
     trainer = {"accelerator": "cpu", **(trainer or {})}
-    backend.check(trained, trainer)
     logits = torch.randn(len(data.train), len(data.classes), generator=torch.Generator().manual_seed(5))
     sites = data.sites(modules=(trained.for_clients(),), trainer=trainer, seed=3, teacher_logits=logits)
     tasks = [ClientTask(1, client, Weights.of(trained.student)) for client in range(data.num_clients)]
@@ -283,6 +282,11 @@ def test_callbacks_and_control_flow_are_refused_by_name(tmp_path):
     trained = fedkd.DistillationModule("resnet8", student_options=GROUP)
     with pytest.raises(fedkd.FedKDError, match="NotTrueOfGlobal if they start from different weights"):
         federate(fedkd.Stacked(3), tmp_path / "bn", strategy, datamodule(3), trained)
+
+
+def test_an_exchange_by_hand_refuses_too():
+    with pytest.raises(fedkd.ClientError, match=r"Clients 0, 1, round 1: Several clients cannot .* BatchNorm2d"):
+        updates(fedkd.Stacked(2), module("resnet8"), datamodule(2))
 
 
 def test_the_module_is_whole_after_an_error_in_the_middle(tmp_path):
