@@ -21,6 +21,7 @@ from fedkd.core.tensors import load_state, split_state, subtract
 from fedkd.data.rows import Rows
 from fedkd.data.site import ClientSite
 from fedkd.training.evaluation import predict_classes
+from fedkd.training.learning_rate import LearningRateFactor
 from fedkd.training.module import DistillationModule
 from fedkd.training.stacked import Member, check_callbacks, fit_stacked, reason_against_stacking
 from fedkd.training.trainer import fit, trainer_for
@@ -45,7 +46,8 @@ def train(site: ClientSite, task: ClientTask) -> ClientUpdate:
 
     Args:
         site: The client's; it has at least one training image.
-        task: The weights to start from, and what the strategy does (``task.rule``).
+        task: The weights to start from, and what the strategy does (``task.rule``); ``settings["lr_factor"]``
+            multiplies the learning rates.
 
     Returns:
         The update, completed by the rule.
@@ -57,7 +59,9 @@ def train(site: ClientSite, task: ClientTask) -> ClientUpdate:
         start = rule.start(task)
         load_state(module.student, start.parameters, start.buffers)
         let_train(module.student)
-        trainer = trainer_for(module, site.trainer, rule.callbacks(task))
+        factor = lr_factor_of(task)
+        schedule = [] if factor == 1 else [LearningRateFactor(factor)]
+        trainer = trainer_for(module, site.trainer, [*schedule, *rule.callbacks(task)])
         loader = site.train_loader(derive_seed(*keys, "batches"), trainer.strategy.root_device)
         fit(trainer, module, loader)
     metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
@@ -90,12 +94,20 @@ def train_stacked(sites: Sequence[ClientSite], tasks: Sequence[ClientTask]) -> I
             check_callbacks(callbacks)
             loader = site.train_loader(derive_seed(*keys, "batches"), trainer.strategy.root_device)
             members.append(Member(task.rule.start(task), callbacks, loader))
-    for trained in fit_stacked(trainer, module, members):
+    factors = {lr_factor_of(task) for task in tasks}
+    if len(factors) > 1:
+        raise FedKDError(f"Several clients cannot be trained at once with different lr_factors: {sorted(factors)}.")
+    for trained in fit_stacked(trainer, module, members, factors.pop()):
         member, task = members[trained.member], tasks[trained.member]
         metrics = {**trained.metrics, "seconds": (time.perf_counter() - began) / len(members)}
         number = member.loader.num_examples
         member.loader.release()
         yield _update_of(module, trainer, task, member.start, number, trained.num_steps, metrics)
+
+
+def lr_factor_of(task: ClientTask) -> float:
+    """Return by what a task has the learning rates multiplied: ``settings["lr_factor"]``, 1 if it is not there."""
+    return float(task.settings.get("lr_factor", 1.0))
 
 
 def _update_of(

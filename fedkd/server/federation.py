@@ -18,6 +18,7 @@ from fedkd.data import FederatedDataModule
 from fedkd.runs.directory import RunDirectory
 from fedkd.runs.summary import round_row, summarize
 from fedkd.server.backends import Backend, InProcess
+from fedkd.server.lr_schedule import check_lr_schedule
 from fedkd.server.sampling import sample_cohort
 from fedkd.server.setup import Prepared, plan_run, prepare_run, run_settings, training_loop
 from fedkd.strategies import Strategy, resolve_strategy
@@ -38,6 +39,9 @@ class Federation:
         backend: Where clients run.
         teaching: What the teacher's outputs are for: "fixed" is the image itself, whatever the student sees of it;
             "consistent" is the student's own crop and flip, which needs ``data.views``.
+        lr_schedule: How the clients' learning rate changes from round to round: "cosine" lets it fall from the
+            optimizer's to 0 over the run's rounds. A run that goes on to more rounds follows the longer cosine from
+            there on.
         trainer: Arguments of each client's Lightning Trainer, such as ``{"max_epochs": 2, "precision":
             "bf16-mixed"}``. They reach it unchanged, except ``logger``, which logs the run: a row a round.
         run_dir: Where the run is kept; None takes the next free ``runs/version_N``.
@@ -54,6 +58,7 @@ class Federation:
         strategy: Strategy | Literal["auto"] = "auto",
         backend: Backend = InProcess(),  # noqa: B008  (stateless, and readable by the command line)
         teaching: Literal["fixed", "consistent"] = "fixed",
+        lr_schedule: Literal["constant", "cosine"] = "constant",
         trainer: Mapping[str, Any] | None = None,
         run_dir: str | Path | None = None,
         seed: int = 0,
@@ -63,9 +68,11 @@ class Federation:
             check_range("clients_per_round", clients_per_round, low=1, whole=True)
         if teaching not in TEACHING:
             raise unknown_name("teaching", teaching, TEACHING)
+        check_lr_schedule(lr_schedule)
         if not isinstance(strategy, Strategy) and strategy != "auto":
             raise unknown_name("strategy", strategy, ("auto",))
         self.rounds, self.clients_per_round, self.teaching = rounds, clients_per_round, teaching
+        self.lr_schedule = lr_schedule
         self.strategy, self.backend = strategy, backend
         arguments = dict(trainer or {})
         self.loggers = as_loggers(arguments.pop("logger", None))

@@ -21,6 +21,7 @@ from fedkd.data.rows import Rows
 from fedkd.runs.identity import run_identity
 from fedkd.server.backends import Backend, SiteFactory
 from fedkd.server.exchange import Exchange, Traffic
+from fedkd.server.lr_schedule import lr_factor
 from fedkd.strategies import RoundContext, Strategy
 from fedkd.students import trained_part
 from fedkd.teachers import TeacherOutputs, prepare_teacher
@@ -90,6 +91,7 @@ class Prepared:
         held_out: The clients that hold images out, with their number.
         seed: The run's seed.
         rounds: How many rounds the run has in all.
+        lr_schedule: How clients' learning rates change from round to round.
         trainer: Arguments of the clients' Trainers.
         val_accuracy: The last known accuracy of each client on what it holds out.
     """
@@ -105,6 +107,7 @@ class Prepared:
     test: Rows
     seed: int
     rounds: int
+    lr_schedule: str
     trainer: dict[str, Any]
     val_accuracy: dict[int, float] = field(default_factory=dict)
 
@@ -137,6 +140,7 @@ class Prepared:
             val_accuracy=self.val_accuracy,
             cohort=None if cohort is None else tuple(cohort),
             is_last=state.round + 1 >= self.rounds,
+            lr_factor=lr_factor(self.lr_schedule, state.round, max(self.rounds, state.round + 1)),
         )
 
 
@@ -185,6 +189,7 @@ def run_settings(federation: Any, plan: Plan) -> dict[str, Any]:
         "strategy": repr(plan.strategy),
         "clients_per_round": federation.clients_per_round,
         "teaching": federation.teaching,
+        "lr_schedule": federation.lr_schedule,
         **run_identity(plan.modules[0], plan.datamodule, plan.trainer),
     }
 
@@ -264,5 +269,6 @@ def prepare_run(federation: Any, plan: Plan) -> Iterator[Prepared]:
             test=Rows.of(data.test),
             seed=seed,
             rounds=federation.rounds,
+            lr_schedule=federation.lr_schedule,
             trainer=trainer,
         )

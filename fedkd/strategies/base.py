@@ -104,7 +104,7 @@ class Strategy(Configured):
             The next state, with ``round`` one higher, and the clients' updates; without their deltas and buffers if the
             strategy `streams`.
         """
-        tasks = self.tasks(state, cohort)
+        tasks = self.tasks(state, cohort, context.lr_factor)
         if self.streams:
             num_examples = sum(context.clients[client] for client in cohort)
             after, updates = self.aggregate_stream(state, context.exchange.stream(train, tasks), num_examples)
@@ -112,9 +112,16 @@ class Strategy(Configured):
         updates = context.exchange(train, tasks)
         return self.refine(self.aggregate(state, updates), updates, context), updates
 
-    def tasks(self, state: ServerState, cohort: Sequence[int]) -> list[ClientTask]:
-        """Return what each client of the cohort is told to train from."""
+    def tasks(self, state: ServerState, cohort: Sequence[int], lr_factor: float = 1.0) -> list[ClientTask]:
+        """Return what each client of the cohort is told to train from.
+
+        Args:
+            state: The state that the round starts from.
+            cohort: The clients.
+            lr_factor: By what the clients' learning rates are multiplied.
+        """
         extras = self.broadcast(state)
+        settings = {} if lr_factor == 1 else {"lr_factor": lr_factor}
         return [
             ClientTask(
                 state.round,
@@ -122,6 +129,7 @@ class Strategy(Configured):
                 state.weights,
                 extras,
                 state.client_states.get(client, {}),
+                settings,
                 rule=self.local_rule(state, client),
             )
             for client in cohort

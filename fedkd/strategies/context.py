@@ -46,6 +46,7 @@ class RoundContext:
         val_accuracy: The last known accuracy of each client on what it holds out.
         cohort: The clients of the round; None outside of one.
         is_last: Whether the run ends with this round.
+        lr_factor: By what clients' learning rates are multiplied in this round.
     """
 
     exchange: Exchange
@@ -62,6 +63,7 @@ class RoundContext:
     val_accuracy: dict[int, float] = field(default_factory=dict)
     cohort: tuple[int, ...] | None = None
     is_last: bool = False
+    lr_factor: float = 1.0
 
     @property
     def evaluated(self) -> list[int]:

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.trainer.states import RunningStage, TrainerFn, TrainerStatus
+from lightning.pytorch.utilities.types import LRSchedulerConfig
 from torch import Tensor
 from torch.optim import LBFGS, Optimizer
 
@@ -114,6 +115,8 @@ class LeanTrainer(Trainer):
             self.call_hooks("on_fit_start", model)
             optimizer, scheduler = _plain(model.configure_optimizers())
             self.strategy._optimizers = [optimizer]
+            configs = [] if scheduler is None else [LRSchedulerConfig(scheduler, interval="step")]
+            self.strategy.lr_scheduler_configs = configs
             self.call_hooks("on_train_start", model)
             with torch.enable_grad():
                 for _ in range(self.fit_loop.max_epochs or 0):

@@ -28,6 +28,7 @@ from fedkd.data.batch import Batch
 from fedkd.data.loader import BatchLoader
 from fedkd.students import trained_part
 from fedkd.training.lean_trainer import LeanTrainer, has_plain_optimizer, reason_for_lightning
+from fedkd.training.learning_rate import scale_learning_rates
 from fedkd.training.module import DistillationModule
 from fedkd.training.trainer import with_defaults
 
@@ -115,13 +116,16 @@ class Trained:
     metrics: dict[str, float]
 
 
-def fit_stacked(trainer: LeanTrainer, module: DistillationModule, members: Sequence[Member]) -> Iterator[Trained]:
+def fit_stacked(
+    trainer: LeanTrainer, module: DistillationModule, members: Sequence[Member], lr_factor: float = 1.0
+) -> Iterator[Trained]:
     """Train several clients' students at once.
 
     Args:
         trainer: It gives epochs, clipping and precision, and is what callbacks see.
         module: Whose student is trained. It is scratch.
         members: The clients, at least one.
+        lr_factor: By what the learning rates are multiplied.
 
     Yields:
         Each member once it has taken its last step, in this order. At that moment the module's student has the
@@ -133,7 +137,7 @@ def fit_stacked(trainer: LeanTrainer, module: DistillationModule, members: Seque
     with trainer.running(module, TrainerFn.FITTING, RunningStage.TRAINING):
         trainer.reset()
         module.setup("fit")
-        yield from _Stack(trainer, module, members).run()
+        yield from _Stack(trainer, module, members, lr_factor).run()
 
 
 class _Stack:
@@ -143,9 +147,12 @@ class _Stack:
         trainer: As for `fit_stacked`.
         module: As for `fit_stacked`.
         members: As for `fit_stacked`.
+        lr_factor: As for `fit_stacked`.
     """
 
-    def __init__(self, trainer: LeanTrainer, module: DistillationModule, members: Sequence[Member]) -> None:
+    def __init__(
+        self, trainer: LeanTrainer, module: DistillationModule, members: Sequence[Member], lr_factor: float
+    ) -> None:
         self.trainer: Any = trainer
         self.module, self.members = module, members
         self.student = module.student
@@ -160,6 +167,7 @@ class _Stack:
         self.optimizer = configured["optimizer"] if has_schedule else configured
         self.scheduler = configured["lr_scheduler"]["scheduler"] if has_schedule else None
         trainer.strategy._optimizers = [self.optimizer]
+        scale_learning_rates(self.optimizer, lr_factor, *([] if self.scheduler is None else [self.scheduler]))
         self._start()
         self.gradient = torch.func.vmap(torch.func.grad(self._loss, has_aux=True), in_dims=(0, 0, 0, None))
 

@@ -1,0 +1,114 @@
+"""Clients' learning rates over the rounds of a run."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from helpers import LinearStudent, datamodule, images, module, same, sgd, weights
+
+import fedkd
+from fedkd.data import FederatedDataModule
+from fedkd.server.lr_schedule import lr_factor
+from fedkd.strategies import SCAFFOLD, FedMD
+
+FACTORS = [1.0, 0.8535533905932737, 0.5, 0.14644660940672624]  # (1 + cos(pi t / 4)) / 2
+
+
+def test_cosine_by_hand():
+    assert [lr_factor("cosine", t, 4) for t in range(4)] == pytest.approx(FACTORS)
+    assert {lr_factor("constant", t, 4) for t in range(4)} == {1.0}
+
+
+class PerStep(fedkd.DistillationModule):
+    """Its learning rate falls with the steps of a fit."""
+
+    runs_lean = True
+
+    def configure_optimizers(self):
+        optimizer = self.optimizer(self.student.parameters())
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 0.9**step)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+def update(lr, factor, kind=fedkd.DistillationModule, trainer=None, stacked=False):
+    data = datamodule()
+    data.setup()
+    torch.manual_seed(0)
+    trained = kind(LinearStudent(), optimizer=sgd(lr))
+    trained.build(data.classes, data.image_shape)
+    arguments = {"accelerator": "cpu", "max_epochs": 2, **(trainer or {})}
+    backend = fedkd.Stacked(2) if stacked else fedkd.InProcess()
+    start = fedkd.Weights.of(trained.student)
+    tasks = [fedkd.ClientTask(0, client, start, settings={"lr_factor": factor}) for client in range(2)]
+    with backend.open(data.sites(seed=0, modules=(trained,), trainer=arguments)) as workers:
+        return list(workers.map(fedkd.train, tasks))[1].delta
+
+
+@pytest.mark.parametrize("kind", [fedkd.DistillationModule, PerStep])
+@pytest.mark.parametrize("trainer", [{}, {"max_steps": 100}], ids=["lean", "Lightning's loops"])
+@pytest.mark.parametrize("stacked", [False, True])
+def test_a_factor_of_a_half_is_half_the_rate(kind, trainer, stacked):
+    if stacked and trainer:
+        pytest.skip("Stacked refuses max_steps")
+    half = update(0.2, 0.5, kind, trainer, stacked)
+    assert same(dict(half), dict(update(0.1, 1.0, kind, trainer, stacked)))
+    assert not same(dict(half), dict(update(0.2, 1.0, kind, trainer, stacked)))
+
+
+class Rates(fedkd.DistillationModule):
+    """Notes the learning rate of every step."""
+
+    runs_lean = True
+    seen: list[float] = []  # noqa: RUF012
+
+    def training_step(self, batch, batch_idx):
+        self.seen.append(self.trainer.optimizers[0].param_groups[0]["lr"])
+        return super().training_step(batch, batch_idx)
+
+
+@pytest.mark.parametrize("strategy", [fedkd.FedAvg(), SCAFFOLD(), FedMD(["cnn", "resnet8"])], ids=repr)
+def test_a_run_follows_the_cosine_and_so_does_one_that_goes_on(strategy, tmp_path, monkeypatch):
+    monkeypatch.setattr(Rates, "with_student", lambda self, name: Rates(name, optimizer=sgd(0.2)))
+    data = FederatedDataModule.from_datasets(images(60), images(30, seed=1), num_clients=3, public_fraction=0.2)
+
+    def fit(rounds, **arguments):
+        Rates.seen.clear()
+        run = fedkd.Federation(
+            rounds, strategy=strategy, lr_schedule="cosine", run_dir=tmp_path / "run", trainer={"accelerator": "cpu"}
+        )
+        run.fit(Rates(LinearStudent(), optimizer=sgd(0.2)), data, **arguments)
+        return list(dict.fromkeys(Rates.seen))
+
+    assert fit(2) == pytest.approx([0.2, 0.1])
+    assert fit(4, ckpt_path="last") == pytest.approx([0.2 * FACTORS[2], 0.2 * FACTORS[3]])
+
+
+def test_another_schedule_is_another_run(tmp_path):
+    data, trainer = datamodule(), {"accelerator": "cpu"}
+    fedkd.Federation(1, run_dir=tmp_path / "run", trainer=trainer).fit(module(), data)
+    with pytest.raises(fedkd.FedKDError, match="its lr_schedule is 'constant', this run's is 'cosine'"):
+        fedkd.Federation(2, lr_schedule="cosine", run_dir=tmp_path / "run", trainer=trainer).fit(
+            module(), data, ckpt_path="last"
+        )
+
+
+def test_an_interrupted_run_ends_as_if_it_had_not_been(tmp_path, monkeypatch):
+    def fit(folder, ckpt_path=None):
+        trained, trainer = module(), {"accelerator": "cpu"}
+        run = fedkd.Federation(3, lr_schedule="cosine", run_dir=tmp_path / folder, trainer=trainer)
+        run.fit(trained, datamodule(), ckpt_path=ckpt_path)
+        return weights(trained)
+
+    def interrupt(self, row):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(fedkd.Federation, "_log", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            fit("interrupted")
+    assert same(fit("interrupted", "last"), fit("whole"))
+
+
+def test_a_wrong_name_is_one_line():
+    with pytest.raises(fedkd.FedKDError, match=r"'cosin'.*cosine"):
+        fedkd.Federation(lr_schedule="cosin")  # type: ignore[arg-type]
