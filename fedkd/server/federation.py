@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from lightning.pytorch.utilities import rank_zero_info
 
+from fedkd.core.config import one_line
 from fedkd.core.errors import check_range, unknown_name
 from fedkd.core.messages import Metrics, ServerState
 from fedkd.core.progress import progress_bar
@@ -21,7 +22,7 @@ from fedkd.server.backends import Backend, InProcess
 from fedkd.server.lr_schedule import check_lr_schedule
 from fedkd.server.sampling import sample_cohort
 from fedkd.server.setup import Prepared, plan_run, prepare_run, run_settings, training_loop
-from fedkd.strategies import Strategy, resolve_strategy
+from fedkd.strategies import Strategy
 from fedkd.training.module import DistillationModule
 from fedkd.training.trainer_arguments import as_loggers
 
@@ -34,8 +35,8 @@ class Federation:
     Args:
         rounds: Number of rounds in all; a resumed run counts those before.
         clients_per_round: Size of each round's cohort; None takes every client that has data.
-        strategy: The federated algorithm. "auto" is the best one known for what the run has: `ServerDistillation` with
-            a teacher and public images, else `FedAvg`; see `resolve_strategy`.
+        strategy: The federated algorithm. "auto" is the best one known for what the run has; see
+            `fedkd.strategies.default_strategy`.
         backend: Where clients run.
         teaching: What the teacher's outputs are for: "fixed" is the image itself, whatever the student sees of it;
             "consistent" is the student's own crop and flip, which needs ``data.views``.
@@ -80,10 +81,6 @@ class Federation:
         self.run_dir, self.seed = run_dir, int(seed)  # jsonargparse has an int of its own
         self.config: str | None = None  # the command line's YAML, kept with the run
 
-    def resolve_strategy(self, module: DistillationModule, datamodule: FederatedDataModule) -> Strategy:
-        """Return the strategy that `fit` will use, which follows from the configuration: no data is loaded for it."""
-        return resolve_strategy(self.strategy, module.teacher is not None, datamodule.public_fraction > 0)
-
     def fit(
         self, module: DistillationModule, datamodule: FederatedDataModule, ckpt_path: str | Path | None = None
     ) -> dict[str, Any]:
@@ -108,6 +105,8 @@ class Federation:
         plan = plan_run(self, module, datamodule)
         if self.strategy == "auto":
             rank_zero_info(f"strategy auto: {plan.strategy!r}")
+        if module.has_default_loss and module.teacher is not None:
+            rank_zero_info(f"loss auto: {one_line(module.loss)}")
         run = RunDirectory(self.run_dir, resume=str(ckpt_path) == "last")
         settings = run_settings(self, plan)
         found = run.load(ckpt_path, settings) if ckpt_path is not None else None

@@ -22,7 +22,7 @@ from fedkd.runs.identity import run_identity
 from fedkd.server.backends import Backend, SiteFactory
 from fedkd.server.exchange import Exchange, Traffic
 from fedkd.server.lr_schedule import lr_factor
-from fedkd.strategies import RoundContext, Strategy
+from fedkd.strategies import RoundContext, Strategy, default_strategy
 from fedkd.students import trained_part
 from fedkd.teachers import TeacherOutputs, prepare_teacher
 from fedkd.training.lean_trainer import has_plain_optimizer, reason_for_lightning
@@ -165,15 +165,21 @@ def plan_run(federation: Any, module: DistillationModule, datamodule: FederatedD
         )
     device = check_trainer(federation.trainer)
     trainer = with_precision(federation.trainer, device)
-    strategy = federation.resolve_strategy(module, datamodule)
+    named: Strategy | None = None if federation.strategy == "auto" else federation.strategy
     datamodule.prepare_data()
     datamodule.setup()
     module.forget_federation()
-    modules = tuple(module.with_student(name) for name in strategy.students()) or (module,)
+    names = () if named is None else named.students()
+    modules = tuple(module.with_student(name) for name in names) or (module,)
     for each in modules:
         with seeded(federation.seed, "student"):
             each.build(datamodule.classes, datamodule.image_shape)
-            each.student = strategy.wrap(trained_part(each.student), datamodule.num_classes, datamodule.image_shape)
+            each.student = trained_part(each.student)
+    strategy = named or default_strategy(module, datamodule.public_fraction > 0)
+    for each in modules:
+        with seeded(federation.seed, "student"):
+            each.use_default_loss(strategy.default_loss())
+            each.student = strategy.wrap(each.student, datamodule.num_classes, datamodule.image_shape)
     modules[0].check_optimizer()
     for each in modules:
         federation.backend.check(each, trainer)

@@ -10,7 +10,7 @@ from fedkd.strategies.client_side.moon import MOON
 from fedkd.strategies.client_side.scaffold import SCAFFOLD
 from fedkd.strategies.compose import Compose
 from fedkd.strategies.context import RoundContext
-from fedkd.strategies.default import resolve_strategy
+from fedkd.strategies.default import default_strategy
 from fedkd.strategies.fedavg import FedAvg
 from fedkd.strategies.fedmd import FedMD
 from fedkd.strategies.refinement.closed_form_head import ClosedFormHead
@@ -59,5 +59,5 @@ __all__ = [
     "ServerDistillation",
     "Strategy",
     "TrimmedMean",
-    "resolve_strategy",
+    "default_strategy",
 ]

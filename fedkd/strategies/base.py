@@ -15,6 +15,7 @@ from fedkd.core.errors import FedKDError
 from fedkd.core.messages import ClientTask, ClientUpdate, LocalRule, Metrics, ServerState, Weights
 from fedkd.core.tensors import RunningBuffers, RunningMean, Tensors, add_scaled, merge_buffers, weighted_mean
 from fedkd.data import FederatedDataModule
+from fedkd.losses import DKD, DistillationLoss
 from fedkd.strategies.context import RoundContext
 from fedkd.training.module import DistillationModule
 
@@ -30,10 +31,10 @@ class Strategy(Configured):
     returns. What it remembers of one client is ``ServerState.client_states[client]``. What it does on a client is a
     `LocalRule`.
 
-    A run calls `wrap`, `check` and `start` once, then for each round `round`, whose parts are `broadcast`,
-    `local_rule`, `aggregate` and `refine`; then `evaluate` and `metrics`. `aggregate` calls `client_weights`,
-    `remember`, `combine`, `step` and `combine_buffers`. Where the strategy `streams`, `aggregate_stream` stands in its
-    place.
+    A run calls `default_loss`, `wrap`, `check` and `start` once, then for each round `round`, whose parts are
+    `broadcast`, `local_rule`, `aggregate` and `refine`; then `evaluate` and `metrics`. `aggregate` calls
+    `client_weights`, `remember`, `combine`, `step` and `combine_buffers`. Where the strategy `streams`,
+    `aggregate_stream` stands in its place.
     """
 
     decides: ClassVar[frozenset[str]] = frozenset()
@@ -76,6 +77,10 @@ class Strategy(Configured):
             image_shape: (C, H, W).
         """
         return student
+
+    def default_loss(self) -> DistillationLoss:
+        """Return the loss that suits the strategy, for a module with a teacher whose loss is "auto": `DKD`."""
+        return DKD()
 
     def check(self, module: DistillationModule, datamodule: FederatedDataModule, cohort_size: int) -> None:
         """Raise a `fedkd.FedKDError` if the run lacks what the strategy needs. It is called before any work.

@@ -22,6 +22,7 @@ from fedkd.core.messages import (
 )
 from fedkd.core.tensors import Tensors
 from fedkd.data import FederatedDataModule
+from fedkd.losses import DistillationLoss
 from fedkd.strategies.base import Strategy
 from fedkd.strategies.context import RoundContext
 from fedkd.training.module import DistillationModule
@@ -99,6 +100,11 @@ class Compose(Strategy):
         """Check all."""
         for each in self.strategies:
             each.check(module, datamodule, cohort_size)
+
+    def default_loss(self) -> DistillationLoss:
+        """Return that of the first part whose default is not every strategy's."""
+        own = [each for each in self.strategies if type(each).default_loss is not Strategy.default_loss]
+        return (own or self.strategies)[0].default_loss()
 
     def start(self, state: ServerState, context: RoundContext) -> ServerState:
         """Start all, in their order."""

@@ -1,25 +1,46 @@
-"""The strategy that ``strategy: auto`` resolves to."""
+"""The strategy that ``strategy: auto`` stands for."""
 
 from __future__ import annotations
 
-from typing import Literal
-
+from fedkd.core.errors import FedKDError
 from fedkd.strategies.base import Strategy
 from fedkd.strategies.fedavg import FedAvg
+from fedkd.strategies.refinement.closed_form_head import ClosedFormHead
 from fedkd.strategies.refinement.server_distillation import ServerDistillation
+from fedkd.students import ClosedFormStudent
+from fedkd.training.module import DistillationModule
+
+MOST_FEATURES = 1024
+"""The head of the default takes no more numbers an image: with more its sums are megabytes a client and round."""
 
 
-def resolve_strategy(strategy: Strategy | Literal["auto"], has_teacher: bool, has_public: bool) -> Strategy:
-    """Return the strategy that a run uses.
+def default_strategy(module: DistillationModule, has_public: bool) -> Strategy:
+    """Return the strategy that is the best one measured for what a run has; ``docs/results.md`` has the figures.
 
-    "auto" is the best one measured for what a run has; ``docs/results.md`` has the figures. With a teacher and
-    public images it is `ServerDistillation` with its defaults, else `FedAvg`.
+    | the run has | strategy |
+    |---|---|
+    | a teacher and public images | `ServerDistillation` |
+    | a teacher | `ClosedFormHead` |
+    | no teacher | `FedAvg` |
+
+    `ClosedFormHead` takes the student's stages, the inputs of its last layer if these are fewer than 1,024 and the
+    stages are not, and leaves the run to `FedAvg` where neither is found or the loss has a head of its own.
 
     Args:
-        strategy: As it was configured.
-        has_teacher: Whether the module has a teacher.
+        module: Built.
         has_public: Whether there are public images (``data.public_fraction`` above 0).
     """
-    if isinstance(strategy, Strategy):
-        return strategy
-    return ServerDistillation() if has_teacher and has_public else FedAvg()
+    if module.teacher is None:
+        return FedAvg()
+    if has_public:
+        return ServerDistillation()
+    if module.loss.needs_head:
+        return FedAvg()
+    for strategy in (ClosedFormHead(), ClosedFormHead(inputs="last")):
+        try:
+            wrapped = strategy.wrap(module.student, len(module.classes), module.image_shape)
+        except FedKDError:
+            continue
+        if isinstance(wrapped, ClosedFormStudent) and wrapped.num_features <= MOST_FEATURES:
+            return strategy
+    return FedAvg()

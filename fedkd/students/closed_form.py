@@ -23,10 +23,10 @@ class ClosedFormStudent(nn.Module):
     Args:
         student: Images (B, C, H, W) in [0, 1] -> logits (B, K).
         num_classes: K.
-        layers: Names of modules whose outputs (B, C_i, H_i, W_i) are pooled, see `stages`; or the name of one
+        layers: Names of modules whose outputs (B, C_i, H_i, W_i) are pooled (`pool`), see `stages`; or the name of one
             ``nn.Linear``, whose inputs (B, D) are the features.
-        grids: For each of these layers the number of cells along an edge, g_i: its output gives C_i g_i^2 numbers. The
-            input of a linear layer has none: ``()``.
+        grids: For each of these layers the number of cells along an edge, g_i: its output gives C_i (g_i^2 + 1)
+            numbers. The input of a linear layer has none: ``()``.
         feature_dim: D, the sum of all.
 
     Attributes:
@@ -60,23 +60,23 @@ class ClosedFormStudent(nn.Module):
 
     @classmethod
     def on_stages(
-        cls, student: nn.Module, num_classes: int, image_shape: tuple[int, int, int], grid: int = 2, count: int = 3
+        cls, student: nn.Module, num_classes: int, image_shape: tuple[int, int, int], grid: int = 4, count: int = 3
     ) -> ClosedFormStudent:
-        """Pool the outputs of the student's last stages: each to its mean, and the last one to a grid of means.
+        """Pool the outputs of the student's last stages, the first of them on the finest grid: see `pool`.
 
         Args:
             student: A network of convolutions.
             num_classes: K.
             image_shape: (C, H, W).
-            grid: Cells along an edge for the last stage, >= 1.
+            grid: Cells along an edge for the first of these stages, >= 1; each further one has half as many.
             count: How many stages, >= 1.
 
         Raises:
             FedKDError: If the student has no stages.
         """
         found = stages(student, image_shape)[-count:]
-        grids = [1] * (len(found) - 1) + [min(grid, min(found[-1][2:]))]
-        dim = sum(channels * cells**2 for (_, channels, *_), cells in zip(found, grids, strict=True))
+        grids = [max(1, min(grid // 2**i, *each[2:])) for i, each in enumerate(found)]
+        dim = sum(channels * (cells**2 + 1) for (_, channels, *_), cells in zip(found, grids, strict=True))
         return cls(student, num_classes, [name for name, *_ in found], grids, dim)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -98,10 +98,7 @@ class ClosedFormStudent(nn.Module):
         finally:
             for hook in hooks:
                 hook.remove()
-        pooled = [
-            F.adaptive_avg_pool2d(caught[name].float(), cells).flatten(1)  # (B, C, H, W) -> (B, C g^2)
-            for name, cells in zip(self.layers, self.grids, strict=True)
-        ]
+        pooled = [pool(caught[name].float(), cells) for name, cells in zip(self.layers, self.grids, strict=True)]
         return torch.cat(pooled, dim=1)
 
     def classify(self, features: Tensor) -> Tensor:
@@ -129,6 +126,32 @@ class ClosedFormStudent(nn.Module):
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *arguments: Any) -> None:
         super()._load_from_state_dict(state_dict, prefix, *arguments)
         self.has_head = bool(self.solved_weight.any())
+
+
+def pool(maps: Tensor, cells: int) -> Tensor:
+    r"""Pool feature maps: the means over the cells of a grid, and the standard deviation over all positions.
+
+    A network of convolutions knows little of where in the image something is, and a mean over all positions nothing. A
+    grid of means keeps it (the spatial pyramid of Lazebnik, Schmid and Ponce, CVPR 2006). The standard deviation tells
+    whether a channel answers everywhere or in one place. Of all numbers the root is taken, :math:`x / \sqrt{|x|}`,
+    since the outputs of a ReLU have long tails, to which a linear fit would give too much weight (the power
+    normalization of Perronnin, Sanchez and Mensink, ECCV 2010).
+
+    Args:
+        maps: (B, C, H, W) float32.
+        cells: Cells along an edge, g.
+
+    Returns:
+        (B, C (g^2 + 1)).
+    """
+    means = F.adaptive_avg_pool2d(maps, cells).flatten(1)  # (B, C, H, W) -> (B, C g^2)
+    deviations = (maps.var(dim=(2, 3), correction=0) + TINY).sqrt()  # (B, C)
+    pooled = torch.cat([means, deviations], dim=1)
+    return pooled / (pooled.abs() + TINY).sqrt()
+
+
+TINY = 1e-6
+"""It keeps the gradients of roots finite at 0."""
 
 
 def trained_part(student: nn.Module) -> nn.Module:

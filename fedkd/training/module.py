@@ -6,7 +6,7 @@ import copy
 import inspect
 from collections.abc import Callable, Iterable
 from functools import partial
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from lightning.pytorch import LightningModule
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from fedkd import students
-from fedkd.core.errors import FedKDError
+from fedkd.core.errors import FedKDError, unknown_name
 from fedkd.core.metrics import EpochSums, accuracies, confusion_matrix
 from fedkd.core.modes import let_train
 from fedkd.losses import DKD, CrossEntropy, DistillationLoss, LabelLoss, Outputs, TeacherFacts, local_facts
@@ -40,9 +40,10 @@ class DistillationModule(LightningModule):
             statistics. A module in evaluation mode as a whole is put into training mode.
         teacher: A `Teacher`, or an argument of `fedkd.teachers.create`: a short name, a HuggingFace hub id or a local
             folder. None is the plain federated baseline.
-        loss: How labels and teacher combine. Without a teacher it is the plain cross-entropy. A loss on features adds a
-            projector to the teacher's feature space, `fedkd.students.ProjectedStudent`, which is trained, averaged and
-            saved with the student. The module keeps a copy of its own.
+        loss: How labels and teacher combine. "auto" is `DKD`, and in a federation what suits its strategy
+            (`fedkd.strategies.Strategy.default_loss`). Without a teacher it is the plain cross-entropy. A loss on
+            features adds a projector to the teacher's feature space, `fedkd.students.ProjectedStudent`, which is
+            trained, averaged and saved with the student. The module keeps a copy of its own.
         optimizer: From parameters to an optimizer. The default takes small steps, because large local steps on
             skewed clients diverge.
         student_options: Options of a student by name, such as ``{"norm": "group"}``.
@@ -52,6 +53,7 @@ class DistillationModule(LightningModule):
     Attributes:
         student: The student: an `UnbuiltStudent`, which has no weights yet, until `build`.
         loss: The loss.
+        has_default_loss: Whether the loss is "auto".
         classes: Names of the K classes, once they are known.
         image_shape: (C, H, W) of the images, once it is known.
     """
@@ -65,11 +67,16 @@ class DistillationModule(LightningModule):
         self,
         student: nn.Module | str = "resnet8",
         teacher: Teacher | str | None = None,
-        loss: DistillationLoss = DKD(),  # noqa: B008  (copied, and readable by the command line)
+        loss: DistillationLoss | Literal["auto"] = "auto",
         optimizer: OptimizerFactory = lambda params: torch.optim.SGD(params, lr=0.01, momentum=0.9),
         student_options: dict[str, Any] | None = None,
-        label_loss: LabelLoss = CrossEntropy(),  # noqa: B008
+        label_loss: LabelLoss = CrossEntropy(),  # noqa: B008  (readable by the command line)
     ) -> None:
+        has_default_loss = not isinstance(loss, DistillationLoss)
+        if not isinstance(loss, DistillationLoss):
+            if loss != "auto":
+                raise unknown_name("loss", loss, ("auto",))
+            loss = DKD()
         if student_options and not isinstance(student, str):
             raise FedKDError("student_options go with a student given by name, not with a module.")
         if not isinstance(label_loss, CrossEntropy) and "labels" not in inspect.signature(loss.forward).parameters:
@@ -85,6 +92,7 @@ class DistillationModule(LightningModule):
         super().__init__()
         self.student = UnbuiltStudent(student, student_options) if isinstance(student, str) else student
         self.student_spec: dict[str, Any] | None = None  # what builds a student by name again
+        self.has_default_loss = has_default_loss
         self.loss = copy.deepcopy(loss)  # it is fitted to the teacher, so no two modules share one
         self.label_loss = label_loss
         self.optimizer = optimizer
@@ -152,7 +160,17 @@ class DistillationModule(LightningModule):
         spec = self.student_spec or (self.student.options if isinstance(self.student, UnbuiltStudent) else {})
         given = {"name", "num_classes", "in_channels", "image_size"}
         options = {key: value for key, value in spec.items() if key not in given}
-        return DistillationModule(name, self.teacher, self.loss, self.optimizer, options, self.label_loss)
+        loss = "auto" if self.has_default_loss else self.loss
+        return DistillationModule(name, self.teacher, loss, self.optimizer, options, self.label_loss)
+
+    def use_default_loss(self, loss: DistillationLoss) -> None:
+        """Take a loss on logits, if the module's own is "auto" and there is a teacher.
+
+        Args:
+            loss: What suits the run.
+        """
+        if self.has_default_loss and self.teacher is not None:
+            self.loss = loss
 
     def fresh_student(self) -> nn.Module:
         """Return a student like this module's, which was built by name, with fresh weights from torch's global seed."""

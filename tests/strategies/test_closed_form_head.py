@@ -18,6 +18,7 @@ from fedkd.losses import CenteredKD, FeatureCosine, FrozenHead
 from fedkd.partition import IID, ClassSpecific, Dirichlet
 from fedkd.strategies import SCAFFOLD, ClosedFormHead, Compose, DPFedAvg, FedAvg, FedBN, ServerDistillation
 from fedkd.students import ClosedFormStudent, stages
+from fedkd.students.closed_form import pool
 from fedkd.teachers import FederatedHead, FittedHead, GaussianPrivacy, LinearHead, RidgeHead
 from fedkd.training.unlabeled import predict_features
 
@@ -89,7 +90,7 @@ def test_it_separates_classes_that_no_client_could_tell_apart(tmp_path):
     assert own < 0.6
 
 
-@pytest.mark.parametrize(("inputs", "dim"), [("last", 64), ("stages", 16 + 32 + 4 * 64)])
+@pytest.mark.parametrize(("inputs", "dim"), [("last", 64), ("stages", 16 * 17 + 32 * 5 + 64 * 2)])
 def test_bytes_are_counted(tmp_path, inputs, dim):
     _, without = federate(tmp_path / "a", FedAvg())
     _, summary = federate(tmp_path / "b", ClosedFormHead(inputs, head=FIXED))
@@ -258,6 +259,30 @@ def test_stages_are_the_last_map_of_each_size(name, size, found):
     assert names[-len(found) :] == found
 
 
+def test_pooling_by_hand():
+    image = torch.tensor([[4.0, 0.0], [0.0, -4.0]])
+    maps = torch.stack([image, torch.ones(2, 2)])[None]  # (1, 2, 2, 2)
+    deviation = 8**0.25  # the root of sqrt((16 + 16) / 4)
+    torch.testing.assert_close(pool(maps, 1), torch.tensor([[0.0, 1.0, deviation, 0.0316]]), rtol=0, atol=1e-3)
+    corners = [2.0, 0.0, 0.0, -2.0, 1.0, 1.0, 1.0, 1.0]
+    torch.testing.assert_close(pool(maps, 2)[0, :8], torch.tensor(corners), rtol=0, atol=1e-3)
+    flat = torch.zeros(1, 3, 4, 4, requires_grad=True)
+    pool(flat, 2).sum().backward()
+    assert flat.grad is not None
+    assert flat.grad.isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("size", "grid", "cells"), [(32, 4, (4, 2, 1)), (32, 1, (1, 1, 1)), (32, 8, (8, 4, 2)), (8, 16, (8, 4, 2))]
+)
+def test_each_stage_has_half_as_many_cells_along_an_edge(size, grid, cells):
+    student = fedkd.students.create("resnet8", num_classes=5, in_channels=3, image_size=size)
+    wrapped = ClosedFormStudent.on_stages(student, 5, (3, size, size), grid)
+    assert tuple(wrapped.grids) == cells
+    dim = sum(channels * (each**2 + 1) for channels, each in zip((16, 32, 64), cells, strict=True))
+    assert wrapped.features(torch.rand(2, 3, size, size)).shape == (2, dim) == (2, wrapped.num_features)
+
+
 class ChannelsLast(nn.Module):
     """Convolutions with a part between them that sees (B, H, W, C), as in Swin and ConvNeXt."""
 
@@ -306,5 +331,5 @@ def test_the_head_adds_next_to_no_work():
     wrapped.has_head = True
     with torch.utils.flop_counter.FlopCounterMode(display=False) as more:
         wrapped(shown)
-    assert 0 < more.get_total_flops() - plain.get_total_flops() <= 2 * 304 * 10
+    assert 0 < more.get_total_flops() - plain.get_total_flops() <= 2 * 560 * 10
     assert more.get_total_flops() < 1.001 * plain.get_total_flops()

@@ -1,52 +1,109 @@
-"""What a federation does where no strategy is named."""
+"""What a federation does where no strategy, and no loss, is named."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import pytest
+import torch
 from helpers import BrightRowTeacher, images, module, same, weights
+from torch import Tensor, nn
 
 import fedkd
 from fedkd.data import FederatedDataModule
+from fedkd.losses import DKD, CenteredKD, FrozenHead
 from fedkd.partition import ClassSpecific
-from fedkd.strategies import FedAvg, ServerDistillation, Strategy
+from fedkd.strategies import ClosedFormHead, Compose, FedAvg, FedProx, ServerDistillation, Strategy
+
+
+def data(public_fraction: float = 0.0) -> FederatedDataModule:
+    return FederatedDataModule.from_datasets(
+        images(60), images(30, seed=1), num_clients=3, partitioner=ClassSpecific(1), public_fraction=public_fraction
+    )
+
+
+class NoLinear(nn.Module):
+    """Nothing in it has a place for a head in closed form."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(3, 1))
+
+    def forward(self, images: Tensor) -> Tensor:
+        return images.mean(dim=(2, 3)) @ self.weight.T
+
+
+def convolutions(channels: int) -> nn.Module:
+    body = [nn.Conv2d(1, channels, 3, padding=1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()]
+    return nn.Sequential(*body, nn.Linear(channels, 3))
 
 
 @pytest.mark.parametrize(
-    ("teacher", "public_fraction", "strategy"),
-    [(True, 0.2, ServerDistillation(epochs=5)), (True, 0.0, FedAvg()), (False, 0.2, FedAvg())],
+    ("student", "teacher", "public_fraction", "loss", "strategy", "found"),
+    [
+        (None, True, 0.2, "auto", ServerDistillation(), DKD()),
+        (convolutions(4), True, 0.0, "auto", ClosedFormHead(), CenteredKD()),
+        (convolutions(4), True, 0.0, DKD(nckd_weight=3.0), ClosedFormHead(), DKD(nckd_weight=3.0)),
+        (convolutions(257), True, 0.0, "auto", ClosedFormHead(inputs="last"), CenteredKD()),  # 4 * 257 > 1,024
+        (None, True, 0.0, "auto", ClosedFormHead(inputs="last"), CenteredKD()),
+        (NoLinear(), True, 0.0, "auto", FedAvg(), DKD()),
+        (convolutions(4), True, 0.0, FrozenHead(), FedAvg(), FrozenHead()),
+        (None, False, 0.2, "auto", FedAvg(), DKD()),
+    ],
 )
-def test_the_default_is_what_suits_the_run(
-    tmp_path: Path, teacher: bool, public_fraction: float, strategy: Strategy
-) -> None:
-    def fit(name: str, **arguments: object) -> tuple[dict, dict]:
-        data = FederatedDataModule.from_datasets(
-            images(60), images(30, seed=1), num_clients=3, partitioner=ClassSpecific(1), public_fraction=public_fraction
-        )
-        trained = module(teacher=BrightRowTeacher() if teacher else None)
-        summary = fedkd.Federation(rounds=2, run_dir=tmp_path / name, **arguments).fit(trained, data)
-        return summary, weights(trained)
+def test_the_default_is_what_suits_the_run(tmp_path, student, teacher, public_fraction, loss, strategy, found) -> None:
+    torch.manual_seed(0)
+    start = None if student is None else {name: value.clone() for name, value in student.state_dict().items()}
+
+    def fit(name: str, **arguments: object) -> tuple[dict, fedkd.DistillationModule]:
+        if student is not None:
+            student.load_state_dict(start)
+        trained = module(student, teacher=BrightRowTeacher() if teacher else None, loss=loss)
+        summary = fedkd.Federation(2, run_dir=tmp_path / name, **arguments).fit(trained, data(public_fraction))
+        return summary, trained
 
     by_default, trained = fit("default")
     assert by_default["strategy"] == repr(strategy)
-    assert same(trained, fit("named", strategy=strategy)[1])
-    others_differ = teacher and public_fraction
-    assert same(trained, fit("averaged", strategy=FedAvg())[1]) != bool(others_differ)
+    assert repr(trained.loss) == repr(found)
+    reached = weights(trained)
+    assert same(reached, weights(fit("named", strategy=strategy)[1]))
+    if not isinstance(strategy, FedAvg):
+        assert not same(reached, weights(fit("averaged", strategy=FedAvg())[1]))
 
 
-def test_the_strategy_is_known_before_fit_and_printed(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    data = FederatedDataModule.from_datasets(images(30), images(30, seed=1), public_fraction=0.2)
-    trained = module(teacher=BrightRowTeacher())
+@pytest.mark.parametrize(
+    ("strategy", "loss"),
+    [
+        (FedAvg(), DKD),
+        (ClosedFormHead(), CenteredKD),
+        (Compose([FedProx(), ClosedFormHead()]), CenteredKD),
+        (Compose([FedProx(), FedAvg()]), DKD),
+    ],
+)
+def test_the_default_loss_is_what_suits_the_strategy(strategy: Strategy, loss: type) -> None:
+    assert isinstance(strategy.default_loss(), loss)
+
+
+def test_a_loss_that_was_found_for_one_run_does_not_stay_for_the_next(tmp_path: Path) -> None:
+    trained = module("cnn", teacher=BrightRowTeacher())
+    for name, strategy, loss in (("one", ClosedFormHead(), CenteredKD), ("two", FedAvg(), DKD)):
+        fedkd.Federation(1, strategy=strategy, run_dir=tmp_path / name).fit(trained, data())
+        assert isinstance(trained.loss, loss)
+
+
+def test_what_was_chosen_is_printed(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     federation = fedkd.Federation(rounds=1, run_dir=tmp_path)
     assert federation.strategy == "auto"
-    assert isinstance(federation.resolve_strategy(trained, data), ServerDistillation)
     with caplog.at_level("INFO"):
-        summary = federation.fit(trained, data)
+        summary = federation.fit(module("cnn", teacher=BrightRowTeacher()), data())
     assert federation.strategy == "auto"  # the configuration never shows one that was not configured
     assert f"strategy auto: {summary['strategy']}" in caplog.text
-    named = fedkd.Federation(strategy=FedAvg())
-    assert isinstance(named.resolve_strategy(trained, data), FedAvg)
+    assert "loss auto: CenteredKD(" in caplog.text
+
+
+def test_a_wrong_loss_is_one_line() -> None:
+    with pytest.raises(fedkd.FedKDError, match=r"'aut'.*auto"):
+        fedkd.DistillationModule(loss="aut")  # type: ignore[arg-type]
 
 
 def test_one_federation_suits_each_run(tmp_path: Path) -> None:
@@ -56,4 +113,4 @@ def test_one_federation_suits_each_run(tmp_path: Path) -> None:
         federation.run_dir = tmp_path / name
         data = FederatedDataModule.from_datasets(images(30), images(30, seed=1), public_fraction=public_fraction)
         said.append(federation.fit(module(teacher=BrightRowTeacher()), data)["strategy"])
-    assert [text.partition("(")[0] for text in said] == ["ServerDistillation", "FedAvg"]
+    assert [text.partition("(")[0] for text in said] == ["ServerDistillation", "ClosedFormHead"]

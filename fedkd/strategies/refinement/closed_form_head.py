@@ -19,6 +19,7 @@ from fedkd.client.works import on_student_features
 from fedkd.core.errors import FedKDError, check_range, unknown_name
 from fedkd.core.messages import ClientTask, ClientUpdate, Metrics, ServerState, Weights
 from fedkd.data import FederatedDataModule
+from fedkd.losses import CenteredKD, DistillationLoss
 from fedkd.strategies.base import Strategy
 from fedkd.strategies.context import RoundContext
 from fedkd.students import ClosedFormStudent
@@ -49,9 +50,9 @@ class ClosedFormHead(Strategy):
 
     Args:
         inputs: "last" are the inputs of the student's last linear layer. "stages" are the outputs of its last three
-            stages, each pooled to its mean and the last one to a grid of means: more numbers to solve on, hence more
-            bytes.
-        grid: Cells along an edge of the last stage, for "stages", >= 1.
+            stages, each pooled to a grid of means and a standard deviation (`fedkd.students.closed_form.pool`): more
+            numbers to solve on, hence more bytes.
+        grid: Cells along an edge of the first of these stages, >= 1; each further stage has half as many.
         every: After how many rounds the head is solved, >= 1; None is at the end alone.
         on_clients: What clients train instead: "own", the student's last layer as it was trained so far; "trained", the
             solved head, which they train on; "frozen", the solved head, which stays. The last two need ``inputs: last``
@@ -65,7 +66,7 @@ class ClosedFormHead(Strategy):
     def __init__(
         self,
         inputs: Literal["last", "stages"] = "stages",
-        grid: int = 2,
+        grid: int = 4,
         every: int | None = 1,
         on_clients: Literal["own", "trained", "frozen"] = "own",
         head: FederatedHead = RidgeHead(standardize=True),  # noqa: B008  (frozen, and readable by the command line)
@@ -95,6 +96,10 @@ class ClosedFormHead(Strategy):
                 wrapped.student.get_submodule(wrapped.layers[0]).requires_grad_(False)
             return wrapped
         return ClosedFormStudent.on_stages(student, num_classes, image_shape, self.grid)
+
+    def default_loss(self) -> DistillationLoss:
+        """Return `CenteredKD`: it trains the body, and leaves to the head what only the head can fit."""
+        return CenteredKD()
 
     def check(self, module: DistillationModule, datamodule: FederatedDataModule, cohort_size: int) -> None:
         """Refuse a loss that gives the student a head of its own."""
