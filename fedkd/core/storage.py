@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from uuid import uuid4
 
+from fedkd.core.errors import FedKDError
+
 
 def cache_dir(*parts: str) -> Path:
     """Return a folder of fedkd's cache, and create it if needed.
@@ -17,11 +19,22 @@ def cache_dir(*parts: str) -> Path:
 
     Args:
         parts: Folders below the root.
+
+    Raises:
+        FedKDError: If there is no such place.
     """
-    xdg = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    root = Path(os.environ.get("FEDKD_CACHE") or Path(xdg) / "fedkd").expanduser()
+    own, shared = os.environ.get("FEDKD_CACHE"), os.environ.get("XDG_CACHE_HOME")
+    try:
+        root = Path(own or Path(shared or "~/.cache") / "fedkd").expanduser()
+    except RuntimeError as error:  # a container may have no HOME, and a user without an entry in passwd
+        raise FedKDError("There is no home folder for the cache: set FEDKD_CACHE to a folder.") from error
     path = root.joinpath(*parts)
-    path.mkdir(parents=True, exist_ok=True)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise FedKDError(
+            f"The cache folder {str(path)!r} cannot be made: {error.strerror}. Set FEDKD_CACHE to a folder."
+        ) from error
     return path
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -10,9 +11,11 @@ from typing import Any
 
 from fedkd.core.errors import FedKDError, MissingResourceError
 from fedkd.core.messages import ServerState, from_bytes, metadata_of, to_bytes
+from fedkd.core.sealed import DamagedFileError, read_sealed, sealed
 from fedkd.core.storage import write_atomically
 
-FORMAT = 4
+FORMAT = 5
+NAME = re.compile(r"round_(\d{6,})\.ckpt")
 RECORD = "run"  # where a checkpoint's metadata keep what is not the state
 
 
@@ -26,7 +29,8 @@ def save_checkpoint(path: Path, state: ServerState, identity: Mapping[str, Any],
         client_files: The fingerprint of what is remembered for each client, in files of their own.
     """
     record = {"format": FORMAT, "identity": dict(identity), "client_files": client_files}
-    write_atomically(path, to_bytes(replace(state, client_states={}), {RECORD: json.dumps(record)}))
+    content = to_bytes(replace(state, client_states={}), {RECORD: json.dumps(record)})
+    write_atomically(path, sealed(content))
 
 
 def load_checkpoint(path: Path, identity: Mapping[str, Any]) -> tuple[ServerState, str]:
@@ -41,18 +45,24 @@ def load_checkpoint(path: Path, identity: Mapping[str, Any]) -> tuple[ServerStat
 
     Raises:
         MissingResourceError: If there is no such file.
-        FedKDError: If it is no round checkpoint, or one of another run.
+        DamagedFileError: If it is damaged, or no round checkpoint.
+        FedKDError: If it is one of another run.
     """
     if not path.is_file():
         raise MissingResourceError(f"No round checkpoint at {str(path)!r}; ckpt_path takes 'last' or the path of one.")
-    content = path.read_bytes()
+    content = read_sealed(path)
     try:
         state = from_bytes(ServerState, content)
         record = json.loads(metadata_of(content)[RECORD])
     except (FedKDError, KeyError, ValueError) as error:
-        raise FedKDError(f"{str(path)!r} is not a whole round checkpoint: {error}") from error
+        raise DamagedFileError(f"{str(path)!r} is not a round checkpoint: {error}") from error
     if record.get("format") != FORMAT:
-        raise FedKDError(f"{str(path)!r} is not a round checkpoint of fedkd, format {FORMAT}.")
+        raise DamagedFileError(f"{str(path)!r} is not a round checkpoint of fedkd, format {FORMAT}.")
+    named = NAME.fullmatch(path.name)
+    if named and int(named[1]) != state.round:
+        raise DamagedFileError(f"{str(path)!r} is named after another round: it is of round {state.round}.")
+    if not state.weights.is_finite:
+        raise DamagedFileError(f"{str(path)!r} holds weights that are infinite or NaN.")
     for key, value in json.loads(json.dumps(dict(identity))).items():
         found = record["identity"].get(key)
         if found != value:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from fedkd.core.client_states import ClientState
 from fedkd.core.errors import FedKDError
+from fedkd.core.sealed import read_sealed, sealed
 
 NAME = re.compile(r"(\d+)\.round_(\d{6,})\.safetensors")
 WRITERS = 8
@@ -123,9 +124,9 @@ class ClientFiles(Mapping[int, ClientState]):
         """
         path = self._path(client, self._rounds[client][-1])
         try:
-            state = load(path.read_bytes())
-        except (OSError, SafetensorError) as error:
-            raise FedKDError(f"The state of client {client} cannot be read from {str(path)!r}: {error}") from error
+            state = load(read_sealed(path))
+        except (FedKDError, SafetensorError) as error:
+            raise FedKDError(f"The state of client {client} cannot be read. {error}") from error
         if not state:
             raise KeyError(client)
         return state
@@ -161,7 +162,7 @@ def _write(path: Path, state: ClientState) -> None:
     """Write a file and wait until it is on disk. One that is half there is of a round that has no checkpoint yet."""
     tensors = {name: value.detach().cpu().contiguous().clone() for name, value in state.items()}
     with path.open("wb") as file:
-        file.write(save(tensors))
+        file.write(sealed(save(tensors)))
         file.flush()
         os.fsync(file.fileno())
 

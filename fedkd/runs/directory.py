@@ -15,29 +15,34 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save
+from filelock import FileLock, Timeout
+from lightning.pytorch.utilities import rank_zero_warn
+from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from fedkd import students
 from fedkd.core.client_states import ClientStates
 from fedkd.core.errors import FedKDError, MissingResourceError
-from fedkd.core.messages import Metrics, ServerState, Weights
+from fedkd.core.messages import Metrics, ServerState, Weights, metadata_of
+from fedkd.core.sealed import DamagedFileError, read_sealed, sealed
 from fedkd.core.storage import write_atomically
 from fedkd.core.tensors import load_state
 from fedkd.data import FederatedDataModule
 from fedkd.runs import metrics_file
-from fedkd.runs.checkpoint import load_checkpoint, save_checkpoint
+from fedkd.runs.checkpoint import NAME, load_checkpoint, save_checkpoint
 from fedkd.runs.client_files import ClientFiles
 from fedkd.runs.partition import partition_record
 
 KEEP_CHECKPOINTS = 2  # one would do, since writing is atomic; the second is for disks that lie
+LEFTOVER = re.compile(r"\..+\.[0-9a-f]{32}\.tmp")
 
 
 class RunDirectory:
@@ -53,6 +58,8 @@ class RunDirectory:
     """
 
     def __init__(self, path: str | Path | None = None, resume: bool = False) -> None:
+        if str(path) == "":
+            raise FedKDError("run_dir is empty: give a folder, or leave it out for the next free runs/version_N.")
         if path is None:
             path = (newest_version(Path("runs")) if resume else None) or next_version(Path("runs"))
         self.path = Path(path).expanduser()
@@ -66,8 +73,31 @@ class RunDirectory:
             raise FedKDError(f"run_dir {str(self.path)!r} cannot be made: {error.strerror}.") from error
         self.metrics = metrics_file.MetricsFile(self.path / "metrics.csv")
         self.clients_folder = self.path / "checkpoints" / "clients"
-        for leftover in (*self.path.glob(".*.tmp"), *self.path.glob("checkpoints/.*.tmp")):
-            leftover.unlink()  # of a process that was killed while it wrote
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Keep other processes from writing to the folder; the operating system ends it with the process.
+
+        Raises:
+            FedKDError: If another process does.
+        """
+        lock = FileLock(self.path / "checkpoints" / ".lock")
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            raise FedKDError(
+                f"{str(self.path)!r} is in use by another process: wait for it, or choose another run_dir."
+            ) from None
+        except NotImplementedError:  # some network file systems have no locks
+            rank_zero_warn(f"{str(self.path)!r} cannot be locked: let no other process use it.")
+        try:
+            for folder in (self.path, self.path / "checkpoints"):
+                for leftover in folder.glob(".*.tmp"):
+                    if LEFTOVER.fullmatch(leftover.name):
+                        leftover.unlink()  # of a process that was killed while it wrote
+            yield
+        finally:
+            lock.release()
 
     def write_json(self, name: str, content: Mapping[str, Any]) -> None:
         """Write ``name`` as JSON; what is not a number (a class without test images) becomes null."""
@@ -77,9 +107,15 @@ class RunDirectory:
         """Write ``name`` as text."""
         write_atomically(self.path / name, content)
 
-    def checkpoints(self) -> list[Path]:
-        """Return the round checkpoints, oldest first."""
-        return sorted((self.path / "checkpoints").glob("round_*.ckpt"))
+    def checkpoints(self, newest: int | None = None) -> list[Path]:
+        """Return the round checkpoints, oldest first.
+
+        Args:
+            newest: The number of finished rounds of the newest; None is any.
+        """
+        found = {path: NAME.fullmatch(path.name) for path in (self.path / "checkpoints").glob("round_*.ckpt")}
+        rounds = {path: int(name[1]) for path, name in found.items() if name}
+        return sorted((p for p, each in rounds.items() if newest is None or each <= newest), key=rounds.__getitem__)
 
     def start(self, datamodule: FederatedDataModule, config: str | None) -> None:
         """Write what is known before the first round: the partition, and the command line's configuration."""
@@ -110,7 +146,7 @@ class RunDirectory:
         self.metrics.append(row)
         path = self.path / "checkpoints" / f"round_{state.round:06d}.ckpt"
         save_checkpoint(path, state, identity, files.fingerprint)
-        for old in self.checkpoints()[:-KEEP_CHECKPOINTS]:
+        for old in self.checkpoints(state.round)[:-KEEP_CHECKPOINTS]:
             old.unlink()
         files.discard(states.changes, keep=state.round - KEEP_CHECKPOINTS + 1)
         return replace(state, client_states=ClientStates(files))
@@ -127,16 +163,17 @@ class RunDirectory:
 
         Raises:
             FedKDError: If the checkpoint is damaged or of another run, or the rows of metrics before it or the client
-                states that belong to it are not there.
+                states that belong to it are not there. With "last" a damaged one is named in a warning, and the one
+                before it is taken.
         """
         if str(ckpt_path) == "last":
-            found = self.checkpoints()
-            if not found:
+            newest = self._newest(identity)
+            if newest is None:
                 return None
-            path = found[-1]
+            path, (state, fingerprint) = newest
         else:
-            path = Path(ckpt_path)
-        state, fingerprint = load_checkpoint(path, identity)
+            path = Path(ckpt_path).expanduser()
+            state, fingerprint = load_checkpoint(path, identity)
         history = metrics_file.read(path.parent.parent / "metrics.csv", state.round)
         files = ClientFiles(path.parent / "clients", state.round)
         files.check(fingerprint)
@@ -145,6 +182,24 @@ class RunDirectory:
         self.metrics.write(history)
         own = ClientFiles(self.clients_folder, state.round, discard=True)
         return replace(state, client_states=ClientStates(own)), history
+
+    def _newest(self, identity: Mapping[str, Any]) -> tuple[Path, tuple[ServerState, str]] | None:
+        """Return the newest whole checkpoint and what it holds; None if no round was ever finished."""
+        found = self.checkpoints()
+        for path in reversed(found):
+            try:
+                whole = load_checkpoint(path, identity)
+            except DamagedFileError as error:
+                rank_zero_warn(f"{error} It is left as it is, and not used.")
+                continue
+            return path, whole
+        rows = metrics_file.read(self.path / "metrics.csv") if (self.path / "metrics.csv").exists() else []
+        if found or len(rows) > 1:  # the first row comes shortly before the first checkpoint
+            raise FedKDError(
+                f"{str(self.path)!r} holds the rows of {len(rows)} rounds, and no whole checkpoint to go on from. Put "
+                "one back, or choose another run_dir."
+            )
+        return None
 
     def save_student(
         self,
@@ -167,7 +222,7 @@ class RunDirectory:
         folder.mkdir(parents=True, exist_ok=True)
         everything = {**weights.tensors, **(constants or {})}
         tensors = {name: value.contiguous() for name, value in everything.items()}
-        write_atomically(folder / "student.safetensors", save(tensors, metadata={"fedkd": json.dumps(spec)}))
+        write_atomically(folder / "student.safetensors", sealed(save(tensors, metadata={"fedkd": json.dumps(spec)})))
 
 
 def nan_to_none(value: Any) -> Any:
@@ -208,6 +263,7 @@ def read_spec(run_dir: str | Path) -> dict[str, Any]:
 
     Raises:
         MissingResourceError: If the run has no student.
+        DamagedFileError: If its file is damaged.
     """
     run_dir = Path(run_dir).expanduser()
     path = run_dir / "student.safetensors"
@@ -217,10 +273,9 @@ def read_spec(run_dir: str | Path) -> dict[str, Any]:
             raise MissingResourceError(f"{str(run_dir)!r} has a student for each client: name one, such as {one!r}.")
         raise MissingResourceError(f"No student at {str(path)!r}: the run is not there, or has not finished.")
     try:
-        with safe_open(path, framework="pt") as file:
-            return json.loads(file.metadata()["fedkd"])
-    except (SafetensorError, KeyError, TypeError) as error:
-        raise FedKDError(f"{str(path)!r} is not a student that fedkd saved: {error}") from error
+        return json.loads(metadata_of(read_sealed(path))["fedkd"])
+    except KeyError as error:
+        raise FedKDError(f"{str(path)!r} is not a student that fedkd saved.") from error
 
 
 def load_student(run_dir: str | Path, student: nn.Module | None = None) -> nn.Module:
@@ -242,7 +297,7 @@ def load_student(run_dir: str | Path, student: nn.Module | None = None) -> nn.Mo
         if spec["student"] is None:
             raise FedKDError(f"The student of {str(run_dir)!r} was not made by name: pass load_student(..., student=).")
         student = students.create(**spec["student"])
-    tensors = load_file(Path(run_dir).expanduser() / "student.safetensors")
+    tensors = load(read_sealed(Path(run_dir).expanduser() / "student.safetensors"))
     if spec.get("projection"):
         student = students.ProjectedStudent.restore(student, spec["projection"], tensors)
     if spec.get("closed_form"):

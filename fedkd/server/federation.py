@@ -11,7 +11,7 @@ from typing import Any, Literal
 from lightning.pytorch.utilities import rank_zero_info
 
 from fedkd.core.config import one_line
-from fedkd.core.errors import check_range, unknown_name
+from fedkd.core.errors import FedKDError, check_range, unknown_name
 from fedkd.core.messages import Metrics, ServerState
 from fedkd.core.progress import progress_bar
 from fedkd.core.tensors import load_state
@@ -109,23 +109,24 @@ class Federation:
             rank_zero_info(f"loss auto: {one_line(module.loss)}")
         run = RunDirectory(self.run_dir, resume=str(ckpt_path) == "last")
         settings = run_settings(self, plan)
-        found = run.load(ckpt_path, settings) if ckpt_path is not None else None
-        run.start(datamodule, self.config)
-        try:
-            with prepare_run(self, plan) as prepared:
-                state, history = found or (prepared.start(), [])
-                rank_zero_info(f"training loop: {training_loop(prepared, state)}")
-                if found:
-                    self._give(module, state)
-                for row in history:
-                    self._log(row)
-                for committed in self._rounds(run, prepared, state, history, settings):
-                    state = committed
-                    self._give(module, state)
-                return self._finish(run, prepared, state, history, settings, start)
-        finally:
-            module.was_federated = True
-            self.backend.shutdown()
+        with run.held():
+            found = run.load(ckpt_path, settings) if ckpt_path is not None else None
+            run.start(datamodule, self.config)
+            try:
+                with prepare_run(self, plan) as prepared:
+                    state, history = found or (prepared.start(), [])
+                    rank_zero_info(f"training loop: {training_loop(prepared, state)}")
+                    if found:
+                        self._give(module, state)
+                    for row in history:
+                        self._log(row)
+                    for committed in self._rounds(run, prepared, state, history, settings):
+                        state = committed
+                        self._give(module, state)
+                    return self._finish(run, prepared, state, history, settings, start)
+            finally:
+                module.was_federated = True
+                self.backend.shutdown()
 
     def _rounds(
         self,
@@ -145,6 +146,12 @@ class Federation:
                 cohort = sample_cohort(clients, self.clients_per_round, seed=self.seed, round=state.round)
                 context = prepared.context(state, cohort)
                 state, updates = strategy.round(state, cohort, context)
+                if not state.weights.is_finite:
+                    raise FedKDError(
+                        f"Round {context.start.round}: the global student became infinite or NaN in the server's step, "
+                        f"by {one_line(strategy)}: what the clients sent is finite. Lower its learning rate. The "
+                        "rounds before are in the run directory."
+                    )
                 metrics = strategy.evaluate(state, context)
                 metrics |= strategy.metrics(state, updates, context)
                 traffic = prepared.exchange.traffic - sent

@@ -22,15 +22,16 @@ import safetensors.torch
 import torch
 import torch.nn.functional as F
 from filelock import FileLock
-from safetensors import safe_open
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
 from fedkd.core.errors import FedKDError
 from fedkd.core.local import Connect
 from fedkd.core.messages import ClientTask, ClientUpdate, Exchange
 from fedkd.core.progress import progress_bar
+from fedkd.core.sealed import DamagedFileError, read_sealed, sealed
 from fedkd.core.seeding import derive_seed
-from fedkd.core.storage import cache_dir, replacing
+from fedkd.core.storage import cache_dir, write_atomically
 from fedkd.core.tensors import Tensors, weighted_mean
 from fedkd.data import FederatedDataModule
 from fedkd.data.site import ClientSite
@@ -119,7 +120,8 @@ class LoRATeacher(FeatureTeacher):
         identity, recipe = self.identity(), self.recipe()
         adapter = inject(self.model, self.lora)
         with FileLock(path.with_suffix(".lock")):
-            if not path.exists():
+            learned = _kept(path)
+            if learned is None:
                 loaded = _key_of(recipe, self.device.type)
                 _LOADED[loaded] = (self, adapter)  # works in this process use this very model
                 try:
@@ -130,10 +132,8 @@ class LoRATeacher(FeatureTeacher):
                         learned = self._train(adapter, exchange, counts, data.num_classes)
                 finally:
                     _LOADED.pop(loaded, None)
-                with replacing(path) as temporary:
-                    safetensors.torch.save_file(learned, temporary)
-            with safe_open(path, framework="pt") as kept:
-                adapter.load({name: kept.get_tensor(name) for name in adapter.learned})
+                write_atomically(path, sealed(safetensors.torch.save(dict(learned))))
+            adapter.load({name: learned[name] for name in adapter.learned})
         self.model = adapter.merged()
         self.adapted = (key.hexdigest(), identity)
 
@@ -175,6 +175,17 @@ class LoRATeacher(FeatureTeacher):
 
 _LOADED: dict[str, tuple[LoRATeacher, Adapter]] = {}
 """The teacher that the works in this process use, with its adapter, by recipe. It holds one teacher at a time."""
+
+
+def _kept(path: Path) -> Tensors | None:
+    """Return an adapter that was learned before; None if there is none, or its file is damaged."""
+    if not path.exists():
+        return None
+    try:
+        return safetensors.torch.load(read_sealed(path))
+    except DamagedFileError as error:
+        rank_zero_warn(f"{error} The adapter is learned again.")
+        return None
 
 
 def load_adapted(recipe: Mapping[str, Any], device: str) -> tuple[LoRATeacher, Adapter]:

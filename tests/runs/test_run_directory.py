@@ -5,17 +5,22 @@ from __future__ import annotations
 import csv
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
 import time
+from uuid import uuid4
 
 import pytest
 import torch
 from helpers import BrightRowTeacher, LinearStudent, datamodule, module, same, weights
 
 import fedkd
+from fedkd.core.messages import ServerState, Weights
+from fedkd.core.sealed import DamagedFileError
 from fedkd.partition import Dirichlet
+from fedkd.runs.checkpoint import load_checkpoint, save_checkpoint
 from fedkd.runs.directory import RunDirectory, next_version
 
 
@@ -33,9 +38,10 @@ def read_metrics(run_dir):
 
 
 def test_a_run_leaves_all_its_files(tmp_path):
-    trained, summary = fit(tmp_path / "run", trained=module("cnn", teacher=BrightRowTeacher()))
+    trained, summary = fit(tmp_path / "run", trained=module("cnn", teacher=BrightRowTeacher()), strategy=fedkd.FedAvg())
     files = sorted(str(p.relative_to(tmp_path / "run")) for p in (tmp_path / "run").rglob("*") if p.is_file())
     assert files == [
+        "checkpoints/.lock",
         "checkpoints/round_000002.ckpt",
         "checkpoints/round_000003.ckpt",
         "metrics.csv",
@@ -145,7 +151,7 @@ def test_a_checkpoint_of_another_run_is_refused(tmp_path):
 def test_a_broken_or_missing_checkpoint_is_named(tmp_path):
     broken = tmp_path / "broken.ckpt"
     broken.write_bytes(b"PK not a checkpoint")
-    with pytest.raises(fedkd.FedKDError, match=r"broken\.ckpt' is not a whole round checkpoint"):
+    with pytest.raises(fedkd.FedKDError, match=r"broken\.ckpt' is damaged, or fedkd did not write it"):
         fit(tmp_path / "run", ckpt_path=broken)
     with pytest.raises(fedkd.MissingResourceError, match="No round checkpoint at"):
         fit(tmp_path / "other", ckpt_path=tmp_path / "none.ckpt")
@@ -221,11 +227,117 @@ def test_limits_of_training_do_not_limit_the_test(tmp_path):
 
 
 def test_what_a_killed_writer_left_is_swept(tmp_path):
-    leftover = tmp_path / "run" / "checkpoints" / ".round_000001.ckpt.123.tmp"
+    leftover = tmp_path / "run" / "checkpoints" / f".round_000001.ckpt.{uuid4().hex}.tmp"
     leftover.parent.mkdir(parents=True)
     leftover.write_bytes(b"half")
+    of_the_user = tmp_path / "run" / ".notes.tmp"
+    of_the_user.write_bytes(b"mine")
     fit(tmp_path / "run", rounds=1)
     assert not leftover.exists()
+    assert of_the_user.read_bytes() == b"mine"
+
+
+def checkpoint(run_dir, number):
+    return run_dir / "checkpoints" / f"round_{number:06d}.ckpt"
+
+
+def test_a_damaged_newest_checkpoint_is_named_and_the_one_before_taken(tmp_path):
+    whole, _ = fit(tmp_path / "whole", rounds=4)
+    fit(tmp_path / "run", rounds=3)
+    newest = checkpoint(tmp_path / "run", 3)
+    newest.write_bytes(newest.read_bytes()[:-7])
+    stray = checkpoint(tmp_path / "run", 999999)
+    stray.write_bytes(b"")
+    with pytest.warns(UserWarning, match=r"is damaged") as caught:
+        goes_on, summary = fit(tmp_path / "run", rounds=4, ckpt_path="last")
+    named = [str(each.message) for each in caught if "is damaged" in str(each.message)]
+    assert [any(path.name in text for text in named) for path in (newest, stray)] == [True, True]
+    assert same(weights(goes_on), weights(whole))
+    assert summary["rounds"] == 4
+    found = sorted(path.name for path in (tmp_path / "run" / "checkpoints").glob("*.ckpt"))
+    assert found == ["round_000003.ckpt", "round_000004.ckpt", "round_999999.ckpt"]
+
+
+def test_rounds_without_a_whole_checkpoint_are_not_written_over(tmp_path):
+    fit(tmp_path / "run", rounds=2)
+    before = (tmp_path / "run" / "metrics.csv").read_bytes()
+    for path in (tmp_path / "run" / "checkpoints").glob("*.ckpt"):
+        path.unlink()
+    with pytest.raises(fedkd.FedKDError, match="holds the rows of 2 rounds, and no whole checkpoint"):
+        fit(tmp_path / "run", rounds=2, ckpt_path="last")
+    assert (tmp_path / "run" / "metrics.csv").read_bytes() == before
+
+
+def test_a_checkpoint_under_another_rounds_name_is_refused(tmp_path):
+    fit(tmp_path / "run", rounds=2)
+    checkpoint(tmp_path / "run", 2).rename(checkpoint(tmp_path / "run", 7))
+    with pytest.warns(UserWarning, match=r"round_000007\.ckpt' is named after another round: it is of round 2"):
+        _, summary = fit(tmp_path / "run", rounds=2, ckpt_path="last")
+    assert summary["rounds"] == 2
+
+
+def test_weights_that_are_not_finite_are_refused(tmp_path):
+    state = ServerState(1, Weights({"w": torch.tensor([float("nan")])}))
+    save_checkpoint(tmp_path / "round_000001.ckpt", state, {}, "0:0")
+    with pytest.raises(DamagedFileError, match="infinite or NaN"):
+        load_checkpoint(tmp_path / "round_000001.ckpt", {})
+
+
+@pytest.mark.parametrize("name", ["student.safetensors", "checkpoints/round_000001.ckpt"])
+def test_no_flipped_bit_is_loaded(tmp_path, name):
+    fit(tmp_path / "run", rounds=1)
+    path = tmp_path / "run" / name
+    whole = path.read_bytes()
+    rng = random.Random(0)
+    for _ in range(60):
+        flipped = bytearray(whole)
+        flipped[rng.randrange(len(whole))] ^= 1 << rng.randrange(8)
+        path.write_bytes(flipped)
+        with pytest.raises(DamagedFileError, match=path.name):
+            load_checkpoint(path, {}) if path.suffix == ".ckpt" else fedkd.load_student(tmp_path / "run")
+
+
+HOLDS = """
+import sys, time
+from fedkd.runs.directory import RunDirectory
+with RunDirectory(sys.argv[1]).held():
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_a_directory_that_another_process_uses_is_refused(tmp_path):
+    other = subprocess.Popen([sys.executable, "-c", HOLDS, str(tmp_path / "run")], stdout=subprocess.PIPE, text=True)
+    try:
+        assert other.stdout.readline() == "held\n"
+        with pytest.raises(fedkd.FedKDError, match="is in use by another process"):
+            fit(tmp_path / "run", rounds=1, ckpt_path="last")
+    finally:
+        other.kill()
+        other.wait()
+    fit(tmp_path / "run", rounds=1, ckpt_path="last")  # the system lets go of the lock of a process that was killed
+
+
+def test_an_empty_run_dir_is_refused():
+    with pytest.raises(fedkd.FedKDError, match="run_dir is empty"):
+        RunDirectory("")
+
+
+class Blows(fedkd.FedAvg):
+    """The server's step, in the second round, gives a NaN."""
+
+    def step(self, state, delta):
+        parameters, memory = super().step(state, delta)
+        bad = float("nan") if state.round == 1 else 0.0
+        return {name: value + bad for name, value in parameters.items()}, memory
+
+
+def test_a_student_that_the_server_spoiled_is_not_committed(tmp_path):
+    trained = module("cnn")
+    with pytest.raises(fedkd.FedKDError, match=r"Round 1: the global student became .* in the server's step, by Blows"):
+        fit(tmp_path / "run", trained=trained, strategy=Blows())
+    assert len(read_metrics(tmp_path / "run")) == 1
+    assert all(value.isfinite().all() for value in weights(trained).values())
 
 
 def test_a_tilde_is_the_home_folder(tmp_path, monkeypatch):
