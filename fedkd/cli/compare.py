@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import argparse
-import signal
 import sys
-import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from fedkd.cli.subcommands import SUBCOMMANDS
 from fedkd.core.errors import FedKDError, unknown_name
+from fedkd.core.stopping import Terminated
 from fedkd.study.compare import compare
 
 OWN = ("out", "jobs", "only", "set")
@@ -53,25 +51,24 @@ def run_compare(args: Sequence[str]) -> None:
 
     Raises:
         FedKDError: If an argument or the grid is wrong.
-        SystemExit: With status 1 if a run failed, with 130 if Ctrl-C or SIGTERM ended the command.
+        SystemExit: With status 1 if a run failed, with 130 if Ctrl-C ended the command, with 143 if SIGTERM did.
     """
     parser = make_parser()
     options, further = parser.parse_known_args(list(args))
     check_further(further)
     try:
-        with terminated_like_interrupted():
-            failures = compare(
-                options.grid,
-                options.out,
-                jobs=options.jobs,
-                only=options.only,
-                names=options.set,
-                further=further,
-                log=lambda line: print(line, flush=True),
-            )
-    except KeyboardInterrupt:
+        failures = compare(
+            options.grid,
+            options.out,
+            jobs=options.jobs,
+            only=options.only,
+            names=options.set,
+            further=further,
+            log=lambda line: print(line, flush=True),
+        )
+    except (KeyboardInterrupt, Terminated):
         print("fedkd: interrupted. Finished rounds are saved; the same command resumes from them.", file=sys.stderr)
-        raise SystemExit(130) from None
+        raise
     table = options.out / "table.md"
     if table.is_file():
         print(table.read_text())
@@ -113,20 +110,3 @@ def check_further(further: Sequence[str]) -> None:
             raise FedKDError(f"compare takes no --{name}: --out and the grid's seeds set it for each run.")
         if option.startswith("--") and name not in OF_FIT:
             raise unknown_name("option of compare", f"--{name}", [f"--{each}" for each in (*OWN, *OF_FIT)])
-
-
-@contextmanager
-def terminated_like_interrupted() -> Iterator[None]:
-    """Treat SIGTERM as Ctrl-C, so that no run goes on alone after `kill` or at a cluster's time limit."""
-    if threading.current_thread() is not threading.main_thread():  # Python sets signal handlers in the main thread only
-        yield
-        return
-
-    def interrupt(*_: Any) -> NoReturn:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)

@@ -97,6 +97,9 @@ class BaseCLI(LightningCLI):
         if self.config.subcommand == "completion":
             raise FedKDError("completion takes no arguments: fedkd completion.")
 
+    def _parse_ckpt_path(self) -> None:
+        """Leave the checkpoint to the run. LightningCLI would read it, and merge its content into the options."""
+
     @property
     def chosen(self) -> Namespace:
         """The configuration of the subcommand that was chosen."""

@@ -117,6 +117,12 @@ class RunDirectory:
         rounds = {path: int(name[1]) for path, name in found.items() if name}
         return sorted((p for p, each in rounds.items() if newest is None or each <= newest), key=rounds.__getitem__)
 
+    @property
+    def num_rounds(self) -> int:
+        """The number of finished rounds, by the name of the newest checkpoint."""
+        found = self.checkpoints()
+        return int(found[-1].stem.removeprefix("round_")) if found else 0
+
     def start(self, datamodule: FederatedDataModule, config: str | None) -> None:
         """Write what is known before the first round: the partition, and the command line's configuration."""
         self.write_json("partition.json", partition_record(datamodule))

@@ -14,6 +14,7 @@ from fedkd.core.config import one_line
 from fedkd.core.errors import FedKDError, check_range, unknown_name
 from fedkd.core.messages import Metrics, ServerState
 from fedkd.core.progress import progress_bar
+from fedkd.core.stopping import Terminated, terminable
 from fedkd.core.tensors import load_state
 from fedkd.data import FederatedDataModule
 from fedkd.runs.directory import RunDirectory
@@ -109,7 +110,7 @@ class Federation:
             rank_zero_info(f"loss auto: {one_line(module.loss)}")
         run = RunDirectory(self.run_dir, resume=str(ckpt_path) == "last")
         settings = run_settings(self, plan)
-        with run.held():
+        with terminable(), run.held():
             found = run.load(ckpt_path, settings) if ckpt_path is not None else None
             run.start(datamodule, self.config)
             try:
@@ -124,6 +125,12 @@ class Federation:
                         state = committed
                         self._give(module, state)
                     return self._finish(run, prepared, state, history, settings, start)
+            except (KeyboardInterrupt, Terminated):
+                rank_zero_info(
+                    f"stopped: {run.num_rounds} finished round(s) are in {str(run.path)!r}; the same run with this "
+                    "run_dir and ckpt_path 'last' goes on from there"
+                )
+                raise
             finally:
                 module.was_federated = True
                 self.backend.shutdown()

@@ -136,6 +136,10 @@ def _using(trainer: Trainer, loader: BatchLoader) -> Iterator[None]:
     try:
         with nullcontext() if isinstance(trainer, LeanTrainer) else quiet_lightning():
             yield
+    except SystemExit as error:
+        if isinstance(error.__context__, KeyboardInterrupt):  # Lightning makes an exit of status 1 of Ctrl-C
+            raise KeyboardInterrupt from error
+        raise
     finally:
         loader.release()
 

@@ -18,6 +18,8 @@ import fedkd
 from fedkd.core.messages import ClientTask, ClientUpdate, ServerState, Weights, from_bytes, to_bytes
 from fedkd.data import MappedRows, PublicImages
 from fedkd.partition import Dirichlet
+from fedkd.server.backends.base import ClientError
+from fedkd.server.exchange import Exchange
 from fedkd.strategies import FedAvg
 
 PACKAGE = Path(fedkd.__file__).parent
@@ -261,3 +263,16 @@ def test_no_assertion_denies_that_a_student_is_missing():
         if isinstance(node, ast.Assert) and "student is not None" in ast.unparse(node.test)
     ]
     assert asserted == []
+
+
+def exits(site, task):
+    raise SystemExit(0)
+
+
+def test_an_exit_within_a_clients_work_ends_no_run():
+    data = datamodule()
+    data.setup()
+    with fedkd.InProcess().open(data.sites()) as workers:
+        exchange = Exchange(workers)
+        with pytest.raises(ClientError, match="Client 1, round 3: SystemExit: 0"):
+            exchange(exits, [ClientTask(3, 1)])

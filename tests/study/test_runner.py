@@ -138,7 +138,7 @@ main(sys.argv[1:])"""
         time.sleep(0.02)
     process.send_signal(number)
     out, err = process.communicate(timeout=60)
-    assert process.returncode == 130
+    assert process.returncode == 128 + number
     assert out == "2 runs, 0 of them done\n"
     assert err == "fedkd: interrupted. Finished rounds are saved; the same command resumes from them.\n"
     with pytest.raises(ProcessLookupError):

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from fedkd.core.config import Configured
 from fedkd.core.errors import FedKDError
 from fedkd.core.messages import ClientTask, ClientUpdate, Work
+from fedkd.core.stopping import Terminated
 
 if TYPE_CHECKING:  # a worker process imports this package first, and all of Lightning only if a work needs it
     from fedkd.data.site import ClientSite
@@ -87,11 +88,13 @@ def run_work(work: Work, sites: SiteFactory, task: ClientTask) -> ClientUpdate:
     """Run a work at its client's site.
 
     Raises:
-        ClientError: If it raises an ordinary exception; Ctrl-C and exits pass.
+        ClientError: If it raises anything but Ctrl-C and SIGTERM. An exit within a client's work ends no run.
     """
     try:
         return work(sites(task.client), task)
-    except Exception as error:
+    except (KeyboardInterrupt, GeneratorExit, Terminated):
+        raise
+    except BaseException as error:
         raise ClientError(f"Client {task.client}, round {task.round}: {said_by(error)}") from error
 
 

@@ -38,7 +38,8 @@ class Checkpoint:
         """
         with _quiet():
             try:
-                return auto_class.from_pretrained(self.path, **self.options, **options)
+                # else transformers asks on the terminal whether to run a checkpoint's own Python
+                return auto_class.from_pretrained(self.path, trust_remote_code=False, **self.options, **options)
             except ImportError as error:
                 raise MissingResourceError(
                     f"Checkpoint {self.name!r} needs a package that is not installed: {_one_line(error)}"
@@ -92,6 +93,8 @@ def find_checkpoint(name: str, revision: str | None = None) -> Checkpoint:
                 f"No teacher checkpoint in folder {str(folder)!r}: it has no config.json. Give a folder with "
                 "config.json and model.safetensors, as save_pretrained writes it."
             )
+        if revision is not None:
+            raise FedKDError(f"revision {revision!r} is for a hub id, and {str(folder)!r} is a folder: leave it out.")
         return _open(AutoConfig, name, str(folder), {})
     if path.startswith((".", "/", "~")) or path.count("/") > 1 or "\\" in path:
         raise MissingResourceError(
