@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 from filelock import FileLock, Timeout
+from lightning.pytorch.utilities import rank_zero_warn
 
 from fedkd.core.errors import FedKDError
-from fedkd.core.storage import cache_dir
+from fedkd.core.storage import cache_dir, write_atomically
 from fedkd.teachers.ensemble import EnsembleTeacher
 from fedkd.teachers.outputs.cache_file import DoesNotFitError, images_done, start_at, to_dtype
 from fedkd.teachers.outputs.passes import JoinedPass, Pass
@@ -29,7 +31,8 @@ class TeacherCache:
 
     The name of a file is a hash of everything that its content depends on, so a stale file is never read. Outputs are
     appended in the order of the images, so the length of a file shows how many images are done. An interrupted or
-    truncated file is completed from there. A lock lets one process write at a time; other processes wait for it.
+    truncated file is completed from there. A file's checksum stands beside it, and a damaged file is computed again. A
+    lock lets one process write at a time; other processes wait for it.
     Values are float16, or float32 if float16 cannot represent them.
 
     The features of an ensemble are joined from the files of its members. A member's features are therefore computed
@@ -83,13 +86,11 @@ class TeacherCache:
         with FileLock(self.folder / f"{stem}.lock"):
             if not full.exists():  # it exists only after float16 has failed
                 try:
-                    _complete(half, work, np.dtype(np.float16), progress and work.is_slow)
-                    return _mapped(half)
+                    return _whole(half, work, np.dtype(np.float16), progress and work.is_slow)
                 except DoesNotFitError:
                     full.touch()
                     half.unlink(missing_ok=True)
-            _complete(full, work, np.dtype(np.float32), progress and work.is_slow)
-            return _mapped(full)
+            return _whole(full, work, np.dtype(np.float32), progress and work.is_slow)
 
     def clear(self) -> int:
         """Delete all outputs except those that a process is computing. Return the number of bytes freed."""
@@ -103,6 +104,36 @@ class TeacherCache:
             except Timeout:
                 continue
         return freed
+
+
+def _whole(path: Path, work: Pass, dtype: np.dtype, progress: bool) -> np.memmap:
+    """Return a file's outputs, once they are complete and as they were when they first were."""
+    _complete(path, work, dtype, progress)
+    if not _is_intact(path):
+        rank_zero_warn(f"{str(path)!r} is damaged: its content does not match its checksum. It is computed again.")
+        path.unlink()
+        _checksum(path).unlink()
+        _complete(path, work, dtype, progress)
+        if not _is_intact(path):
+            raise FedKDError(f"{str(path)!r} was written, and is not read back as it was: its disk is damaged.")
+    outputs = np.load(path, mmap_mode="r")
+    assert isinstance(outputs, np.memmap)
+    return outputs
+
+
+def _checksum(path: Path) -> Path:
+    """Return where a file's checksum is: its SHA-256, in a file beside it."""
+    return path.with_suffix(".sha256")
+
+
+def _is_intact(path: Path) -> bool:
+    """Whether a complete file's checksum is what it was when the file was first complete, which may be now."""
+    with path.open("rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    known = _checksum(path)
+    if not known.exists():
+        write_atomically(known, found)
+    return known.read_bytes() == found.encode()
 
 
 def _complete(path: Path, work: Pass, dtype: np.dtype, progress: bool) -> None:
@@ -132,9 +163,3 @@ def _bar(work: Pass, done: int) -> AbstractContextManager[ProgressBar]:
     from fedkd.core.progress import progress_bar
 
     return progress_bar(f"{type(work.teacher).__name__}: teacher outputs", len(work.data), done)
-
-
-def _mapped(path: Path) -> np.memmap:
-    outputs = np.load(path, mmap_mode="r")
-    assert isinstance(outputs, np.memmap)
-    return outputs

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -103,6 +104,26 @@ def test_a_truncated_or_damaged_file_is_mended(tmp_path: Path, log: Path) -> Non
         assert path.read_bytes() == content
 
 
+def test_a_flipped_bit_is_never_read(tmp_path: Path, log: Path) -> None:
+    data, rng = numbered(), random.Random(0)
+    whole = np.array(get(tmp_path / "c", Counting(log), data))
+    (path,) = (tmp_path / "c").glob("*.npy")
+    content = path.read_bytes()
+    for _ in range(30):
+        flipped = bytearray(content)
+        flipped[rng.randrange(128, len(content))] ^= 1 << rng.randrange(8)
+        path.write_bytes(flipped)
+        log.write_text("")
+        with pytest.warns(UserWarning, match=f"{path.name}' is damaged"):
+            again = get(tmp_path / "c", Counting(log), data)
+        assert np.array_equal(again, whole)
+        assert seen(log) == list(range(40))
+        assert path.read_bytes() == content
+    path.with_suffix(".sha256").write_text("x")
+    with pytest.warns(UserWarning, match="is damaged"):
+        assert np.array_equal(get(tmp_path / "c", Counting(log), data), whole)
+
+
 FLIPPED = Views(3, Augmentation(0, True))  # no crop: the sum of an image, by which it is counted, stays
 
 
@@ -166,7 +187,7 @@ def test_clearing_frees_all_but_what_is_just_being_built(tmp_path: Path, log: Pa
     sizes = [path.stat().st_size for path in store.folder.glob("*.npy")]
     busy = sorted(store.folder.glob("*.npy"))[0]
     with FileLock(store.folder / f"{busy.name.split('.')[0]}.lock"):
-        assert store.clear() == sum(sizes) - busy.stat().st_size
+        assert store.clear() == sum(sizes) - busy.stat().st_size + 64  # and the checksum beside the other
     assert store.clear() > 0
     assert (store.clear(), list(store.folder.glob("*.npy"))) == (0, [])
     log.write_text("")
