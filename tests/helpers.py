@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import fedkd
-from fedkd.core.messages import from_bytes, to_bytes
+from fedkd.core.messages import ClientUpdate, from_bytes, to_bytes
 from fedkd.data import Augmentation, FederatedDataModule, PublicImages
 from fedkd.partition import IID, Partitioner
 from fedkd.server.backends.base import run_work
@@ -103,7 +103,7 @@ class RemoteWorkers(fedkd.Workers):
         for task in reversed(list(tasks)):
             site = pickle.loads(pickle.dumps(self.sites(task.client)))
             update = run_work(pickle.loads(pickle.dumps(work)), lambda client, own=site: own, as_bytes(task))
-            yield as_bytes(update)
+            yield as_bytes(update) if isinstance(update, ClientUpdate) else update
 
 
 def as_bytes(message):

@@ -55,7 +55,7 @@ def write_into(site, task):
 
 def late(site, task):
     """Return the later, the smaller the client's index."""
-    time.sleep(0.3 / (1 + task.client))
+    time.sleep(1.0 / (1 + task.client))
     return ClientUpdate(task.client)
 
 

@@ -22,11 +22,11 @@ class LocalExchange:
     def __init__(self, sites: Callable[[int], Any]) -> None:
         self.sites = sites
 
-    def __call__(self, work: Work, tasks: Sequence[ClientTask]) -> list[ClientUpdate]:
-        """Return the updates, ordered by client."""
-        return list(self.stream(work, tasks))
+    def __call__(self, work: Work, tasks: Sequence[ClientTask], min_updates: int | None = None) -> list[ClientUpdate]:
+        """Return the updates, ordered by client. All must succeed."""
+        return list(self.stream(work, tasks, min_updates))
 
-    def stream(self, work: Work, tasks: Sequence[ClientTask]) -> Iterator[ClientUpdate]:
+    def stream(self, work: Work, tasks: Sequence[ClientTask], min_updates: int | None = None) -> Iterator[ClientUpdate]:
         """Yield the updates, ordered by client."""
         for task in sorted(tasks, key=lambda task: task.client):
             yield work(self.sites(task.client), task)

@@ -68,6 +68,8 @@ class ServerState:
         client_states: What the strategy remembers for each client, by client: in a run a
             `fedkd.core.client_states.ClientStates`, which reads from disk.
         num_examples: The number of all clients' training images, 0 if it is not known.
+        cohort_size: The number of clients that were told to train in the round; some may have failed since. 0 if it is
+            not known.
     """
 
     round: int
@@ -75,6 +77,7 @@ class ServerState:
     memory: Mapping[str, Tensor] = field(default_factory=dict)
     client_states: Mapping[int, Mapping[str, Tensor]] = field(default_factory=dict)
     num_examples: int = 0
+    cohort_size: int = 0
 
     def shares(self, updates: Sequence[ClientUpdate]) -> list[float]:
         """Return each update's share of all clients' images, in (0, 1]; of the cohort's images if N is not known.
@@ -181,11 +184,11 @@ Work = Callable[[Any, ClientTask], ClientUpdate]
 class Exchange(Protocol):
     """Sends one task to each of some clients and returns their updates, ordered by client."""
 
-    def __call__(self, work: Work, tasks: Sequence[ClientTask]) -> list[ClientUpdate]:
-        """Run ``work(site, task)`` for every task, at the task's client."""
+    def __call__(self, work: Work, tasks: Sequence[ClientTask], min_updates: int | None = None) -> list[ClientUpdate]:
+        """Run ``work(site, task)`` for every task, at the task's client. ``min_updates`` must succeed; None is all."""
         ...
 
-    def stream(self, work: Work, tasks: Sequence[ClientTask]) -> Iterator[ClientUpdate]:
+    def stream(self, work: Work, tasks: Sequence[ClientTask], min_updates: int | None = None) -> Iterator[ClientUpdate]:
         """Do the same, and yield each update once those of the clients before it were yielded."""
         ...
 

@@ -5,6 +5,7 @@
     config.yaml           the command line's configuration, complete
     partition.json        client x class counts, and every client's image indices
     metrics.csv           a row a round
+    failures.csv          a row for each client that a round went on without
     checkpoints/          the last two rounds, and in clients/ what the strategy remembers for each client
     student.safetensors   the global student, for `fedkd.load_student`
     clients/K/            client K's own student, where students differ (`fedkd.strategies.FedMD`)
@@ -13,10 +14,11 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -156,6 +158,21 @@ class RunDirectory:
             old.unlink()
         files.discard(states.changes, keep=state.round - KEEP_CHECKPOINTS + 1)
         return replace(state, client_states=ClientStates(files))
+
+    def note_failures(self, failures: Sequence[Any]) -> None:
+        """Add rows to ``failures.csv``.
+
+        Args:
+            failures: Each with ``round``, ``client`` and ``reason``.
+        """
+        if not failures:
+            return
+        path = self.path / "failures.csv"
+        with path.open("a", newline="") as file:
+            rows = csv.writer(file, lineterminator="\n")
+            if not file.tell():
+                rows.writerow(["round", "client", "reason"])
+            rows.writerows([failure.round, failure.client, failure.reason] for failure in failures)
 
     def load(self, ckpt_path: str | Path, identity: Mapping[str, Any]) -> tuple[ServerState, list[Metrics]] | None:
         """Load a round checkpoint, with the metrics and client states that belong to it; this run goes on from there.

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 
 from fedkd.core.errors import FedKDError
 from fedkd.core.messages import ClientTask, ClientUpdate, Work
 from fedkd.server.backends import Workers
+from fedkd.server.backends.base import ClientError
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,21 @@ class Traffic:
         return Traffic(self.up - other.up, self.down - other.down)
 
 
+@dataclass(frozen=True)
+class ClientFailure:
+    """What a round went on without.
+
+    Attributes:
+        client: The client.
+        round: The round.
+        reason: What happened.
+    """
+
+    client: int
+    round: int
+    reason: str
+
+
 class Exchange:
     """Sends tasks to clients and returns their updates: counted, checked and in the clients' order.
 
@@ -40,29 +56,32 @@ class Exchange:
 
     Attributes:
         traffic: The bytes that were sent so far. They are counted here and nowhere else.
+        failures: What went wrong at clients that could be gone on without.
     """
 
     def __init__(self, workers: Workers, traffic: Traffic = Traffic()) -> None:
         self.workers = workers
         self.traffic = traffic
+        self.failures: list[ClientFailure] = []
 
-    def __call__(self, work: Work, tasks: Sequence[ClientTask]) -> list[ClientUpdate]:
+    def __call__(self, work: Work, tasks: Sequence[ClientTask], min_updates: int | None = None) -> list[ClientUpdate]:
         """Run a work at clients.
 
         Args:
             work: A module-level function ``work(site, task) -> update``.
             tasks: At most one for each client.
+            min_updates: How many clients must succeed, >= 1; None is all. Those that fail are in `failures`.
 
         Returns:
-            One update for each task, ordered by client.
+            One update for each task, ordered by client; without those that fail.
 
         Raises:
-            ClientError: If the work fails at a client.
-            FedKDError: If an update is missing, or holds an infinite number or NaN.
+            ClientError: If the work fails at a client, and all must succeed.
+            FedKDError: If an update is missing, or holds an infinite number or NaN; if too few succeed.
         """
-        return list(self.stream(work, tasks))
+        return list(self.stream(work, tasks, min_updates))
 
-    def stream(self, work: Work, tasks: Sequence[ClientTask]) -> Iterator[ClientUpdate]:
+    def stream(self, work: Work, tasks: Sequence[ClientTask], min_updates: int | None = None) -> Iterator[ClientUpdate]:
         """Run a work at clients, and yield their updates as they come, so that not all need be in memory at once.
 
         An update waits until those of the clients before it have come. What is wrong is raised after the last update.
@@ -70,9 +89,10 @@ class Exchange:
         Args:
             work: As for a call.
             tasks: As for a call.
+            min_updates: As for a call.
 
         Yields:
-            One update for each task, ordered by client.
+            One update for each task, ordered by client; without those that fail.
 
         Raises:
             ClientError: As for a call, when it happens.
@@ -81,26 +101,45 @@ class Exchange:
         told = sorted(task.client for task in tasks)
         answered: list[int] = []
         diverged: list[int] = []
+        failed: dict[int, str] = {}
         waiting: dict[int, ClientUpdate] = {}
         up, expected = 0, iter(told)
         following = next(expected, None)
-        for update in self.workers.map(work, tasks):
-            answered.append(update.client)
-            waiting[update.client] = update
-            del update  # else the last one would stay in memory while the next one is made
-            while following in waiting:
-                ready = waiting.pop(following)
-                up += ready.num_bytes
-                if not ready.is_finite:
-                    diverged.append(ready.client)
-                yield ready
-                del ready
-                following = next(expected, None)
-        if told != sorted(answered):
+        outcomes = self.workers.map(work, tasks)
+        try:
+            for update in outcomes:
+                if isinstance(update, ClientError):
+                    if min_updates is None:
+                        raise update
+                    failed |= {client: update.reason for client in update.clients}
+                else:
+                    answered.append(update.client)
+                    up += update.num_bytes
+                    if update.is_finite or min_updates is None:
+                        waiting[update.client] = update
+                        diverged += [] if update.is_finite else [update.client]
+                    else:
+                        failed[update.client] = "what it sent is infinite or NaN"
+                del update  # else the last one would stay in memory while the next one is made
+                while following in waiting or following in failed:
+                    if following in waiting:
+                        yield waiting.pop(following)
+                    following = next(expected, None)
+        finally:
+            if isinstance(outcomes, Generator):
+                outcomes.close()  # at once: an error that is raised here would keep it, and the work that still runs
+        if told != sorted({*answered, *failed}):
             raise FedKDError(
                 f"{work.__name__}: clients {told} were told to work, updates came from {sorted(answered)}."
             )
         self.traffic += Traffic(up=up, down=sum(task.num_bytes for task in tasks))
+        self.failures += [ClientFailure(client, tasks[0].round, failed[client]) for client in sorted(failed)]
+        if min_updates is not None and len(told) - len(failed) < min(min_updates, len(told)):
+            reasons = "; ".join(f"client {client}: {failed[client]}" for client in sorted(failed))
+            raise FedKDError(
+                f"Round {tasks[0].round}: {len(told) - len(failed)} of {len(told)} clients succeeded, and min_clients "
+                f"is {min_updates}. {reasons}"
+            )
         if diverged:
             raise FedKDError(
                 f"Round {tasks[0].round}: what client(s) {diverged} sent from {work.__name__!r} is infinite or NaN. "

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from fedkd.core.config import one_line
 from fedkd.core.errors import FedKDError, check_range, unknown_name
@@ -36,6 +36,9 @@ class Federation:
     Args:
         rounds: Number of rounds in all; a resumed run counts those before.
         clients_per_round: Size of each round's cohort; None takes every client that has data.
+        min_clients: How many clients of a cohort must train for a round to count, >= 1; None is all. A round goes on
+            without a client that fails: it raises, sends NaN, or takes too long (`fedkd.ProcessPool`). A warning and
+            ``failures.csv`` name client, round and reason.
         strategy: The federated algorithm. "auto" is the best one known for what the run has; see
             `fedkd.strategies.default_strategy`.
         backend: Where clients run.
@@ -57,6 +60,7 @@ class Federation:
         self,
         rounds: int = 10,
         clients_per_round: int | None = None,
+        min_clients: int | None = None,
         strategy: Strategy | Literal["auto"] = "auto",
         backend: Backend = InProcess(),  # noqa: B008  (stateless, and readable by the command line)
         teaching: Literal["fixed", "consistent"] = "fixed",
@@ -68,13 +72,15 @@ class Federation:
         check_range("rounds", rounds, low=1, whole=True)
         if clients_per_round is not None:
             check_range("clients_per_round", clients_per_round, low=1, whole=True)
+        if min_clients is not None:
+            check_range("min_clients", min_clients, low=1, high=clients_per_round, whole=True)
         if teaching not in TEACHING:
             raise unknown_name("teaching", teaching, TEACHING)
         check_lr_schedule(lr_schedule)
         if not isinstance(strategy, Strategy) and strategy != "auto":
             raise unknown_name("strategy", strategy, ("auto",))
         self.rounds, self.clients_per_round, self.teaching = rounds, clients_per_round, teaching
-        self.lr_schedule = lr_schedule
+        self.lr_schedule, self.min_clients = lr_schedule, min_clients
         self.strategy, self.backend = strategy, backend
         arguments = dict(trainer or {})
         self.loggers = as_loggers(arguments.pop("logger", None))
@@ -152,7 +158,14 @@ class Federation:
                 sent = prepared.exchange.traffic if state.round else prepared.head_traffic
                 cohort = sample_cohort(clients, self.clients_per_round, seed=self.seed, round=state.round)
                 context = prepared.context(state, cohort)
-                state, updates = strategy.round(state, cohort, context)
+                try:
+                    state, updates = strategy.round(state, cohort, context)
+                finally:
+                    for failure in prepared.exchange.failures:
+                        rank_zero_warn(f"Client {failure.client}, round {failure.round} failed: {failure.reason}")
+                    run.note_failures(prepared.exchange.failures)
+                    prepared.exchange.failures.clear()
+                context = context.after_training(updates)
                 if not state.weights.is_finite:
                     raise FedKDError(
                         f"Round {context.start.round}: the global student became infinite or NaN in the server's step, "

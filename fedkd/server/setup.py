@@ -92,6 +92,7 @@ class Prepared:
         seed: The run's seed.
         rounds: How many rounds the run has in all.
         lr_schedule: How clients' learning rates change from round to round.
+        min_clients: How many clients must train in a round; None is the whole cohort.
         trainer: Arguments of the clients' Trainers.
         val_accuracy: The last known accuracy of each client on what it holds out.
     """
@@ -108,6 +109,7 @@ class Prepared:
     seed: int
     rounds: int
     lr_schedule: str
+    min_clients: int | None
     trainer: dict[str, Any]
     val_accuracy: dict[int, float] = field(default_factory=dict)
 
@@ -141,6 +143,7 @@ class Prepared:
             cohort=None if cohort is None else tuple(cohort),
             is_last=state.round + 1 >= self.rounds,
             lr_factor=lr_factor(self.lr_schedule, state.round, max(self.rounds, state.round + 1)),
+            min_clients=self.min_clients,
         )
 
 
@@ -276,5 +279,6 @@ def prepare_run(federation: Any, plan: Plan) -> Iterator[Prepared]:
             seed=seed,
             rounds=federation.rounds,
             lr_schedule=federation.lr_schedule,
+            min_clients=federation.min_clients,
             trainer=trainer,
         )

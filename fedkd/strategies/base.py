@@ -106,16 +106,19 @@ class Strategy(Configured):
             context: The exchange with the clients, and tools for the server.
 
         Returns:
-            The next state, with ``round`` one higher, and the clients' updates; without their deltas and buffers if the
-            strategy `streams`.
+            The next state, with ``round`` one higher, and the updates of the clients that did not fail; without their
+            deltas and buffers if the strategy `streams`.
         """
         tasks = self.tasks(state, cohort, context.lr_factor)
+        state = replace(state, cohort_size=len(cohort))
         if self.streams:
             num_examples = sum(context.clients[client] for client in cohort)
-            after, updates = self.aggregate_stream(state, context.exchange.stream(train, tasks), num_examples)
-            return self.refine(after, updates, context), updates
-        updates = context.exchange(train, tasks)
-        return self.refine(self.aggregate(state, updates), updates, context), updates
+            coming = context.exchange.stream(train, tasks, context.min_clients)
+            after, updates = self.aggregate_stream(state, coming, num_examples)
+        else:
+            updates = context.exchange(train, tasks, context.min_clients)
+            after = self.aggregate(state, updates)
+        return self.refine(after, updates, context.after_training(updates)), updates
 
     def tasks(self, state: ServerState, cohort: Sequence[int], lr_factor: float = 1.0) -> list[ClientTask]:
         """Return what each client of the cohort is told to train from.

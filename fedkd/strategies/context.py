@@ -44,9 +44,10 @@ class RoundContext:
         seed: The run's seed.
         start: The state that the round started from.
         val_accuracy: The last known accuracy of each client on what it holds out.
-        cohort: The clients of the round; None outside of one.
+        cohort: The clients of the round, without those that failed in it; None outside of one.
         is_last: Whether the run ends with this round.
         lr_factor: By what clients' learning rates are multiplied in this round.
+        min_clients: How many clients must train in a round; None is the whole cohort.
     """
 
     exchange: Exchange
@@ -64,11 +65,18 @@ class RoundContext:
     cohort: tuple[int, ...] | None = None
     is_last: bool = False
     lr_factor: float = 1.0
+    min_clients: int | None = None
 
     @property
     def evaluated(self) -> list[int]:
         """The clients that evaluate what they hold out: those of the cohort, so that a round costs what it trains."""
         return list(self.held_out) if self.cohort is None else [c for c in self.cohort if c in self.held_out]
+
+    def after_training(self, updates: Sequence[ClientUpdate]) -> RoundContext:
+        """Return the context for the rest of a round, which clients that failed no longer take part in."""
+        if self.cohort is None or len(updates) == len(self.cohort):
+            return self
+        return replace(self, cohort=tuple(update.client for update in updates))
 
     def module(self, client: int | None = None) -> DistillationModule:
         """Return the server's module with the student of a client's kind; of the global one if not given."""

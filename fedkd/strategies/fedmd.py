@@ -113,7 +113,8 @@ class FedMD(Strategy):
     ) -> tuple[ServerState, list[ClientUpdate]]:
         """Run one round: train, exchange logits, distill the consensus."""
         pool = context.pool(self.images)
-        updates = context.exchange(train, self.tasks(state, cohort, context.lr_factor))
+        updates = context.exchange(train, self.tasks(state, cohort, context.lr_factor), context.min_clients)
+        cohort = [update.client for update in updates]
         state = replace(state, client_states=next_client_states(state, updates))
         tasks = [replace(task, settings={"pool": self.images}) for task in self.tasks(state, cohort)]
         logits = [update.extras["logits"] for update in context.exchange(predict, tasks)]

@@ -160,7 +160,7 @@ class DistillationModule(LightningModule):
         spec = self.student_spec or (self.student.options if isinstance(self.student, UnbuiltStudent) else {})
         given = {"name", "num_classes", "in_channels", "image_size"}
         options = {key: value for key, value in spec.items() if key not in given}
-        loss = "auto" if self.has_default_loss else self.loss
+        loss: DistillationLoss | Literal["auto"] = "auto" if self.has_default_loss else self.loss
         return DistillationModule(name, self.teacher, loss, self.optimizer, options, self.label_loss)
 
     def use_default_loss(self, loss: DistillationLoss) -> None:

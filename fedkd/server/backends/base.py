@@ -21,14 +21,29 @@ SiteFactory = Callable[[int], "ClientSite"]
 
 
 class ClientError(FedKDError):
-    """A work failed at a client. The message names the client and the round; the cause is the work's own exception."""
+    """A work failed at a client. The message names the client and the round; the cause is the work's own exception.
+
+    Args:
+        clients: The client; several where they worked as one.
+        round: The round.
+        reason: What happened.
+    """
+
+    def __init__(self, clients: Sequence[int], round: int, reason: str) -> None:
+        who = f"Client{'s' * (len(clients) > 1)} {', '.join(map(str, clients))}"
+        super().__init__(f"{who}, round {round}: {reason}")
+        self.clients, self.round, self.reason = tuple(clients), round, reason
+
+
+Outcome = ClientUpdate | ClientError
+"""What comes of a task."""
 
 
 class Workers(ABC):
     """What runs works on the clients of one site factory, until it is closed. It is a context manager."""
 
     @abstractmethod
-    def map(self, work: Work, tasks: Sequence[ClientTask]) -> Iterator[ClientUpdate]:
+    def map(self, work: Work, tasks: Sequence[ClientTask]) -> Iterator[Outcome]:
         """Run ``work(site, task)`` for every task, at the site of the task's client.
 
         A result depends on its task alone, so any order and any place will do.
@@ -38,10 +53,8 @@ class Workers(ABC):
             tasks: One for each client, at most.
 
         Yields:
-            The updates, as they come, in any order.
-
-        Raises:
-            ClientError: If a work raises.
+            For each task its update, or what went wrong, as they come, in any order. Whoever reads them may stop, which
+            ends the work that still runs.
         """
 
     def close(self) -> None:  # noqa: B027
@@ -84,18 +97,19 @@ class Backend(Configured, ABC):
         """Release what outlives single `open` calls, when a run ends; nothing by default."""
 
 
-def run_work(work: Work, sites: SiteFactory, task: ClientTask) -> ClientUpdate:
-    """Run a work at its client's site.
+def run_work(work: Work, sites: SiteFactory, task: ClientTask) -> Outcome:
+    """Run a work at its client's site; return its update, or what went wrong.
 
-    Raises:
-        ClientError: If it raises anything but Ctrl-C and SIGTERM. An exit within a client's work ends no run.
+    Ctrl-C and SIGTERM pass. Any other exception is the client's, also an exit.
     """
     try:
         return work(sites(task.client), task)
     except (KeyboardInterrupt, GeneratorExit, Terminated):
         raise
     except BaseException as error:
-        raise ClientError(f"Client {task.client}, round {task.round}: {said_by(error)}") from error
+        failure = ClientError([task.client], task.round, said_by(error))
+        failure.__cause__ = error
+        return failure
 
 
 def said_by(error: BaseException) -> str:

@@ -8,8 +8,8 @@ from functools import lru_cache
 import torch
 
 from fedkd.core.errors import check_range
-from fedkd.core.messages import ClientTask, ClientUpdate, Work
-from fedkd.server.backends.base import Backend, SiteFactory, Workers, run_work
+from fedkd.core.messages import ClientTask, Work
+from fedkd.server.backends.base import Backend, Outcome, SiteFactory, Workers, run_work
 
 SITES_KEPT = 16
 """So many sites are kept: with no more clients, each client's rows are copied once in a run."""
@@ -49,7 +49,7 @@ class InProcessWorkers(Workers):
         self.sites = lru_cache(sites_kept)(sites)
         self.threads = threads
 
-    def map(self, work: Work, tasks: Sequence[ClientTask]) -> Iterator[ClientUpdate]:
+    def map(self, work: Work, tasks: Sequence[ClientTask]) -> Iterator[Outcome]:
         """Yield the updates in the order of the tasks."""
         before = torch.get_num_threads()
         for task in tasks:

@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import time
 import weakref
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -21,7 +22,7 @@ import torch
 
 from fedkd.core.errors import FedKDError, check_range
 from fedkd.core.messages import ClientTask, ClientUpdate, LocalRule, Work, from_bytes, to_bytes
-from fedkd.server.backends.base import Backend, ClientError, SiteFactory, Workers
+from fedkd.server.backends.base import Backend, ClientError, Outcome, SiteFactory, Workers
 from fedkd.server.backends.mapped import MappedStore, unpicklable_part
 
 TRIES = 2
@@ -40,15 +41,19 @@ class ProcessPool(Backend):
         workers: The number of processes, >= 1. With CUDA, worker i uses device i modulo the number of devices, so one
             worker a GPU, or several.
         threads: PyTorch's threads in each worker, >= 1.
+        client_timeout: Seconds that a client may take for a task, > 0; its worker is then ended and replaced, and the
+            client counts as failed (see ``min_clients`` of `fedkd.Federation`). None is no limit.
 
     Raises:
         FedKDError: For values out of range.
     """
 
-    def __init__(self, workers: int = 2, threads: int = 1) -> None:
+    def __init__(self, workers: int = 2, threads: int = 1, client_timeout: float | None = None) -> None:
         check_range("workers", workers, low=1, whole=True)
         check_range("threads", threads, low=1, whole=True)
-        self.workers, self.threads = workers, threads
+        if client_timeout is not None:
+            check_range("client_timeout", client_timeout, low=0, low_open=True)
+        self.workers, self.threads, self.client_timeout = workers, threads, client_timeout
         self._processes: list[WorkerProcess] = []
         self._store: MappedStore | None = None
         self._release: weakref.finalize | None = None
@@ -75,7 +80,7 @@ class ProcessPool(Backend):
             self._store = MappedStore(folder)
             self._processes = [WorkerProcess(i, self.threads) for i in range(self.workers)]
             self._release = weakref.finalize(self, _release, self._processes, folder)
-        return PoolWorkers(self._processes, self._dump(sites), str(self._store.folder))
+        return PoolWorkers(self._processes, self._dump(sites), str(self._store.folder), self.client_timeout)
 
     def shutdown(self) -> None:
         """Stop the processes and remove the files, unless a ``with`` block keeps them."""
@@ -116,6 +121,7 @@ class WorkerProcess:
         self.connection: Connection | None = None
         self.opened: bytes | None = None  # the sites that it has
         self.task: ClientTask | None = None
+        self.began = 0.0  # with its task
 
     def start(self, task: ClientTask, work: str, sites: bytes, folder: str) -> None:
         """Give it a task; start it and send the sites before that if need be."""
@@ -124,7 +130,7 @@ class WorkerProcess:
         if self.opened is not sites:
             self._send("open", sites, folder)
             self.opened = sites
-        self.task = task
+        self.task, self.began = task, time.monotonic()
         self._send_only("run", work, sorted(_rule_modules(task.rule)), to_bytes(task))
 
     def receive(self) -> tuple[Any, ...]:
@@ -201,13 +207,16 @@ class PoolWorkers(Workers):
         processes: The pool's.
         sites: The pickled site factory.
         folder: Where its mapped files are.
+        timeout: Seconds that a task may take; None is no limit.
     """
 
-    def __init__(self, processes: Sequence[WorkerProcess], sites: bytes, folder: str) -> None:
-        self.processes, self.sites, self.folder = processes, sites, folder
+    def __init__(
+        self, processes: Sequence[WorkerProcess], sites: bytes, folder: str, timeout: float | None = None
+    ) -> None:
+        self.processes, self.sites, self.folder, self.timeout = processes, sites, folder, timeout
 
-    def map(self, work: Work, tasks: Sequence[ClientTask]) -> Iterator[ClientUpdate]:
-        """Yield the updates as they come."""
+    def map(self, work: Work, tasks: Sequence[ClientTask]) -> Iterator[Outcome]:
+        """Yield what comes of the tasks, as it comes."""
         name = _name_of(work)
         queue, tries = list(tasks), Counter[int]()
         try:
@@ -219,43 +228,65 @@ class PoolWorkers(Workers):
                         try:
                             process.start(task, name, self.sites, self.folder)
                         except EOFError:
-                            self._died(process, task, queue, tries)
+                            if (failure := self._died(process, task, queue, tries)) is not None:
+                                yield failure
                 busy = {process.connection: process for process in self.processes if process.task is not None}
-                for connection in wait(list(busy)) if busy else ():  # type: ignore[arg-type]
-                    update = self._reply(busy[connection], queue, tries)  # type: ignore[index]
-                    if update is not None:
-                        yield update
+                for connection in wait(list(busy), self._time_left()) if busy else ():  # type: ignore[arg-type]
+                    outcome = self._reply(busy[connection], queue, tries)  # type: ignore[index]
+                    if outcome is not None:
+                        yield outcome
+                        del outcome
+                for process in self.processes:
+                    if (failure := self._end_if_late(process)) is not None:
+                        yield failure
         finally:
             for process in self.processes:  # after an error or an early end: their results are no longer needed
                 if process.task is not None:
                     process.kill()
 
-    def _reply(self, process: WorkerProcess, queue: list[ClientTask], tries: Counter[int]) -> ClientUpdate | None:
-        """Return a process's update; None if it died and its task is to be run again."""
+    def _time_left(self) -> float | None:
+        """Return the seconds until the first task has taken too long; None if none ever has."""
+        if self.timeout is None:
+            return None
+        began = min(process.began for process in self.processes if process.task is not None)
+        return max(0.0, began + self.timeout - time.monotonic())
+
+    def _end_if_late(self, process: WorkerProcess) -> ClientError | None:
+        """End a process whose task takes too long; return the failure if it does."""
+        task = process.task
+        if self.timeout is None or task is None or time.monotonic() < process.began + self.timeout:
+            return None
+        if process.connection is not None and process.connection.poll():  # it is done, and waits to be heard
+            return None
+        process.kill()
+        return ClientError([task.client], task.round, f"it took longer than client_timeout, {self.timeout:g} s")
+
+    def _reply(self, process: WorkerProcess, queue: list[ClientTask], tries: Counter[int]) -> Outcome | None:
+        """Return what came of a process's task; None if it died and its task is to be run again."""
         task = process.task
         assert task is not None
         try:
             kind, *rest = process.receive()
         except EOFError:
-            self._died(process, task, queue, tries)
-            return None
+            return self._died(process, task, queue, tries)
         process.task = None
         if kind == "error":
             text, trace = rest
-            raise ClientError(f"Client {task.client}, round {task.round}: {text}") from RemoteTraceback(trace)
+            failure = ClientError([task.client], task.round, text)
+            failure.__cause__ = RemoteTraceback(trace)
+            return failure
         return from_bytes(ClientUpdate, rest[0])
 
-    def _died(self, process: WorkerProcess, task: ClientTask, queue: list[ClientTask], tries: Counter[int]) -> None:
-        """Put a dead process's task back.
-
-        Raises:
-            ClientError: If its worker died before.
-        """
+    def _died(
+        self, process: WorkerProcess, task: ClientTask, queue: list[ClientTask], tries: Counter[int]
+    ) -> ClientError | None:
+        """Put a dead process's task back; return a failure if its worker died before."""
         status = process.kill()
         if tries[task.client] >= TRIES:
             how = f"signal {-status}" if status is not None and status < 0 else f"exit status {status}"
-            raise ClientError(f"Client {task.client}, round {task.round}: its worker process died twice, with {how}.")
+            return ClientError([task.client], task.round, f"its worker process died twice, with {how}.")
         queue.insert(0, task)
+        return None
 
 
 class RemoteTraceback(Exception):  # noqa: N818 (it is the cause of another error, as in concurrent.futures)

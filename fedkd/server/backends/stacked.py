@@ -8,8 +8,8 @@ from typing import Any
 import torch
 
 from fedkd.core.errors import FedKDError, check_range
-from fedkd.core.messages import ClientTask, ClientUpdate, Work
-from fedkd.server.backends.base import ClientError, SiteFactory, Workers, said_by
+from fedkd.core.messages import ClientTask, Work
+from fedkd.server.backends.base import ClientError, Outcome, SiteFactory, Workers
 from fedkd.server.backends.in_process import SITES_KEPT, InProcess, InProcessWorkers
 
 
@@ -67,7 +67,7 @@ class StackedWorkers(InProcessWorkers):
         super().__init__(sites, threads, sites_kept=max(SITES_KEPT, clients))
         self.clients = clients
 
-    def map(self, work: Work, tasks: Sequence[ClientTask]) -> Iterator[ClientUpdate]:
+    def map(self, work: Work, tasks: Sequence[ClientTask]) -> Iterator[Outcome]:
         """Yield the updates of K clients after those of the K before."""
         from fedkd.client.works import train
 
@@ -85,17 +85,22 @@ class StackedWorkers(InProcessWorkers):
             if group:
                 yield from self._train(group)
 
-    def _train(self, tasks: Sequence[ClientTask]) -> Iterator[ClientUpdate]:
-        """Train some clients at once."""
-        from fedkd.client.works import train_stacked
+    def _train(self, tasks: Sequence[ClientTask]) -> Iterator[Outcome]:
+        """Train some clients at once; one after the other if one of them fails, so that it is known which."""
+        from fedkd.client.works import train, train_stacked
 
-        before = torch.get_num_threads()
+        before, done = torch.get_num_threads(), set[int]()
         if self.threads is not None:
             torch.set_num_threads(self.threads)
         try:
-            yield from train_stacked([self.sites(task.client) for task in tasks], tasks)
-        except Exception as error:
-            clients = ", ".join(str(task.client) for task in tasks)
-            raise ClientError(f"Clients {clients}, round {tasks[0].round}: {said_by(error)}") from error
+            for update in train_stacked([self.sites(task.client) for task in tasks], tasks):
+                done.add(update.client)
+                yield update
+        except FedKDError as error:  # such as a student for which this cannot be done
+            failure = ClientError([task.client for task in tasks], tasks[0].round, str(error))
+            failure.__cause__ = error
+            yield failure
+        except Exception:
+            yield from super().map(train, [task for task in tasks if task.client not in done])
         finally:
             torch.set_num_threads(before)

@@ -82,18 +82,24 @@ class DPFedAvg(Strategy):
         return [1.0] * len(updates)
 
     def combine(self, state: ServerState, updates: Sequence[ClientUpdate], weights: Sequence[float]) -> Tensors:
-        """Return the noisy mean of the clipped deltas; what no client trains stays as it is."""
+        """Return the noisy mean of the clipped deltas; what no client trains stays as it is.
+
+        It is the sum over the size of the cohort. A client that failed adds nothing, so that nobody's failure changes
+        the others' share.
+        """
+        size = state.cohort_size or len(updates)
         mean = weighted_mean([clip(update.delta, self.clip_norm) for update in updates], [1.0] * len(updates))
+        mean = {name: value * (len(updates) / size) for name, value in mean.items()} if size > len(updates) else mean
         seed = secrets.randbits(63) if self.seed is None else derive_seed(self.seed, "noise", state.round)
         generator = torch.Generator().manual_seed(seed)
-        scale = self.noise_multiplier * self.clip_norm / len(updates)
+        scale = self.noise_multiplier * self.clip_norm / size
         trained = [name for name in mean if f"frozen/{name}" not in state.memory]
         noisy = {name: mean[name] + scale * torch.randn(mean[name].shape, generator=generator) for name in trained}
         return {**mean, **noisy}
 
     def metrics(self, state: ServerState, updates: Sequence[ClientUpdate], context: RoundContext) -> Metrics:
         """Return epsilon after the rounds so far."""
-        return {"epsilon": self.epsilon(state.round, len(updates), len(context.clients))}
+        return {"epsilon": self.epsilon(state.round, state.cohort_size or len(updates), len(context.clients))}
 
     def epsilon(self, rounds: int, clients_per_round: int, num_clients: int) -> float:
         """Return epsilon, at this strategy's delta, for neighbors that differ in one client being replaced.

@@ -47,7 +47,7 @@ def updates(backend, trained, data, trainer=None):
     sites = data.sites(modules=(trained.for_clients(),), trainer=trainer, seed=3, teacher_logits=logits)
     tasks = [ClientTask(1, client, Weights.of(trained.student)) for client in range(data.num_clients)]
     with backend.open(sites) as workers:
-        return {update.client: update for update in workers.map(train, tasks)}
+        return {update.client: update for update in fedkd.Exchange(workers)(train, tasks)}
 
 
 UNEVEN = Dirichlet(0.3)

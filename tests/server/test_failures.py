@@ -1,0 +1,177 @@
+"""Clients that fail in a round: with ``min_clients`` the round goes on as if the others had been its cohort."""
+
+from __future__ import annotations
+
+import csv
+
+import pytest
+import torch
+from failing import Failing
+from helpers import BrightRowTeacher, datamodule, images, module, same, weights
+
+import fedkd
+from fedkd.core.messages import ClientUpdate, ServerState, Weights
+from fedkd.partition import Dirichlet
+from fedkd.server import federation
+from fedkd.server.backends.base import ClientError
+from fedkd.strategies import SCAFFOLD, ClosedFormHead, Compose, FedAvg, FedMD, Strategy
+
+CPU = {"accelerator": "cpu"}
+
+
+def fit(run_dir, strategy: Strategy, backend=None, data=None, trained=None, min_clients=2, rounds=3):
+    trained = trained or module("cnn")
+    run = fedkd.Federation(
+        rounds,
+        strategy=strategy,
+        min_clients=min_clients,
+        backend=backend or fedkd.InProcess(),
+        run_dir=run_dir,
+        trainer=CPU,
+    )
+    return trained, run.fit(trained, data or datamodule(4, Dirichlet(1.0), count=80))
+
+
+@pytest.fixture
+def without(monkeypatch):
+    """Return what makes a run whose round 1 has a cohort without some clients."""
+
+    def run(clients, run_dir, strategy, **arguments):
+        def cohort(all_clients, size, *, seed, round):
+            return [client for client in all_clients if round != 1 or client not in clients]
+
+        with monkeypatch.context() as patch:
+            patch.setattr(federation, "sample_cohort", cohort)
+            return fit(run_dir, strategy, **arguments)
+
+    return run
+
+
+def assert_alike(left, right):
+    """Averages that are summed as updates come divide by the expected total: the same but for rounding."""
+    for name, value in weights(right).items():
+        torch.testing.assert_close(weights(left)[name], value, rtol=1e-4, atol=1e-6)
+
+
+def failures(run_dir):
+    return [tuple(row.values()) for row in csv.DictReader((run_dir / "failures.csv").open())]
+
+
+REASONS = {
+    "raise": "FileNotFoundError: images/7.png",
+    "exit": "SystemExit: 0",
+    "memory": "MemoryError: ",
+    "nan": "what it sent is infinite or NaN",
+}
+
+
+@pytest.mark.parametrize("how", REASONS)
+@pytest.mark.parametrize("read", [False, True])
+def test_the_round_is_that_of_the_others(tmp_path, without, how, read):
+    with pytest.warns(UserWarning, match=f"Client 1, round 1 failed: {REASONS[how]}"):
+        trained, _ = fit(tmp_path / "failing", Failing(how, read=read))
+    reference, _ = without((1,), tmp_path / "without", FedAvg())
+    assert_alike(trained, reference)
+    assert same(weights(trained), weights(reference)) or not read
+    assert failures(tmp_path / "failing") == [("1", "1", REASONS[how])]
+    rows = list(csv.DictReader((tmp_path / "failing" / "metrics.csv").open()))
+    assert [row["cohort"] for row in rows] == ["0 1 2 3", "0 2 3", "0 1 2 3"]
+
+
+def test_of_several_at_once_the_others_are_trained(tmp_path, without):
+    with pytest.warns(UserWarning, match="Client 1, round 1 failed"):
+        trained, _ = fit(tmp_path / "failing", Failing("raise"), fedkd.Stacked(4))
+    reference, _ = without((1,), tmp_path / "without", FedAvg(), backend=fedkd.Stacked(4))
+    for name, value in weights(reference).items():
+        torch.testing.assert_close(weights(trained)[name], value, rtol=1e-4, atol=1e-5)
+
+
+def test_first_and_last_may_fail_and_control_variates_stay_right(tmp_path, without):
+    with pytest.warns(UserWarning, match="failed"):
+        trained, _ = fit(tmp_path / "failing", Compose([SCAFFOLD(), Failing("raise", (0, 3))]))
+    reference, _ = without((0, 3), tmp_path / "without", Compose([SCAFFOLD(), FedAvg()]))
+    assert same(weights(trained), weights(reference))
+    assert [row[:2] for row in failures(tmp_path / "failing")] == [("1", "0"), ("1", "3")]
+
+
+def test_a_head_is_solved_on_the_others(tmp_path, without):
+    def trained():
+        return module("cnn", teacher=BrightRowTeacher())
+
+    strategy = Compose([Failing("raise", read=True), ClosedFormHead("last")])
+    with pytest.warns(UserWarning, match="failed"):
+        failing, _ = fit(tmp_path / "failing", strategy, trained=trained())
+    strategy = Compose([FedAvg(), ClosedFormHead("last")])
+    reference, _ = without((1,), tmp_path / "without", strategy, trained=trained())
+    assert same(weights(failing), weights(reference))
+    rows = [list(csv.DictReader((tmp_path / name / "metrics.csv").open())) for name in ("failing", "without")]
+    assert [row["balanced_accuracy"] for row in rows[0]] == [row["balanced_accuracy"] for row in rows[1]]
+
+
+def test_too_few_end_the_run_and_the_rounds_before_stay(tmp_path):
+    with (
+        pytest.warns(UserWarning, match="failed"),
+        pytest.raises(
+            fedkd.FedKDError, match=r"Round 1: 1 of 4 clients succeeded, and min_clients is 2\. client 0: File"
+        ),
+    ):
+        fit(tmp_path / "run", Failing("raise", (0, 1, 3)))
+    assert len(list(csv.DictReader((tmp_path / "run" / "metrics.csv").open()))) == 1
+    assert len(failures(tmp_path / "run")) == 3
+
+
+def test_without_min_clients_the_first_failure_ends_the_run(tmp_path):
+    with pytest.raises(ClientError, match=r"Client 1, round 1: FileNotFoundError: images/7\.png") as raised:
+        fit(tmp_path / "run", Failing("raise"), min_clients=None)
+    assert isinstance(raised.value.__cause__, FileNotFoundError)
+    assert not (tmp_path / "run" / "failures.csv").exists()
+
+
+def test_a_client_with_a_student_of_its_own_keeps_it(tmp_path):
+    class FailingFedMD(FedMD):
+        def local_rule(self, state, client):
+            rule = Failing("raise").local_rule(state, client)
+            return super().local_rule(state, client) if type(rule).__name__ == "LocalRule" else rule
+
+    data = fedkd.FederatedDataModule.from_datasets(images(60), images(30, seed=1), num_clients=3, public_fraction=0.2)
+    with pytest.warns(UserWarning, match="Client 1, round 1 failed"):
+        _, summary = fit(tmp_path, FailingFedMD(["cnn"]), data=data, rounds=2)
+    assert [each["client"] for each in summary["clients"]] == [0, 1, 2]
+
+
+@pytest.mark.parametrize("how", ["die", "hang", "raise"])
+def test_a_pool_replaces_a_worker_that_dies_or_hangs(tmp_path, without, how, pool, monkeypatch):
+    if how == "hang":
+        monkeypatch.setattr(pool, "client_timeout", 20.0)
+    reasons = {
+        "die": "its worker process died twice, with signal 9",
+        "hang": "it took longer than client_timeout, 20 s",
+        "raise": "FileNotFoundError",
+    }
+    with pytest.warns(UserWarning, match=f"Client 1, round 1 failed: {reasons[how]}"):
+        trained, _ = fit(tmp_path / "failing", Failing(how), pool, rounds=2)
+    reference, _ = without((1,), tmp_path / "without", FedAvg(), rounds=2)
+    assert_alike(trained, reference)
+
+
+def test_private_averages_keep_the_size_of_the_cohort():
+    pytest.importorskip("dp_accounting")
+    from fedkd.strategies import DPFedAvg
+
+    start = ServerState(0, Weights({"w": torch.zeros(2)}), cohort_size=4)
+    updates = [ClientUpdate(client, 1, delta={"w": torch.tensor([0.3, 0.0])}) for client in range(3)]
+    private = DPFedAvg(1.0, 0.0)
+    torch.testing.assert_close(private.aggregate(start, updates).weights.parameters["w"], torch.tensor([0.225, 0.0]))
+    noisy = [DPFedAvg(1.0, 2.0).aggregate(start, updates[:count]).weights.parameters["w"] for count in (1, 3)]
+    torch.testing.assert_close(noisy[1] - noisy[0], torch.tensor([0.15, 0.0]))  # the noise is that of four clients
+
+
+@pytest.mark.parametrize(("value", "message"), [(0, "min_clients must be >= 1 and <= 2, got 0"), (3, "got 3")])
+def test_wrong_values_are_one_line(value, message):
+    with pytest.raises(fedkd.FedKDError, match=message):
+        fedkd.Federation(clients_per_round=2, min_clients=value)
+
+
+def test_a_wrong_timeout_is_one_line():
+    with pytest.raises(fedkd.FedKDError, match="client_timeout must be > 0"):
+        fedkd.ProcessPool(client_timeout=0)
