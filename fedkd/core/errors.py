@@ -35,6 +35,20 @@ def unknown_name(kind: str, value: str, allowed: Iterable[str]) -> FedKDError:
     return FedKDError(f"Unknown {kind} {value!r}.{hint} Choose one of: {', '.join(names) or '(none)'}.")
 
 
+def refuse_classes(**arguments: object) -> None:
+    """Raise if a class stands in the place of an instance.
+
+    Args:
+        arguments: By name.
+
+    Raises:
+        FedKDError: If one is a class.
+    """
+    for name, value in arguments.items():
+        if isinstance(value, type):
+            raise FedKDError(f"{name} is the class {value.__name__}: give an instance of it, {value.__name__}(...).")
+
+
 def check_range(
     name: str,
     value: float,

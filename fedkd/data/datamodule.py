@@ -10,7 +10,7 @@ import torch
 from lightning.pytorch import LightningDataModule
 from torch import Tensor
 
-from fedkd.core.errors import FedKDError, check_range
+from fedkd.core.errors import FedKDError, check_range, refuse_classes
 from fedkd.core.seeding import derive_seed
 from fedkd.data.images.augmentation import Augmentation
 from fedkd.data.images.image_set import ImageSet
@@ -81,6 +81,7 @@ class FederatedDataModule(LightningDataModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
+        refuse_classes(dataset=dataset, partitioner=partitioner, augmentation=augmentation, shared=shared)
         check_range("num_clients", num_clients, low=1, whole=True)
         check_range("batch_size", batch_size, low=1, whole=True)
         if eval_batch_size is not None:
@@ -105,7 +106,14 @@ class FederatedDataModule(LightningDataModule):
     def from_datasets(  # type: ignore[override]
         cls, train: Any, test: Any, **kwargs: Any
     ) -> FederatedDataModule:
-        """Build from two map-style datasets of (image, label); other arguments as for the class."""
+        """Build from two map-style datasets; other arguments as for the class.
+
+        Args:
+            train: Its items are (image, label), or rows with these as columns, as those of a HuggingFace
+                ``datasets.Dataset``: see `fedkd.data.ImageSet.from_dataset`.
+            test: Likewise.
+            kwargs: Arguments of the class.
+        """
         return cls(Datasets(train, test), **kwargs)
 
     def prepare_data(self) -> None:

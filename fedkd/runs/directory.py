@@ -320,6 +320,8 @@ def load_student(run_dir: str | Path, student: nn.Module | None = None) -> nn.Mo
         if spec["student"] is None:
             raise FedKDError(f"The student of {str(run_dir)!r} was not made by name: pass load_student(..., student=).")
         student = students.create(**spec["student"])
+    elif spec.get("takes_logits") and not isinstance(student, students.LogitsStudent):
+        student = students.LogitsStudent(student)
     tensors = load(read_sealed(Path(run_dir).expanduser() / "student.safetensors"))
     if spec.get("projection"):
         student = students.ProjectedStudent.restore(student, spec["projection"], tensors)

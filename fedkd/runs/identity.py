@@ -60,7 +60,7 @@ def run_identity(
         "shared images": shared_identity(datamodule),
         "label loss": one_line(module.label_loss),
         "loss": one_line(module.loss),
-        "optimizer": one_line(module.configure_optimizers()),
+        "optimizer": one_line(module.try_optimizer() or module.optimizer),
         "trainer": trainer_identity(trainer),
         "data set": datamodule.train.fingerprint[:16],
         "batches": ", ".join(f"{name}={one_line(value)}" for name, value in batches.items()),

@@ -11,7 +11,7 @@ from typing import Any, Literal
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from fedkd.core.config import one_line
-from fedkd.core.errors import FedKDError, check_range, unknown_name
+from fedkd.core.errors import FedKDError, check_range, refuse_classes, unknown_name
 from fedkd.core.messages import Metrics, ServerState
 from fedkd.core.progress import progress_bar
 from fedkd.core.stopping import Terminated, terminable
@@ -69,6 +69,7 @@ class Federation:
         run_dir: str | Path | None = None,
         seed: int = 0,
     ) -> None:
+        refuse_classes(strategy=strategy, backend=backend)
         check_range("rounds", rounds, low=1, whole=True)
         if clients_per_round is not None:
             check_range("clients_per_round", clients_per_round, low=1, whole=True)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from fedkd.students.check import check
+from fedkd.students.check import as_student, check
 from fedkd.students.closed_form import ClosedFormStudent, stages, trained_part
 from fedkd.students.cnn import CNN
 from fedkd.students.features import feature_layer, features_and_logits
 from fedkd.students.layers import BatchNorm2d, Normalize, make_norm, replace_batch_norms
+from fedkd.students.logits import LogitsStudent
 from fedkd.students.projected import ProjectedStudent
 from fedkd.students.registry import create, find, register, students
 from fedkd.students.resnet_cifar import CifarResNet
@@ -25,9 +26,11 @@ __all__ = [
     "BatchNorm2d",
     "CifarResNet",
     "ClosedFormStudent",
+    "LogitsStudent",
     "Normalize",
     "ProjectedStudent",
     "UnbuiltStudent",
+    "as_student",
     "check",
     "create",
     "feature_layer",

@@ -2,27 +2,71 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from fedkd.core.errors import FedKDError
 from fedkd.core.modes import evaluating
+from fedkd.students.logits import LogitsStudent, logits_of
+
+
+def as_student(model: nn.Module, num_classes: int, image_shape: tuple[int, int, int]) -> nn.Module:
+    """Return a model as a student: itself, or in a `LogitsStudent` if its output is more than logits.
+
+    Args:
+        model: Any module. Lazy parts get their weights here.
+        num_classes: K.
+        image_shape: (C, H, W).
+
+    Raises:
+        FedKDError: If it does not map images (B, C, H, W) to logits (B, K), in training too.
+    """
+    outputs = [_output(model, image_shape)]  # first, since lazy parts draw their weights here
+    with torch.random.fork_rng(devices=[]):  # dropout draws
+        outputs.append(_output(model, image_shape, training=True))
+    if not all(isinstance(output, Tensor) for output in outputs):
+        for output in outputs:
+            logits_of(output)
+        model = LogitsStudent(model)
+    check(model, num_classes, image_shape)
+    return model
 
 
 def check(student: nn.Module, num_classes: int, image_shape: tuple[int, int, int]) -> None:
     """Raise unless ``student`` maps images of ``image_shape`` to (B, num_classes) logits."""
+    output = _output(student, image_shape)
     tensors = {**dict(student.named_parameters()), **dict(student.named_buffers())}
     if (name := next((name for name, value in tensors.items() if value.is_complex()), None)) is not None:
         raise FedKDError(
             f"The student's {name!r} is complex ({str(tensors[name].dtype).removeprefix('torch.')}): clients' sums are "
             "float32. Keep real and imaginary part in two parameters, such as with torch.view_as_real."
         )
-    reference = next(iter(student.parameters()), torch.zeros(()))
-    images = torch.zeros(2, *image_shape, device=reference.device)
-    try:
-        with torch.no_grad(), evaluating(student):
-            shape = tuple(student(images).shape)
-    except RuntimeError as error:
-        raise FedKDError(f"The student does not take images of shape {tuple(images.shape)}: {error}") from error
+    shape = tuple(logits_of(output).shape)
     if shape != (2, num_classes):
         raise FedKDError(f"The student must return logits of shape (2, {num_classes}) for 2 images, got {shape}.")
+
+
+def _output(student: nn.Module, image_shape: tuple[int, int, int], training: bool = False) -> Any:
+    """Return a student's output for two black images; its state stays as it is.
+
+    Raises:
+        FedKDError: If it does not take them.
+    """
+    reference = next((value for value in student.parameters() if not is_lazy(value)), torch.zeros(()))
+    images = torch.zeros(2, *image_shape, device=reference.device)
+    try:
+        with torch.no_grad():
+            if not training:
+                with evaluating(student):
+                    return student(images)
+            before = [(value, value.clone()) for value in student.buffers()]
+            try:
+                return student(images)
+            finally:
+                for value, kept in before:  # a BatchNorm has counted the batch
+                    value.copy_(kept)
+    except (RuntimeError, ValueError, TypeError) as error:
+        raise FedKDError(f"The student does not take images of shape {tuple(images.shape)}: {error}") from error

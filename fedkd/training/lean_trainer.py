@@ -92,6 +92,11 @@ class LeanTrainer(Trainer):
         return self.loader
 
     @property
+    def estimated_stepping_batches(self) -> int:
+        """The optimizer steps of the fit that is running, for a schedule over all of them."""
+        return -(-len(self.loader) // self.accumulate_grad_batches) * (self.max_epochs or 0)
+
+    @property
     def callback_metrics(self) -> dict[str, Any]:
         """The metrics of the last epoch, or of the last test."""
         return self._metrics
@@ -255,7 +260,7 @@ def _plain(configured: Any) -> tuple[Optimizer, Any]:
 
 def has_plain_optimizer(module: LightningModule) -> bool:
     """Whether a lean fit can use what ``configure_optimizers`` gives."""
-    configured: Any = module.configure_optimizers()
+    configured: Any = getattr(module, "try_optimizer", module.configure_optimizers)()
     if isinstance(configured, dict):
         schedule = configured.get("lr_scheduler")
         if not isinstance(schedule, dict) or schedule.keys() != {"scheduler", "interval"}:

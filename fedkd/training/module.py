@@ -14,11 +14,11 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from fedkd import students
-from fedkd.core.errors import FedKDError, unknown_name
+from fedkd.core.errors import FedKDError, refuse_classes, unknown_name
 from fedkd.core.metrics import EpochSums, accuracies, confusion_matrix
 from fedkd.core.modes import let_train
 from fedkd.losses import DKD, CrossEntropy, DistillationLoss, LabelLoss, Outputs, TeacherFacts, local_facts
-from fedkd.students import ClosedFormStudent, ProjectedStudent, UnbuiltStudent, trained_part
+from fedkd.students import ClosedFormStudent, LogitsStudent, ProjectedStudent, UnbuiltStudent, trained_part
 from fedkd.teachers import Teacher, prepare_teacher
 from fedkd.training.objective import Objective
 from fedkd.training.teacher_link import TeacherLink
@@ -34,8 +34,9 @@ class DistillationModule(LightningModule):
     With a plain ``Trainer`` it runs on what the student sees; a federation computes its outputs once and caches them.
 
     Args:
-        student: A name out of ``fedkd.students``, or any module from images (B, C, H, W) in [0, 1] to logits (B, K). A
-            student by name is built for the data's classes and image shape as soon as they are known: see `build`.
+        student: A name out of ``fedkd.students``, or any module from images (B, C, H, W) in [0, 1] to logits (B, K), or
+            to an output that has them as ``logits`` (`fedkd.students.LogitsStudent`). A student by name is built for
+            the data's classes and image shape as soon as they are known: see `build`.
             Parts that are in evaluation mode in a module in training mode stay so: a BatchNorm that keeps its
             statistics. A module in evaluation mode as a whole is put into training mode.
         teacher: A `Teacher`, or an argument of `fedkd.teachers.create`: a short name, a HuggingFace hub id or a local
@@ -72,6 +73,7 @@ class DistillationModule(LightningModule):
         student_options: dict[str, Any] | None = None,
         label_loss: LabelLoss = CrossEntropy(),  # noqa: B008  (readable by the command line)
     ) -> None:
+        refuse_classes(student=student, teacher=teacher, loss=loss, label_loss=label_loss)
         has_default_loss = not isinstance(loss, DistillationLoss)
         if not isinstance(loss, DistillationLoss):
             if loss != "auto":
@@ -144,7 +146,7 @@ class DistillationModule(LightningModule):
             self.student_spec = student.spec(len(classes), image_shape)
             student = student.build(len(classes), image_shape)
         let_train(student)  # a checkpoint comes in evaluation mode
-        students.check(student, len(classes), image_shape)
+        student = students.as_student(student, len(classes), image_shape)
         if self.teacher is not None and self.loss.needs_features:
             base = student.student if isinstance(student, ProjectedStudent) else student
             self.feature_layer = students.feature_layer(base, len(classes), image_shape)
@@ -231,6 +233,7 @@ class DistillationModule(LightningModule):
         return {
             "student": None if spec is None else {key: value for key, value in spec.items() if key != "pretrained"},
             "projection": None if self.projected is None else self.projected.describe(),
+            "takes_logits": any(isinstance(part, LogitsStudent) for part in self.student.modules()),
             "closed_form": self.student.describe() if isinstance(self.student, ClosedFormStudent) else None,
             "classes": list(self.classes),
             "image_shape": list(self.image_shape),
@@ -273,6 +276,8 @@ class DistillationModule(LightningModule):
                 "The checkpoint's student was not made by name: pass load_from_checkpoint(path, student=)."
             )
         student = self.student if found["student"] is None else students.create(**found["student"])
+        if found.get("takes_logits") and not isinstance(student, LogitsStudent):
+            student = LogitsStudent(student)
         if found["projection"]:
             student = ProjectedStudent.restore(student, found["projection"], dict(found["constants"]))
         projected = student
@@ -299,9 +304,21 @@ class DistillationModule(LightningModule):
             FedKDError: If torch refuses the arguments.
         """
         try:
-            self.configure_optimizers()
+            self.try_optimizer()
         except (TypeError, ValueError) as error:
             raise FedKDError(f"The optimizer refuses its arguments: {error}") from error
+
+    def try_optimizer(self) -> Any:
+        """Return what `configure_optimizers` gives without a Trainer; None if a subclass's needs one.
+
+        A schedule over ``self.trainer.estimated_stepping_batches`` does.
+        """
+        try:
+            return self.configure_optimizers()
+        except RuntimeError as error:
+            if self._trainer is None and "attached to a `Trainer`" in str(error):
+                return None
+            raise
 
     def on_train_epoch_start(self) -> None:
         """Begin to sum the terms of the loss."""

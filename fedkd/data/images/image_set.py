@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -88,22 +88,23 @@ class ImageSet:
 
     @classmethod
     def from_dataset(cls, dataset: Any, classes: Sequence[str] | None = None) -> ImageSet:
-        """Read a map-style dataset of (image, label). Each item is read once, and the first few again.
+        """Read a map-style dataset. Each item is read once, and the first few again.
 
         What is read is kept, so a random transform in the dataset would be drawn once and then be frozen: augmentation
         is ``FederatedDataModule(augmentation=)``.
 
         Args:
-            dataset: Any object with ``__len__`` and ``__getitem__``. An image is a PIL image (modes "L" and "1" give
-                one channel, all others RGB), a tensor (C, H, W) or (H, W), or an array (H, W, C) or (H, W). Tensors and
-                arrays are uint8, or float in [0, 1]. All images have the same size. If some are grayscale and some
-                RGB, all become RGB.
+            dataset: Any object with ``__len__`` and ``__getitem__``. An item is a pair (image, label), or a row with
+                columns: one of `IMAGE_COLUMNS` and one of `LABEL_COLUMNS`. An image is a PIL image (modes "L" and "1"
+                give one channel, all others RGB), a tensor (C, H, W) or (H, W), or an array (H, W, C) or (H, W).
+                Tensors and arrays are uint8, or float in [0, 1]. All images have the same size. If some are grayscale
+                and some RGB, all become RGB.
             classes: The class names. The default is ``dataset.classes``, or that of the dataset inside a ``Subset``,
-                or else the numbers from 0 to the largest label.
+                the names of a HuggingFace dataset's ``ClassLabel``, or else the numbers from 0 to the largest label.
 
         Raises:
-            FedKDError: If an image or label has another type, sizes differ, or a label is outside the classes; or if an
-                item is another image when it is read again.
+            FedKDError: If an item is something else, an image or label has another type, sizes differ, or a label is
+                outside the classes; or if an item is another image when it is read again.
         """
         if not len(dataset):
             raise FedKDError("The dataset is empty. It needs at least one image.")
@@ -112,7 +113,7 @@ class ImageSet:
 
         def read() -> Iterator[np.ndarray]:
             for i in range(len(dataset)):
-                image, label = dataset[i]
+                image, label = _pair(dataset[i], i)
                 labels.append(_label(label, i))
                 pixels = to_pixels(image)
                 if i < READ_AGAIN:
@@ -121,7 +122,7 @@ class ImageSet:
 
         images = stack_pixels(read(), len(dataset))
         for i, pixels in enumerate(first):
-            if not np.array_equal(to_pixels(dataset[i][0]), pixels):
+            if not np.array_equal(to_pixels(_pair(dataset[i], i)[0]), pixels):
                 raise FedKDError(
                     f"Item {i} of the dataset is another image when it is read again, so the dataset has a random "
                     "transform. fedkd reads each image once: leave the transform out and set data.augmentation."
@@ -131,6 +132,10 @@ class ImageSet:
             names = tuple(str(k) for k in range(max(labels) + 1))
         return cls(images, torch.tensor(labels, dtype=torch.int64), names)
 
+
+IMAGE_COLUMNS = ("image", "img", "images", "pixels")
+LABEL_COLUMNS = ("label", "labels", "target", "fine_label", "class")
+"""Names of columns, the likeliest first."""
 
 READ_AGAIN = 16
 """So many items are read twice: a flip at random is then missed once in 65,536 times."""
@@ -151,7 +156,27 @@ def class_names(dataset: Any) -> tuple[str, ...] | None:
     while not hasattr(dataset, "classes") and hasattr(dataset, "dataset"):
         dataset = dataset.dataset
     names = getattr(dataset, "classes", None)
+    features = getattr(dataset, "features", None)
+    if names is None and isinstance(features, Mapping):
+        column = next((name for name in LABEL_COLUMNS if name in features), None)
+        names = getattr(features.get(column), "names", None)
     return None if names is None else tuple(str(name) for name in names)
+
+
+def _pair(item: Any, position: int) -> tuple[Any, Any]:
+    """Return an item's image and label."""
+    if isinstance(item, Mapping):
+        found = [next((n for n in names if n in item), None) for names in (IMAGE_COLUMNS, LABEL_COLUMNS)]
+        if None in found:
+            raise FedKDError(
+                f"Item {position} of the dataset has the columns {', '.join(map(str, item))}: it needs an image, one "
+                f"of {', '.join(IMAGE_COLUMNS)}, and a label, one of {', '.join(LABEL_COLUMNS)}. Rename the columns."
+            )
+        return item[found[0]], item[found[1]]
+    if not isinstance(item, tuple | list) or len(item) != 2:
+        parts = f"{len(item)} parts" if isinstance(item, tuple | list) else f"a {type(item).__name__}"
+        raise FedKDError(f"Item {position} of the dataset must be a pair (image, label), got {parts}.")
+    return item[0], item[1]
 
 
 def _label(label: Any, position: int) -> int:

@@ -1,0 +1,152 @@
+"""Whatever people bring as a student: it is taken, or refused in one line."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torchvision
+from helpers import LinearStudent, datamodule, module, same, weights
+from torch import nn
+
+import fedkd
+from fedkd.students import LogitsStudent, as_student
+from fedkd.training.stacked import reason_against_stacking
+
+
+class Returns(nn.Module):
+    """Returns what a function makes of its logits."""
+
+    def __init__(self, make):
+        super().__init__()
+        self.net, self.make = nn.Sequential(nn.Flatten(), nn.Linear(64, 3)), make
+
+    def forward(self, images):
+        return self.make(self.net(images))
+
+
+class Output:
+    def __init__(self, logits):
+        self.logits = logits
+
+
+@pytest.mark.parametrize("make", [Output, lambda logits: {"logits": logits, "loss": None}], ids=["object", "mapping"])
+def test_the_logits_of_an_output_are_taken(make):
+    model = Returns(make)
+    student = as_student(model, 3, (1, 8, 8))
+    assert isinstance(student, LogitsStudent)
+    images = torch.rand(4, 1, 8, 8)
+    assert torch.equal(student(images), model.net(images))
+    plain = LinearStudent()
+    assert as_student(plain, 3, (1, 8, 8)) is plain
+
+
+@pytest.mark.parametrize("make", [lambda logits: (logits, logits), lambda logits: {"scores": logits}, lambda _: None])
+def test_an_output_without_logits_is_one_line(make):
+    with pytest.raises(fedkd.FedKDError, match=r"must return logits \(B, K\), or an output .* got a (tuple|dict|None)"):
+        as_student(Returns(make), 3, (1, 8, 8))
+
+
+def test_a_classifier_of_transformers_trains_and_comes_back(tmp_path):
+    from transformers import ViTConfig, ViTForImageClassification
+
+    def vit():
+        torch.manual_seed(0)
+        shape = {"image_size": 8, "patch_size": 4, "num_channels": 1, "num_labels": 3}
+        size = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+        return ViTForImageClassification(ViTConfig(**shape, **size))
+
+    trained = module(vit())
+    fedkd.Federation(2, run_dir=tmp_path, trainer={"accelerator": "cpu"}).fit(trained, datamodule())
+    images = torch.rand(4, 1, 8, 8)
+    loaded = fedkd.load_student(tmp_path, vit())
+    with torch.no_grad():
+        assert torch.equal(loaded(images), trained.student.eval()(images))
+        assert not torch.equal(loaded(images), vit().eval()(images).logits)
+
+
+def test_googlenet_returns_more_in_training():
+    model = torchvision.models.googlenet(num_classes=3, aux_logits=True, init_weights=False)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    student = as_student(model, 3, (3, 224, 224))
+    assert isinstance(student, LogitsStudent)
+    assert student.train()(torch.rand(2, 3, 224, 224)).shape == (2, 3)
+    student = as_student(torchvision.models.resnet18(num_classes=3), 3, (3, 32, 32))
+    assert all(not value.any() for name, value in student.state_dict().items() if name.endswith("running_mean"))
+    assert before.keys() == model.state_dict().keys()
+
+
+def test_probing_draws_nothing_and_changes_nothing():
+    student = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.Dropout(), nn.Flatten(), nn.Linear(144, 3))
+    before = {name: value.clone() for name, value in student.state_dict().items()}
+    torch.manual_seed(5)
+    as_student(student, 3, (1, 8, 8))
+    drawn = torch.rand(3)
+    torch.manual_seed(5)
+    assert torch.equal(drawn, torch.rand(3))
+    assert same(before, dict(student.state_dict()))
+
+
+def test_lazy_parts_get_their_weights_from_the_seed(tmp_path):
+    def run(name):
+        trained = module(nn.Sequential(nn.Flatten(), nn.LazyLinear(8), nn.ReLU(), nn.LazyLinear(3)))
+        fedkd.Federation(1, run_dir=tmp_path / name, trainer={"accelerator": "cpu"}).fit(trained, datamodule())
+        return weights(trained)
+
+    assert same(run("one"), run("two"))
+
+
+class OneCycle(fedkd.DistillationModule):
+    """A schedule over all steps of a client, which a Trainer alone knows."""
+
+    steps: list[float] = []  # noqa: RUF012
+
+    def configure_optimizers(self):
+        optimizer = torch.optim.SGD(self.student.parameters(), lr=0.1)
+        total = self.trainer.estimated_stepping_batches
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=0.1, total_steps=total)
+        self.steps.append(total)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+class LeanOneCycle(OneCycle):
+    runs_lean = True
+
+
+@pytest.mark.parametrize("kind", [OneCycle, LeanOneCycle])
+def test_a_schedule_over_all_steps(tmp_path, kind):
+    found = []
+    for folder, each in (("one", kind), ("other", OneCycle)):
+        torch.manual_seed(0)
+        each.steps.clear()
+        trained = each(LinearStudent())
+        trainer = {"accelerator": "cpu", "max_epochs": 2}
+        fedkd.Federation(2, run_dir=tmp_path / folder, trainer=trainer).fit(trained, datamodule())
+        assert set(each.steps) == {4}  # 20 images in batches of 10, twice
+        found.append(weights(trained))
+    assert same(*found)
+    assert reason_against_stacking(LeanOneCycle(LinearStudent()), {"accelerator": "cpu"}) is not None
+
+
+def test_a_batch_of_one_for_a_batch_norm_names_the_client(tmp_path):
+    student = nn.Sequential(nn.Flatten(), nn.Linear(64, 4), nn.BatchNorm1d(4), nn.Linear(4, 3))
+    data = datamodule(num_clients=2, count=42)  # 21 images each: two batches of 10, and one image
+    with pytest.raises(fedkd.ClientError, match=r"Client 0, round 0: a BatchNorm .* batch of one image .* norm: batch"):
+        fedkd.Federation(1, run_dir=tmp_path, trainer={"accelerator": "cpu"}).fit(module(student), data)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (
+            lambda: fedkd.DistillationModule(LinearStudent),
+            r"student is the class LinearStudent: give .*Student\(",
+        ),
+        (lambda: fedkd.DistillationModule(loss=fedkd.KD), "loss is the class KD"),
+        (lambda: fedkd.Federation(strategy=fedkd.FedAvg), "strategy is the class FedAvg"),
+        (lambda: fedkd.Federation(backend=fedkd.InProcess), "backend is the class InProcess"),
+        (lambda: fedkd.FederatedDataModule(fedkd.data.Digits), "dataset is the class Digits"),
+    ],
+)
+def test_a_class_in_place_of_an_instance(make, message):
+    with pytest.raises(fedkd.FedKDError, match=message):
+        make()
