@@ -79,9 +79,12 @@ def test_epsilon_is_in_every_rounds_row(tmp_path):
     federation = fedkd.Federation(
         rounds=2, clients_per_round=2, strategy=strategy, run_dir=tmp_path / "run", trainer={"accelerator": "cpu"}
     )
-    federation.fit(module(), datamodule(num_clients=5))
+    with pytest.warns(UserWarning, match="the noise is drawn from seed 0.*Epsilon holds only against those"):
+        federation.fit(module(), datamodule(num_clients=5))
     with open(tmp_path / "run" / "metrics.csv") as file:
-        found = [float(row["epsilon"]) for row in csv.DictReader(file)]
+        rows = list(csv.DictReader(file))
+    found = [float(row["epsilon"]) for row in rows]
+    assert [row["noise_seed"] for row in rows] == ["0", "0"]
     assert found == [DPFedAvg(1.0, 4.0).epsilon(rounds, 2, 5) for rounds in (1, 2)]
 
 

@@ -14,6 +14,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+from lightning.pytorch.utilities import rank_zero_warn
 
 from fedkd.core.errors import FedKDError, MissingResourceError, check_range
 from fedkd.core.messages import ClientUpdate, Metrics, ServerState
@@ -74,6 +75,11 @@ class DPFedAvg(Strategy):
 
     def start(self, state: ServerState, context: RoundContext) -> ServerState:
         """Note the frozen parameters: no client trains them, so they get no noise."""
+        if self.seed is not None:
+            rank_zero_warn(
+                f"DPFedAvg: the noise is drawn from seed {self.seed}, so that the run can be repeated. Epsilon holds "
+                "only against those who do not know it: for a model that is published choose seed: null."
+            )
         frozen = {name for name, value in context.module().student.named_parameters() if not value.requires_grad}
         return replace(state, memory={f"frozen/{name}": torch.zeros(0) for name in frozen})
 
@@ -98,8 +104,9 @@ class DPFedAvg(Strategy):
         return {**mean, **noisy}
 
     def metrics(self, state: ServerState, updates: Sequence[ClientUpdate], context: RoundContext) -> Metrics:
-        """Return epsilon after the rounds so far."""
-        return {"epsilon": self.epsilon(state.round, state.cohort_size or len(updates), len(context.clients))}
+        """Return epsilon after the rounds so far, and the noise's seed beside it: who knows it can subtract the noise."""
+        seed = {} if self.seed is None else {"noise_seed": self.seed}
+        return {"epsilon": self.epsilon(state.round, state.cohort_size or len(updates), len(context.clients)), **seed}
 
     def epsilon(self, rounds: int, clients_per_round: int, num_clients: int) -> float:
         """Return epsilon, at this strategy's delta, for neighbors that differ in one client being replaced.
