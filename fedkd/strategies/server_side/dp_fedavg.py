@@ -104,7 +104,7 @@ class DPFedAvg(Strategy):
         return {**mean, **noisy}
 
     def metrics(self, state: ServerState, updates: Sequence[ClientUpdate], context: RoundContext) -> Metrics:
-        """Return epsilon after the rounds so far, and the noise's seed beside it: who knows it can subtract the noise."""
+        """Return epsilon after the rounds so far, and beside it the noise's seed: it holds for who does not know it."""
         seed = {} if self.seed is None else {"noise_seed": self.seed}
         return {"epsilon": self.epsilon(state.round, state.cohort_size or len(updates), len(context.clients)), **seed}
 
