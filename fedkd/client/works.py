@@ -208,8 +208,9 @@ def on_student_features(site: ClientSite, task: ClientTask) -> ClientUpdate:
     """
     module, rows = module_of(site), site.rows
     load_state(module.student, task.weights.parameters, task.weights.buffers)
-    features = predict_features(module.student, rows, site.trainer, site.batching.eval_batch_size)
-    seen = Rows(rows.images, rows.targets, rows.index, rows.classes, teacher_features=features.numpy())
+    plain = Rows(rows.images, rows.targets, rows.index, rows.classes)  # the images themselves, whatever the views
+    features = predict_features(module.student, plain, site.trainer, site.batching.eval_batch_size)
+    seen = replace(plain, teacher_features=features.numpy())
     return head_work(task.settings["work"])(replace(site, rows=seen), task)
 
 

@@ -69,4 +69,5 @@ def _output(student: nn.Module, image_shape: tuple[int, int, int], training: boo
                 for value, kept in before:  # a BatchNorm has counted the batch
                     value.copy_(kept)
     except (RuntimeError, ValueError, TypeError) as error:
-        raise FedKDError(f"The student does not take images of shape {tuple(images.shape)}: {error}") from error
+        mode = ", in training" if training else ""
+        raise FedKDError(f"The student does not take images of shape {tuple(images.shape)}{mode}: {error}") from error

@@ -45,14 +45,14 @@ def test_one_teacher_is_measured_and_the_cache_is_cleared(tmp_path: Path, cache:
     assert re.search(r"images/s on cpu\s+│\s+\d+\.\d", out)
     assert not (tmp_path / "runs").exists()
 
-    held = sum(path.stat().st_size for path in cache.glob("*.npy"))
+    held = sum(path.stat().st_size for kind in ("npy", "sha256") for path in cache.glob(f"*.{kind}"))
     assert held > 0
     adapters = cache.parent / "adapters"  # as LoRA leaves them
     adapters.mkdir()
     (adapters / "a.lock").touch()
     (adapters / "a.safetensors").write_bytes(bytes(10))
     assert f"({held + 10} bytes)" in fedkd("teachers", "--clear-cache", cwd=tmp_path).stdout
-    assert not [*cache.glob("*.npy"), *adapters.glob("*.safetensors")]
+    assert not [*cache.glob("*.npy"), *cache.glob("*.sha256"), *adapters.glob("*.safetensors")]
     assert "(0 bytes)" in fedkd("teachers", "--clear-cache", cwd=tmp_path).stdout
 
 

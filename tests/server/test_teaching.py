@@ -43,7 +43,7 @@ def data(augmentation=AUGMENTATION, views=4, count=60, **arguments):
 
 
 def fit(run_dir, trained, datamodule, rounds=2, ckpt_path=None, **arguments):
-    arguments = {"teaching": "consistent", "trainer": {"accelerator": "cpu"}, **arguments}
+    arguments = {"teaching": "consistent", "strategy": fedkd.FedAvg(), "trainer": {"accelerator": "cpu"}, **arguments}
     return fedkd.Federation(rounds=rounds, run_dir=run_dir, **arguments).fit(trained, datamodule, ckpt_path=ckpt_path)
 
 

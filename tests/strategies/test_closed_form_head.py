@@ -13,7 +13,7 @@ from helpers import BrightRowTeacher, datamodule, images, module, same, weights
 from torch import nn
 
 import fedkd
-from fedkd.data import Rows
+from fedkd.data import Augmentation, Rows
 from fedkd.losses import CenteredKD, FeatureCosine, FrozenHead
 from fedkd.partition import IID, ClassSpecific, Dirichlet
 from fedkd.strategies import SCAFFOLD, ClosedFormHead, Compose, DPFedAvg, FedAvg, FedBN, ServerDistillation
@@ -163,6 +163,17 @@ def test_with_a_loss_on_features(tmp_path):
     shown = torch.rand(3, 1, 8, 8)
     with torch.no_grad():
         assert torch.equal(fedkd.load_student(tmp_path)(shown), trained.student.eval()(shown))
+
+
+def test_with_views_the_head_sees_the_images_themselves(tmp_path):
+    def run(name, **arguments):
+        data = datamodule(3, augmentation=Augmentation(1, True))
+        data.views = 3
+        trained = module("resnet8", teacher=BrightRowTeacher(), student_options={"norm": "group"}, optimizer=STILL)
+        federate(tmp_path / name, ClosedFormHead(head=FIXED), data, 1, trained, **arguments)
+        return head_of(trained)
+
+    assert same(run("consistent", teaching="consistent"), run("fixed"))
 
 
 def test_a_private_head_is_sent_once_and_by_empty_clients_too(tmp_path):

@@ -108,10 +108,13 @@ def most_alive_in_a_round(strategy: Strategy, clients: int) -> int:
     found = exchange(fedkd.InProcess())
     context = SimpleNamespace(
         clients=dict.fromkeys(range(clients), 5),
-        exchange=SimpleNamespace(stream=lambda _, tasks: found.stream(work, tasks)),
+        exchange=SimpleNamespace(stream=lambda _, tasks, least: found.stream(work, tasks, least)),
+        lr_factor=1.0,
+        min_clients=None,
+        after_training=lambda updates: context,
     )
     if not strategy.streams:
-        context.exchange = lambda _, tasks: found(work, tasks)
+        context.exchange = lambda _, tasks, least: found(work, tasks, least)
     strategy.round(ServerState(0, START), list(range(clients)), context)
     return most
 

@@ -89,7 +89,7 @@ def test_a_frozen_head_is_saved_with_the_student(tmp_path):
 
 def test_a_projector_is_saved_with_the_student(tmp_path):
     trained = module(teacher=RidgeTaught(), loss=FeatureMSE())
-    federate(tmp_path / "run", trained, rounds=1)
+    federate(tmp_path / "run", trained, rounds=1, strategy=fedkd.FedAvg())
     loaded = fedkd.load_student(tmp_path / "run", LinearStudent())
     assert isinstance(loaded, ProjectedStudent)
     assert loaded.state_dict().keys() == weights(trained).keys()

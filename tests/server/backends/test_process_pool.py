@@ -197,7 +197,7 @@ class Wrong(nn.Module):
         self.net = nn.Linear(64, 3)
 
     def forward(self, images):
-        if self.training:
+        if self.training and images.any():  # black images are those of the check before the run
             raise RuntimeError("this student does not train")
         return self.net(images.flatten(1))
 
