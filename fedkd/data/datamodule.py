@@ -25,6 +25,9 @@ from fedkd.data.sources import Datasets, Digits, ImageSource
 from fedkd.data.splits import hold_out, stratified_split
 from fedkd.partition import Dirichlet, Partitioner, PartitionReport
 
+MOST_CLIENTS = 10_000_000
+"""A number above is a slip of the hand: the lists of shards alone would fill the memory."""
+
 
 class FederatedDataModule(LightningDataModule):
     """Partitions a data set over clients, and serves all of it to a plain Trainer (the central baseline).
@@ -82,7 +85,7 @@ class FederatedDataModule(LightningDataModule):
     ) -> None:
         super().__init__()
         refuse_classes(dataset=dataset, partitioner=partitioner, augmentation=augmentation, shared=shared)
-        check_range("num_clients", num_clients, low=1, whole=True)
+        check_range("num_clients", num_clients, low=1, high=MOST_CLIENTS, whole=True)
         check_range("batch_size", batch_size, low=1, whole=True)
         if eval_batch_size is not None:
             check_range("eval_batch_size", eval_batch_size, low=1, whole=True)

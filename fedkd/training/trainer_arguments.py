@@ -9,7 +9,7 @@ import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.loggers import Logger
 
-from fedkd.core.errors import FedKDError
+from fedkd.core.errors import FedKDError, check_range
 from fedkd.training.trainer import make_trainer
 
 
@@ -41,6 +41,16 @@ def with_precision(arguments: Mapping[str, Any], device: torch.device) -> dict[s
     return {**arguments, "precision": "bf16-mixed"}
 
 
+BOUNDS: dict[str, dict[str, Any]] = {
+    "accumulate_grad_batches": {"low": 1, "whole": True},
+    "gradient_clip_val": {"low": 0},
+    "limit_train_batches": {"low": 0, "low_open": True},
+    "max_epochs": {"low": -1, "whole": True},
+    "max_steps": {"low": -1, "whole": True},
+}
+"""Ranges that Lightning does not check, or checks once a client trains."""
+
+
 def check_trainer(arguments: Mapping[str, Any]) -> torch.device:
     """Make a Trainer once, before any work, so that a wrong argument is an error at once.
 
@@ -52,6 +62,12 @@ def check_trainer(arguments: Mapping[str, Any]) -> torch.device:
     Raises:
         FedKDError: If Lightning refuses the arguments.
     """
+    for name, check in BOUNDS.items():
+        value = arguments.get(name)
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            check_range(f"trainer.{name}", value, **check)
+    if arguments.get("max_epochs") == 0 or arguments.get("max_steps") == 0:
+        raise FedKDError("trainer.max_epochs: 0, or trainer.max_steps: 0, trains no client: give a number above.")
     try:
         trainer = make_trainer(arguments)
     except (MisconfigurationException, ImportError, ValueError, TypeError) as error:

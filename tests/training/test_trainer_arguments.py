@@ -59,6 +59,38 @@ def test_the_command_line_takes_max_steps_too(tmp_path):
     assert int(row[header.index("num_steps")]) == 2 * 3
 
 
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"accumulate_grad_batches": 0}, "trainer.accumulate_grad_batches must be >= 1, got 0"),
+        ({"gradient_clip_val": -1}, "trainer.gradient_clip_val must be >= 0, got -1"),
+        ({"limit_train_batches": 0}, "trainer.limit_train_batches must be > 0, got 0"),
+        ({"limit_train_batches": 0.0}, "trainer.limit_train_batches must be > 0, got 0"),
+        ({"max_epochs": 0}, "trains no client"),
+        ({"max_steps": 0}, "trains no client"),
+        ({"max_epochs": -2}, "trainer.max_epochs must be >= -1, got -2"),
+        ({"max_steps": 1.5}, "trainer.max_steps must be an integer, got 1.5"),
+    ],
+)
+def test_values_that_train_nothing_or_make_no_sense_are_one_line(tmp_path, given, message):
+    federation = fedkd.Federation(1, trainer={"accelerator": "cpu", **given}, run_dir=tmp_path / "run")
+    with pytest.raises(fedkd.FedKDError, match=message):
+        federation.fit(module(), datamodule())
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: fedkd.FederatedDataModule(num_clients=10**12), "num_clients must be >= 1 and <= 10000000, got 10"),
+        (lambda: fedkd.data.Augmentation(crop_padding=10**9), "crop_padding must be >= 0 and <= 4096, got 10"),
+    ],
+)
+def test_a_slip_of_the_hand_allocates_nothing(make, message):
+    with pytest.raises(fedkd.FedKDError, match=message):
+        make()
+
+
 def test_complex_students_are_refused_by_name():
     class Waves(nn.Module):
         def __init__(self):

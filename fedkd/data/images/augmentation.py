@@ -34,6 +34,10 @@ class Draw(NamedTuple):
     flip: Tensor  # bool (B,)
 
 
+MOST_PADDING = 4096
+"""Pixels. More would be a slip of the hand, and fill the memory."""
+
+
 @dataclass(frozen=True)
 class Augmentation:
     """Zero-pad, crop at random to the original size, then flip horizontally at random.
@@ -47,7 +51,7 @@ class Augmentation:
     flip: bool = False
 
     def __post_init__(self) -> None:
-        check_range("crop_padding", self.crop_padding, low=0, whole=True)
+        check_range("crop_padding", self.crop_padding, low=0, high=MOST_PADDING, whole=True)
 
     def draw(self, index: Tensor, view: Tensor, seed: int) -> Draw:
         """Draw the crop and flip of each image, from (seed, index, view) alone.
