@@ -3,12 +3,56 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
-from fedkd.core.errors import MissingResourceError
+import yaml
+
+from fedkd.core.errors import FedKDError, MissingResourceError
 
 POSITIONAL = {"test": "RUN_DIR", "predict": "RUN_DIR", "teachers": "[NAME]"}
 """The positional argument of each subcommand that has one."""
+
+
+WITH_CONFIG = ("fit", "partition")
+"""The subcommands whose configuration may be given without ``--config``."""
+
+
+class _Keys(yaml.SafeLoader):
+    """Refuses a key that stands twice in a mapping: YAML would drop the first in silence."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """Construct a mapping whose keys are all different."""
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if key.tag != "tag:yaml.org,2002:merge" and key.value in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"{key.value!r} stands there twice", key.start_mark)
+            seen.add(str(key.value))
+        return super().construct_mapping(node, deep)
+
+
+def check_config(path: Path) -> None:
+    """Raise if a configuration is no YAML, or a key stands in it twice.
+
+    Args:
+        path: The file. One that is not there is left to the parser.
+
+    Raises:
+        FedKDError: If it is wrong; the message names the line.
+    """
+    if not path.is_file():
+        return
+    try:
+        yaml.load(path.read_text(encoding="utf-8"), _Keys)
+    except UnicodeDecodeError as error:
+        raise FedKDError(f"The configuration {str(path)!r} is not text.") from error
+    except (yaml.YAMLError, RecursionError) as error:
+        mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
+        where = f" in line {mark.line + 1}" if mark is not None else ""
+        raise FedKDError(
+            f"The configuration {str(path)!r} is wrong{where}: {problem or type(error).__name__}."
+        ) from error
 
 
 def expand(args: Sequence[str]) -> list[str]:
@@ -17,12 +61,21 @@ def expand(args: Sequence[str]) -> list[str]:
     - ``test RUN_DIR ...`` becomes ``test --config RUN_DIR/config.yaml --run_dir RUN_DIR ...``; ``predict`` likewise.
       For one of several students, in RUN_DIR/clients/K, the configuration is that of the whole run;
     - ``teachers NAME ...`` becomes ``teachers --name NAME ...``;
+    - ``fit FILE.yaml ...`` becomes ``fit --config FILE.yaml ...``; ``partition`` likewise;
     - ``--clear-cache`` becomes ``--clear_cache=true``.
 
     Raises:
         MissingResourceError: If there is no run at RUN_DIR.
+        FedKDError: If a configuration is no YAML, or a key stands in it twice.
     """
     args = ["--clear_cache=true" if arg in ("--clear-cache", "--clear_cache") else arg for arg in args]
+    if len(args) > 1 and args[0] in WITH_CONFIG and not args[1].startswith("-") and args[1].endswith((".yaml", ".yml")):
+        args = [args[0], "--config", *args[1:]]
+    for option, value in pairwise([*args, ""]):
+        if option in ("--config", "-c") and value:
+            check_config(Path(value))
+        elif option.startswith("--config="):
+            check_config(Path(option.removeprefix("--config=")))
     if len(args) < 2 or args[0] not in POSITIONAL or args[1].startswith("-"):
         return args
     command, name, *rest = args

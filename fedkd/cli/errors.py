@@ -34,6 +34,10 @@ NAMED_BY_CLASS: dict[str, type] = {
 }
 
 
+OF_CLASSES = ("--model.optimizer.lr", "--model.optimizer.weight_decay", "--data.partitioner.alpha")
+"""Options of classes, which no parser lists, that people give without their section."""
+
+
 def explain(parser: ArgumentParser, message: str) -> str:
     """Return the parser's error message in one line.
 
@@ -55,6 +59,8 @@ def explain(parser: ArgumentParser, message: str) -> str:
     key = found[1] if found else ""
     found = re.search(r"Expected a dot import path string: (\S+)", message)
     is_checkpoint = found and key == "model.teacher" and not found[1].isidentifier()  # a short name, an id, a folder
+    if found and found[1] in literals(message):  # the default, where an option of a class was given
+        return f"{key} has no class yet, it is {found[1]!r}; set it before its options, with --{key} CLASS."
     if found and key in NAMED_BY_CLASS and not is_checkpoint:
         return f"{key}: {unknown_name('class', found[1], [*literals(message), *subclass_names(NAMED_BY_CLASS[key])])}"
     # The class exists, and its own error names the wrong option.
@@ -99,6 +105,10 @@ def literals(message: str) -> list[str]:
 def unknown_option(parser: ArgumentParser, option: str) -> str:
     """Return the error for an unknown option, with the nearest option. There are too many options to list all."""
     known = [string for action in parser._actions for string in action.option_strings if string.startswith("--")]
+    short = option.removeprefix("--").split("=")[0]
+    sections = [each for each in (*known, *OF_CLASSES) if each.rpartition(".")[2] == short]
+    if "." not in short and sections:
+        return f"There is no option --{short}. Did you mean {' or '.join(sections)}? All options: {parser.prog} --help"
     nearest = difflib.get_close_matches(option, known, n=1, cutoff=0.6)
     hint = f" Did you mean {nearest[0]}?" if nearest else ""
     return f"There is no option {option}.{hint} All options: {parser.prog} --help"

@@ -285,6 +285,12 @@ def test_print_config_is_complete(tmp_path):
         (["--model.teacher", "FeatureTeachr", "--model.teacher.checkpoint", "x"], "Did you mean 'FeatureTeacher'?"),
         (["--model.loss.temperature", "0"], "temperature must be > 0"),
         (["--model.loss.temperature", "autoo"], "Did you mean 'auto'? Choose one of: auto. A number is also allowed."),
+        (["--rounds", "3"], "There is no option --rounds. Did you mean --federation.rounds?"),
+        (["--lr=0.1"], "There is no option --lr. Did you mean --model.optimizer.lr?"),
+        (
+            ["--federation.strategy.server_lr", "0.1"],
+            "federation.strategy has no class yet, it is 'auto'; set it before",
+        ),
         (["--trainer.max_epoch", "1"], "There is no option --trainer.max_epoch. Did you mean --trainer.max_epochs?"),
         (["--trainer.devices", "2"], "each client trains on one device, got 2"),
         (["--trainer.max_epochs", "-1"], "trainer.max_epochs: -1 never ends"),
