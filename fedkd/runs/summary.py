@@ -43,7 +43,7 @@ def round_seconds(seconds: float) -> float:
 def summarize(
     module: DistillationModule,
     history: list[Metrics],
-    identity: Mapping[str, Any],
+    settings: Mapping[str, Any],
     *,
     outputs: TeacherOutputs | None,
     head_bytes: tuple[int, int],
@@ -55,7 +55,7 @@ def summarize(
     Args:
         module: The trained module.
         history: One row a round.
-        identity: What the run is.
+        settings: Of the run, by name, one line or number each.
         outputs: The teacher's, if there is one.
         head_bytes: Bytes up and down to adapt the teacher, to fit its head, and to fit the loss to it.
         seconds: Wall-clock time of this call; rounds before a resume are in ``round_seconds``.
@@ -70,7 +70,7 @@ def summarize(
     return {
         "run_dir": str(run_dir),
         "rounds": len(history),
-        "strategy": identity["strategy"],
+        "strategy": settings["strategy"],
         "accuracy": final["accuracy"],
         "balanced_accuracy": final["balanced_accuracy"],
         "per_class_accuracy": {name: final[f"accuracy/{name}"] for name in module.classes},
@@ -80,8 +80,14 @@ def summarize(
         "bytes_down": sum(row["bytes_down"] for row in history) + head_bytes[1],
         "round_seconds": round_seconds(sum(row["seconds"] for row in history)),
         "seconds": round_seconds(seconds),
-        "versions": {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}},
+        "settings": dict(settings),
+        "versions": versions(),
     }
+
+
+def versions() -> dict[str, str | None]:
+    """Return the versions of Python and of the packages that decide a run's result."""
+    return {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}}
 
 
 def describe_teacher(

@@ -18,11 +18,11 @@ from fedkd.core.stopping import Terminated, terminable
 from fedkd.core.tensors import load_state
 from fedkd.data import FederatedDataModule
 from fedkd.runs.directory import RunDirectory
-from fedkd.runs.summary import round_row, summarize
+from fedkd.runs.summary import round_row, summarize, versions
 from fedkd.server.backends import Backend, InProcess
 from fedkd.server.lr_schedule import check_lr_schedule
 from fedkd.server.sampling import sample_cohort
-from fedkd.server.setup import Prepared, plan_run, prepare_run, run_settings, training_loop
+from fedkd.server.setup import Prepared, described, plan_run, prepare_run, run_settings, training_loop
 from fedkd.strategies import Strategy
 from fedkd.training.module import DistillationModule
 from fedkd.training.trainer_arguments import as_loggers
@@ -116,7 +116,7 @@ class Federation:
         if module.has_default_loss and module.teacher is not None:
             rank_zero_info(f"loss auto: {one_line(module.loss)}")
         run = RunDirectory(self.run_dir, resume=str(ckpt_path) == "last")
-        settings = run_settings(self, plan)
+        settings, told = run_settings(self, plan), described(self, plan)  # before the teacher sees the data
         with terminable(), run.held():
             found = run.load(ckpt_path, settings) if ckpt_path is not None else None
             run.start(datamodule, self.config)
@@ -126,12 +126,14 @@ class Federation:
                     rank_zero_info(f"training loop: {training_loop(prepared, state)}")
                     if found:
                         self._give(module, state)
+                    for logger in self.loggers:
+                        logger.log_hyperparams({**told, **versions()})
                     for row in history:
                         self._log(row)
                     for committed in self._rounds(run, prepared, state, history, settings):
                         state = committed
                         self._give(module, state)
-                    return self._finish(run, prepared, state, history, settings, start)
+                    return self._finish(run, prepared, state, history, told, start)
             except (KeyboardInterrupt, Terminated):
                 rank_zero_info(
                     f"stopped: {run.num_rounds} finished round(s) are in {str(run.path)!r}; the same run with this "

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from fedkd.client.fit_to_teacher import find_facts
+from fedkd.core.config import one_line
 from fedkd.core.errors import FedKDError, check_range
 from fedkd.core.messages import ServerState, Weights
 from fedkd.core.seeding import seeded
@@ -200,6 +201,31 @@ def run_settings(federation: Any, plan: Plan) -> dict[str, Any]:
         "teaching": federation.teaching,
         "lr_schedule": federation.lr_schedule,
         **run_identity(plan.modules[0], plan.datamodule, plan.trainer),
+    }
+
+
+def described(federation: Any, plan: Plan) -> dict[str, Any]:
+    """Return all settings of a run, one line or number each: for its summary and its loggers.
+
+    What `run_settings` has, and what may differ when a run goes on.
+
+    Args:
+        federation: The `fedkd.Federation`.
+        plan: The run.
+    """
+    module, data = plan.modules[0], plan.datamodule
+    return {
+        **run_settings(federation, plan),
+        "rounds": federation.rounds,
+        "min_clients": federation.min_clients,
+        "backend": one_line(federation.backend),
+        "device": str(plan.device),
+        "student named": one_line(module.student_spec) if module.student_spec else type(module.student).__name__,
+        "data": one_line(data.dataset),
+        "num_clients": data.num_clients,
+        "partitioner": one_line(data.partitioner),
+        "public_fraction": data.public_fraction,
+        "val_fraction": data.val_fraction,
     }
 
 

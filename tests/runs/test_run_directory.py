@@ -176,6 +176,12 @@ def test_lightning_loggers_log_the_run(tmp_path):
     with open(tmp_path / "csv" / "lightning_logs" / "version_0" / "metrics.csv") as file:
         logged = list(csv.DictReader(file))
     rows = read_metrics(tmp_path / "run")
+    told = (tmp_path / "csv" / "lightning_logs" / "version_0" / "hparams.yaml").read_text()
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    for name in ("seed", "strategy", "optimizer", "data set", "partitioner", "rounds", "device", "backend"):
+        assert f"{name}: " in told
+        assert name in summary["settings"]
+    assert f"torch: {summary['versions']['torch']}" in told
     assert [row["step"] for row in logged] == ["0", "1", "2"]
     assert [float(row["balanced_accuracy"]) for row in logged] == [float(row["balanced_accuracy"]) for row in rows]
 
