@@ -34,6 +34,7 @@ class Preprocess(nn.Module):
             upper left (transformers) if False.
         patch_size: Side of a patch for a model that takes any aspect ratio (see `naflex_size`); 0 for other models.
         max_patches: The largest number of patches, for such a model.
+        reverse_channels: Whether the model takes blue, green, red.
     """
 
     scale: Tensor
@@ -49,8 +50,10 @@ class Preprocess(nn.Module):
         round_crop: bool = False,
         patch_size: int = 0,
         max_patches: int = 0,
+        reverse_channels: bool = False,
     ) -> None:
         super().__init__()
+        self.reverse_channels = reverse_channels
         self.patch_size, self.max_patches = patch_size, max_patches
         self.resize, self.crop, self.mode, self.round_crop = resize, crop, mode, round_crop
         self.register_buffer("scale", torch.tensor(scale, dtype=torch.float32).view(1, -1, 1, 1), persistent=False)
@@ -79,6 +82,8 @@ class Preprocess(nn.Module):
             max_patches = (image_size // patch_size) ** 2 if image_size else settings["max_num_patches"]
         else:
             resize, crop, resample = _geometry(settings)
+            if type(processor).__name__.startswith("Levit") and isinstance(resize, int):
+                resize = int(256 / 224 * resize)  # it is in the processor's code, not in its settings
         if image_size is not None and not patch_size:
             square = (image_size, image_size)
             resize, crop = (image_size, square) if isinstance(resize, int) else (square, None)
@@ -88,7 +93,8 @@ class Preprocess(nn.Module):
         # twice). Its output for black is the shift; white minus black is the scale.
         black, white = (_middle_pixel(processor, value, channels) for value in (0, 255))
         values = (white - black).tolist(), black.tolist()
-        return cls(resize, crop, _MODES[resample], *values, "data_config" in settings, patch_size, max_patches)
+        is_timm, reverse = "data_config" in settings, bool(settings.get("do_flip_channel_order"))
+        return cls(resize, crop, _MODES[resample], *values, is_timm, patch_size, max_patches, reverse)
 
     @classmethod
     def from_config(cls, config: Any, image_size: int | None = None, channels: int = 3) -> Preprocess:
@@ -111,6 +117,8 @@ class Preprocess(nn.Module):
             images = self._resized(images, self.resize)
         if self.crop is not None and tuple(images.shape[-2:]) != tuple(self.crop):
             images = _center_crop(images, *self.crop, self.round_crop)
+        if self.reverse_channels:
+            images = images.flip(1)
         return images * self.scale + self.shift
 
     def _resized(self, images: Tensor, size: int | tuple[int, int]) -> Tensor:
@@ -136,7 +144,8 @@ def load_preprocess(checkpoint: Any, image_size: int | None = None, channels: in
     """Return the preprocessing of a `fedkd.teachers.huggingface.hub.Checkpoint`, and warn if it has no processor.
 
     Raises:
-        FedKDError: If ``image_size`` is not positive, or the processor's resampling is unknown.
+        FedKDError: If ``image_size`` is not positive, the processor's resampling is unknown, or its result on a test
+            image is not that of the preprocessing.
     """
     from transformers import AutoImageProcessor
 
@@ -152,7 +161,45 @@ def load_preprocess(checkpoint: Any, image_size: int | None = None, channels: in
             stacklevel=2,
         )
         return preprocess
+    difference = levels_apart(processor, Preprocess.from_processor(processor, None, channels), channels)
+    if difference > MOST_LEVELS:
+        raise FedKDError(
+            f"{type(processor).__name__} of {checkpoint.name!r} prepares images in a way that fedkd does not follow: "
+            f"{difference:.0f} of 256 grey levels apart on a test image. Take another checkpoint, or a fedkd.Teacher "
+            "of your own."
+        )
     return Preprocess.from_processor(processor, image_size, channels)
+
+
+MOST_LEVELS = 2.0
+"""The pixels of a test image may be so far from the processor's, in the mean: filters of PIL and torch differ a bit."""
+
+
+def levels_apart(processor: Any, preprocess: Preprocess, channels: int) -> float:
+    """Return how far a preprocessing is from a processor on a colored, oblong image: a mean, in grey levels of 256.
+
+    Args:
+        processor: Of transformers.
+        preprocess: What was read from its settings.
+        channels: Of the model.
+
+    Returns:
+        The mean difference; 0 where the processor gives patches instead of an image.
+    """
+    from PIL import Image
+
+    high, wide = torch.arange(160)[:, None], torch.arange(240)[None]
+    waves = [128 + 100 * torch.sin((a * high + b * wide) / 40.0) for a, b in ((1, 0), (0, 1), (1, 1))]
+    waves[2] = 0.5 * waves[2]  # so that the order of the channels counts
+    pixels = torch.stack(waves[:channels]).round().to(torch.uint8)  # (channels, H, W)
+    array = pixels.permute(1, 2, 0).numpy()
+    out = processor(Image.fromarray(array if channels == 3 else array[:, :, 0]), return_tensors="pt")["pixel_values"][0]
+    if not isinstance(out, Tensor) or out.ndim != 3:
+        return 0.0
+    own = preprocess(pixels[None].float() / 255)[0]
+    if own.shape != out.shape:
+        return 256.0
+    return float(((own - out.float()).abs() / preprocess.scale[0]).mean() * 255)
 
 
 def _geometry(settings: dict[str, Any]) -> tuple[int | tuple[int, int] | None, tuple[int, int] | None, Any]:
@@ -163,7 +210,9 @@ def _geometry(settings: dict[str, Any]) -> tuple[int | tuple[int, int] | None, t
     if settings.get("do_resize"):
         short = size.get("shortest_edge")
         resize = int(short) if short else (int(size["height"]), int(size["width"]))
-        if short and settings.get("crop_pct"):  # ConvNeXt crops a margin below 384 pixels only
+        if short and settings.get("crop_pct") and settings.get("do_center_crop"):  # PoolFormer crops at every size
+            resize = int(short / settings["crop_pct"])
+        elif short and settings.get("crop_pct"):  # ConvNeXt crops a margin below 384 pixels only
             resize, crop = (
                 (int(short / settings["crop_pct"]), (short, short)) if short < 384 else ((short, short), None)
             )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ from PIL import Image
 
 from fedkd.core.errors import FedKDError
 from fedkd.teachers.huggingface.patches import naflex_inputs
-from fedkd.teachers.huggingface.preprocess import Preprocess
+from fedkd.teachers.huggingface.preprocess import Preprocess, levels_apart, load_preprocess
 
 
 def processors() -> dict[str, Any]:
@@ -109,3 +110,48 @@ def test_image_size_of_a_model_of_patches_by_hand() -> None:
     assert preprocess(torch.rand(1, 3, 32, 64)).shape == (1, 3, 48, 80)  # 3 x 5 patches; next would be 3 x 6
     with pytest.raises(FedKDError, match="image_size must be >= 16, got 15"):
         Preprocess.from_processor(naflex(256), image_size=15)
+
+
+@dataclass
+class WithProcessor:
+    """As a checkpoint, of which only the processor counts."""
+
+    processor: object
+    name: str = "one"
+
+    def load(self, auto_class):
+        return self.processor
+
+
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        ("MobileViTImageProcessor", {}),
+        ("MobileViTImageProcessor", {"size": {"shortest_edge": 60}, "crop_size": {"height": 50, "width": 50}}),
+        ("MobileViTImageProcessor", {"do_center_crop": False}),
+        ("LevitImageProcessor", {}),
+        ("LevitImageProcessor", {"size": {"shortest_edge": 64}, "crop_size": {"height": 64, "width": 64}}),
+        ("PoolFormerImageProcessor", {"size": {"shortest_edge": 384}, "crop_pct": 0.95}),
+    ],
+)
+def test_what_no_setting_tells_is_followed_too(name, settings):
+    import transformers
+
+    processor = getattr(transformers, name)(**settings)
+    preprocess = load_preprocess(WithProcessor(processor))
+    assert preprocess.reverse_channels == name.startswith("MobileViT")  # blue, green, red
+    assert levels_apart(processor, preprocess, 3) < 1
+
+
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [("PerceiverImageProcessor", {"crop_size": {"height": 80, "width": 90}}), ("PPLCNetImageProcessor", {})],
+)
+def test_a_processor_that_is_not_followed_is_refused_by_name(name, settings):
+    import transformers
+
+    if not hasattr(transformers, name):
+        pytest.skip(f"this version of transformers has no {name}")
+    processor = getattr(transformers, name)(**settings)
+    with pytest.raises(FedKDError, match=rf"{name}\w* of 'one' prepares images .* \d+ of 256 grey levels apart"):
+        load_preprocess(WithProcessor(processor))
