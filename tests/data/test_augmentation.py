@@ -110,7 +110,7 @@ def test_what_is_off_is_never_drawn() -> None:
 
 
 def test_negative_padding_is_refused() -> None:
-    with pytest.raises(FedKDError, match="crop_padding must be >= 0, got -1"):
+    with pytest.raises(FedKDError, match="crop_padding must be >= 0 and <= 4096, got -1"):
         Augmentation(-1)
 
 

@@ -173,7 +173,7 @@ def test_a_file_for_all_images_serves_every_public_fraction(digits: tuple[ImageS
         ({"val_fraction": 1.0}, "val_fraction must be >= 0 and < 1, got 1.0"),
         ({"batch_size": 0}, "batch_size must be >= 1, got 0"),
         ({"eval_batch_size": -1}, "eval_batch_size must be >= 1, got -1"),
-        ({"num_clients": 0}, "num_clients must be >= 1, got 0"),
+        ({"num_clients": 0}, "num_clients must be >= 1 and <= 10000000, got 0"),
         ({"public_fraction": 1.0}, "public_fraction must be >= 0 and < 1, got 1.0"),
         ({"public_fraction": -0.1}, "public_fraction must be >= 0 and < 1, got -0.1"),
     ],
