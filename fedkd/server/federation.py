@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -135,7 +136,8 @@ class Federation:
                         self._give(module, state)
                     return self._finish(run, prepared, state, history, told, start)
             except (KeyboardInterrupt, Terminated):
-                rank_zero_info(
+                # a warning: a client's fit that was ended may have left Lightning's notices silenced
+                logging.getLogger("lightning.pytorch").warning(
                     f"stopped: {run.num_rounds} finished round(s) are in {str(run.path)!r}; the same run with this "
                     "run_dir and ckpt_path 'last' goes on from there"
                 )
