@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from fedkd.core.messages import ClientTask, ClientUpdate, LocalRule, ServerState, Weights
     from fedkd.data import ClientSite, FederatedDataModule
     from fedkd.losses import DKD, KD, DistillationLoss
-    from fedkd.runs.directory import load_student
+    from fedkd.runs.student_file import load_student
     from fedkd.server.backends import Backend, ClientError, InProcess, ProcessPool, Stacked, Workers
     from fedkd.server.exchange import Exchange
     from fedkd.server.federation import Federation
@@ -33,7 +33,7 @@ _HOMES = {
     "fedkd.core.messages": ("ClientTask", "ClientUpdate", "LocalRule", "ServerState", "Weights"),
     "fedkd.data": ("ClientSite", "FederatedDataModule"),
     "fedkd.losses": ("DKD", "KD", "DistillationLoss"),
-    "fedkd.runs.directory": ("load_student",),
+    "fedkd.runs.student_file": ("load_student",),
     "fedkd.server.backends": ("Backend", "ClientError", "InProcess", "ProcessPool", "Stacked", "Workers"),
     "fedkd.server.exchange": ("Exchange",),
     "fedkd.server.federation": ("Federation",),

@@ -177,6 +177,21 @@ class ClientUpdate:
         return all_finite(value for tensors in (self.delta, self.buffers, self.extras) for value in tensors.values())
 
 
+@dataclass(frozen=True)
+class ClientFailure:
+    """What a round went on without.
+
+    Attributes:
+        client: The client.
+        round: The round.
+        reason: What happened.
+    """
+
+    client: int
+    round: int
+    reason: str
+
+
 Work = Callable[[Any, ClientTask], ClientUpdate]
 """What a client does with a task: a module-level function ``work(site, task) -> update``."""
 
@@ -307,6 +322,7 @@ def without_prefix(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tens
 
 
 __all__ = [
+    "ClientFailure",
     "ClientTask",
     "ClientUpdate",
     "Exchange",

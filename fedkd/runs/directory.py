@@ -6,7 +6,8 @@
     partition.json        client x class counts, and every client's image indices
     metrics.csv           a row a round
     failures.csv          a row for each client that a round went on without
-    checkpoints/          the last two rounds, and in clients/ what the strategy remembers for each client
+    checkpoints/          the last two rounds, in clients/ what the strategy remembers for each client, and the lock of
+                          the process that writes here
     student.safetensors   the global student, for `fedkd.load_student`
     clients/K/            client K's own student, where students differ (`fedkd.strategies.FedMD`)
     summary.json          final and best accuracy, teacher, bytes, seconds, versions
@@ -15,6 +16,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import json
 import math
 import re
@@ -24,26 +26,25 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from filelock import FileLock, Timeout
 from lightning.pytorch.utilities import rank_zero_warn
-from safetensors.torch import load, save
-from torch import Tensor, nn
+from torch import Tensor
 
-from fedkd import students
 from fedkd.core.client_states import ClientStates
-from fedkd.core.errors import FedKDError, MissingResourceError
-from fedkd.core.messages import Metrics, ServerState, Weights, metadata_of
-from fedkd.core.sealed import DamagedFileError, read_sealed, sealed
+from fedkd.core.errors import FedKDError
+from fedkd.core.messages import ClientFailure, Metrics, ServerState, Weights
+from fedkd.core.sealed import DamagedFileError
 from fedkd.core.storage import write_atomically
-from fedkd.core.tensors import load_state
 from fedkd.data import FederatedDataModule
 from fedkd.runs import metrics_file
 from fedkd.runs.checkpoint import NAME, load_checkpoint, save_checkpoint
 from fedkd.runs.client_files import ClientFiles
 from fedkd.runs.partition import partition_record
+from fedkd.runs.student_file import write_student
 
 KEEP_CHECKPOINTS = 2  # one would do, since writing is atomic; the second is for disks that lie
+NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
+"""What file systems without locks say, such as some of a network."""
 LEFTOVER = re.compile(r"\..+\.[0-9a-f]{32}\.tmp")
 
 
@@ -54,6 +55,10 @@ class RunDirectory:
         path: The folder, made if absent. None takes the next free ``runs/version_N`` of the working directory, or, to
             resume, the newest.
         resume: Whether the folder may hold a run already.
+
+    Attributes:
+        path: The folder.
+        num_rounds: The finished rounds that were written or loaded.
 
     Raises:
         FedKDError: If the folder holds a run and ``resume`` is False: finished work is never overwritten.
@@ -75,6 +80,7 @@ class RunDirectory:
             raise FedKDError(f"run_dir {str(self.path)!r} cannot be made: {error.strerror}.") from error
         self.metrics = metrics_file.MetricsFile(self.path / "metrics.csv")
         self.clients_folder = self.path / "checkpoints" / "clients"
+        self.num_rounds = 0
 
     @contextmanager
     def held(self) -> Iterator[None]:
@@ -90,7 +96,9 @@ class RunDirectory:
             raise FedKDError(
                 f"{str(self.path)!r} is in use by another process: wait for it, or choose another run_dir."
             ) from None
-        except NotImplementedError:  # some network file systems have no locks
+        except (NotImplementedError, OSError) as error:  # earlier versions of filelock raise the first
+            if isinstance(error, OSError) and error.errno not in NO_LOCKS:
+                raise
             rank_zero_warn(f"{str(self.path)!r} cannot be locked: let no other process use it.")
         try:
             for folder in (self.path, self.path / "checkpoints"):
@@ -118,12 +126,6 @@ class RunDirectory:
         found = {path: NAME.fullmatch(path.name) for path in (self.path / "checkpoints").glob("round_*.ckpt")}
         rounds = {path: int(name[1]) for path, name in found.items() if name}
         return sorted((p for p, each in rounds.items() if newest is None or each <= newest), key=rounds.__getitem__)
-
-    @property
-    def num_rounds(self) -> int:
-        """The number of finished rounds, by the name of the newest checkpoint."""
-        found = self.checkpoints()
-        return int(found[-1].stem.removeprefix("round_")) if found else 0
 
     def start(self, datamodule: FederatedDataModule, config: str | None) -> None:
         """Write what is known before the first round: the partition, and the command line's configuration."""
@@ -154,17 +156,14 @@ class RunDirectory:
         self.metrics.append(row)
         path = self.path / "checkpoints" / f"round_{state.round:06d}.ckpt"
         save_checkpoint(path, state, identity, files.fingerprint)
+        self.num_rounds = state.round
         for old in self.checkpoints(state.round)[:-KEEP_CHECKPOINTS]:
             old.unlink()
         files.discard(states.changes, keep=state.round - KEEP_CHECKPOINTS + 1)
         return replace(state, client_states=ClientStates(files))
 
-    def note_failures(self, failures: Sequence[Any]) -> None:
-        """Add rows to ``failures.csv``.
-
-        Args:
-            failures: Each with ``round``, ``client`` and ``reason``.
-        """
+    def note_failures(self, failures: Sequence[ClientFailure]) -> None:
+        """Add rows to ``failures.csv``."""
         if not failures:
             return
         path = self.path / "failures.csv"
@@ -204,6 +203,7 @@ class RunDirectory:
             files.copy_to(self.clients_folder)
         self.metrics.write(history)
         own = ClientFiles(self.clients_folder, state.round, discard=True)
+        self.num_rounds = state.round
         return replace(state, client_states=ClientStates(own)), history
 
     def _newest(self, identity: Mapping[str, Any]) -> tuple[Path, tuple[ServerState, str]] | None:
@@ -235,17 +235,13 @@ class RunDirectory:
 
         Args:
             weights: The student's.
-            spec: What is needed to build the student again, JSON-able: ``student`` (arguments of
-                `fedkd.students.create`, or None for a module of the user's), ``projection`` (of
-                `fedkd.students.ProjectedStudent`, or None), ``classes``, ``image_shape``.
+            spec: What is needed to build the student again: see `fedkd.runs.student_file.write_student`.
             constants: Tensors that belong to the student and never travel, such as a frozen head's.
             client: Whose student it is, for a folder of its own; None is the global one.
         """
         folder = self.path if client is None else self.path / "clients" / str(client)
         folder.mkdir(parents=True, exist_ok=True)
-        everything = {**weights.tensors, **(constants or {})}
-        tensors = {name: value.contiguous() for name, value in everything.items()}
-        write_atomically(folder / "student.safetensors", sealed(save(tensors, metadata={"fedkd": json.dumps(spec)})))
+        write_student(folder, {**weights.tensors, **(constants or {})}, spec)
 
 
 def nan_to_none(value: Any) -> Any:
@@ -279,57 +275,3 @@ def newest_version(root: Path) -> Path | None:
 def versions(root: Path) -> list[int]:
     """Return the numbers N of the folders ``version_N`` below ``root``."""
     return [int(path.name[8:]) for path in root.glob("version_*") if path.name[8:].isdigit()]
-
-
-def read_spec(run_dir: str | Path) -> dict[str, Any]:
-    """Return what was saved beside a run's student: ``student``, ``classes``, ``image_shape``.
-
-    Raises:
-        MissingResourceError: If the run has no student.
-        DamagedFileError: If its file is damaged.
-    """
-    run_dir = Path(run_dir).expanduser()
-    path = run_dir / "student.safetensors"
-    if not path.is_file():
-        if (own := Path(run_dir) / "clients").is_dir():
-            one = str(own / "0")
-            raise MissingResourceError(f"{str(run_dir)!r} has a student for each client: name one, such as {one!r}.")
-        raise MissingResourceError(f"No student at {str(path)!r}: the run is not there, or has not finished.")
-    try:
-        return json.loads(metadata_of(read_sealed(path))["fedkd"])
-    except KeyError as error:
-        raise FedKDError(f"{str(path)!r} is not a student that fedkd saved.") from error
-
-
-def load_student(run_dir: str | Path, student: nn.Module | None = None) -> nn.Module:
-    """Load a run's global student, in eval mode.
-
-    Args:
-        run_dir: The run directory.
-        student: The module to load the weights into; needed where the run's student was not given by name.
-
-    Returns:
-        The student: images (B, C, H, W) in [0, 1] to logits (B, K), the classes in the order of `read_spec`.
-
-    Raises:
-        MissingResourceError: If the run has no student.
-        FedKDError: If the student was a module of the user's and none is given, or it does not fit the weights.
-    """
-    spec = read_spec(run_dir)
-    if student is None:
-        if spec["student"] is None:
-            raise FedKDError(f"The student of {str(run_dir)!r} was not made by name: pass load_student(..., student=).")
-        student = students.create(**spec["student"])
-    elif spec.get("takes_logits") and not isinstance(student, students.LogitsStudent):
-        student = students.LogitsStudent(student)
-    tensors = load(read_sealed(Path(run_dir).expanduser() / "student.safetensors"))
-    if spec.get("projection"):
-        student = students.ProjectedStudent.restore(student, spec["projection"], tensors)
-    if spec.get("closed_form"):
-        student = students.ClosedFormStudent.restore(student, spec["closed_form"])
-    student.to(memory_format=torch.channels_last)  # as it was trained
-    try:
-        load_state(student, tensors, {}, keep_dtypes=True)
-    except RuntimeError as error:
-        raise FedKDError(f"The given student does not fit the weights of {str(run_dir)!r}: {error}") from error
-    return student.eval()

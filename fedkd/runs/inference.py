@@ -17,7 +17,7 @@ from fedkd.core.storage import write_atomically
 from fedkd.core.tensors import split_state
 from fedkd.data import BatchLoader, FederatedDataModule, ImageSet, Rows
 from fedkd.data.images.folder import EXTENSIONS, decode_file, is_image
-from fedkd.runs.directory import load_student, read_spec
+from fedkd.runs.student_file import load_student, read_spec
 from fedkd.training.evaluation import evaluate
 from fedkd.training.module import DistillationModule
 from fedkd.training.trainer import evaluator_for, predict

@@ -6,7 +6,7 @@ from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 
 from fedkd.core.errors import FedKDError
-from fedkd.core.messages import ClientTask, ClientUpdate, Work
+from fedkd.core.messages import ClientFailure, ClientTask, ClientUpdate, Work
 from fedkd.server.backends import Workers
 from fedkd.server.backends.base import ClientError
 
@@ -30,21 +30,6 @@ class Traffic:
     def __sub__(self, other: Traffic) -> Traffic:
         """Return what came since ``other``."""
         return Traffic(self.up - other.up, self.down - other.down)
-
-
-@dataclass(frozen=True)
-class ClientFailure:
-    """What a round went on without.
-
-    Attributes:
-        client: The client.
-        round: The round.
-        reason: What happened.
-    """
-
-    client: int
-    round: int
-    reason: str
 
 
 class Exchange:
@@ -134,7 +119,7 @@ class Exchange:
             )
         self.traffic += Traffic(up=up, down=sum(task.num_bytes for task in tasks))
         self.failures += [ClientFailure(client, tasks[0].round, failed[client]) for client in sorted(failed)]
-        if min_updates is not None and len(told) - len(failed) < min(min_updates, len(told)):
+        if min_updates is not None and len(told) - len(failed) < min_updates:
             reasons = "; ".join(f"client {client}: {failed[client]}" for client in sorted(failed))
             raise FedKDError(
                 f"Round {tasks[0].round}: {len(told) - len(failed)} of {len(told)} clients succeeded, and min_clients "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import json
 import os
 import random
@@ -20,6 +21,7 @@ import fedkd
 from fedkd.core.messages import ServerState, Weights
 from fedkd.core.sealed import DamagedFileError
 from fedkd.partition import Dirichlet
+from fedkd.runs import directory
 from fedkd.runs.checkpoint import load_checkpoint, save_checkpoint
 from fedkd.runs.directory import RunDirectory, next_version
 
@@ -264,11 +266,13 @@ def test_a_damaged_newest_checkpoint_is_named_and_the_one_before_taken(tmp_path)
     assert found == ["round_000003.ckpt", "round_000004.ckpt", "round_999999.ckpt"]
 
 
-def test_rounds_without_a_whole_checkpoint_are_not_written_over(tmp_path):
+@pytest.mark.filterwarnings("ignore:.*is damaged")
+@pytest.mark.parametrize("gone", [True, False])
+def test_rounds_without_a_whole_checkpoint_are_not_written_over(tmp_path, gone):
     fit(tmp_path / "run", rounds=2)
     before = (tmp_path / "run" / "metrics.csv").read_bytes()
     for path in (tmp_path / "run" / "checkpoints").glob("*.ckpt"):
-        path.unlink()
+        path.unlink() if gone else path.write_bytes(path.read_bytes()[1:])
     with pytest.raises(fedkd.FedKDError, match="holds the rows of 2 rounds, and no whole checkpoint"):
         fit(tmp_path / "run", rounds=2, ckpt_path="last")
     assert (tmp_path / "run" / "metrics.csv").read_bytes() == before
@@ -322,6 +326,45 @@ def test_a_directory_that_another_process_uses_is_refused(tmp_path):
         other.kill()
         other.wait()
     fit(tmp_path / "run", rounds=1, ckpt_path="last")  # the system lets go of the lock of a process that was killed
+
+
+@pytest.mark.parametrize("error", [NotImplementedError(), OSError(errno.ENOLCK, "No locks available")])
+def test_a_file_system_without_locks_is_told_and_used(tmp_path, monkeypatch, error):
+    def acquire(self, **_):
+        raise error
+
+    monkeypatch.setattr(directory.FileLock, "acquire", acquire)
+    with pytest.warns(UserWarning, match="cannot be locked"):
+        fit(tmp_path / "run", rounds=1)
+
+
+def test_another_error_of_the_lock_is_raised(tmp_path, monkeypatch):
+    def acquire(self, **_):
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(directory.FileLock, "acquire", acquire)
+    with pytest.raises(PermissionError):
+        fit(tmp_path / "run", rounds=1)
+
+
+class EndsItself(fedkd.FedAvg):
+    """SIGTERM comes in the second round."""
+
+    def aggregate_stream(self, state, updates, num_examples):
+        if state.round == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return super().aggregate_stream(state, updates, num_examples)
+
+
+def test_sigterm_raises_an_exit_of_status_143_from_python(tmp_path, caplog):
+    trained = module("cnn")
+    (tmp_path / "run" / "checkpoints").mkdir(parents=True)
+    (tmp_path / "run" / "checkpoints" / "round_000009.ckpt").write_bytes(b"stray")
+    with pytest.raises(SystemExit) as ended:
+        fit(tmp_path / "run", trained=trained, strategy=EndsItself())
+    assert ended.value.code == 143
+    assert "stopped: 1 finished round(s) are in" in caplog.text
+    assert len(read_metrics(tmp_path / "run")) == 1
 
 
 def test_an_empty_run_dir_is_refused():
