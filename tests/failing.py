@@ -7,6 +7,7 @@ import signal
 import time
 from dataclasses import dataclass, replace
 
+from fedkd.core.errors import FedKDError
 from fedkd.core.messages import LocalRule
 from fedkd.strategies import FedAvg
 
@@ -20,6 +21,8 @@ class FailingRule(LocalRule):
     def finish(self, update, task, trainer):
         if self.how == "raise":
             raise FileNotFoundError("images/7.png")
+        if self.how == "wrong":
+            raise FedKDError("its images are gone")
         if self.how == "exit":
             raise SystemExit(0)
         if self.how == "memory":

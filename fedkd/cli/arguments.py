@@ -26,9 +26,10 @@ class _Keys(yaml.SafeLoader):
         """Construct a mapping whose keys are all different."""
         seen: set[str] = set()
         for key, _ in node.value:
-            if key.tag != "tag:yaml.org,2002:merge" and key.value in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"{key.value!r} stands there twice", key.start_mark)
-            seen.add(str(key.value))
+            name = str(key.value)  # a key may be a list
+            if key.tag != "tag:yaml.org,2002:merge" and name in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"{name!r} stands there twice", key.start_mark)
+            seen.add(name)
         return super().construct_mapping(node, deep)
 
 

@@ -23,7 +23,7 @@ from fedkd.data.site import ClientSite
 from fedkd.training.evaluation import predict_classes
 from fedkd.training.learning_rate import LearningRateFactor
 from fedkd.training.module import DistillationModule
-from fedkd.training.stacked import Member, check_callbacks, fit_stacked, reason_against_stacking
+from fedkd.training.stacked import CannotStackError, Member, check_callbacks, fit_stacked, reason_against_stacking
 from fedkd.training.trainer import fit, trainer_for
 from fedkd.training.unlabeled import distill, predict_features, predict_logits
 
@@ -88,12 +88,12 @@ def train_stacked(sites: Sequence[ClientSite], tasks: Sequence[ClientTask]) -> I
         The updates, as clients end. A client's ``seconds`` are its share of the time.
 
     Raises:
-        FedKDError: If something cannot be done to several clients at once.
+        CannotStackError: If something cannot be done to several clients at once.
     """
     began = time.perf_counter()
     module, members = module_of(sites[0]), []
     if (reason := reason_against_stacking(module, sites[0].trainer)) is not None:
-        raise FedKDError(f"Several clients cannot be trained at once, since {reason}.")
+        raise CannotStackError(f"Several clients cannot be trained at once, since {reason}.")
     trainer: Any = trainer_for(module, sites[0].trainer)
     for site, task in zip(sites, tasks, strict=True):
         keys = (site.seed, "client", task.round, task.client)
@@ -104,7 +104,9 @@ def train_stacked(sites: Sequence[ClientSite], tasks: Sequence[ClientTask]) -> I
             members.append(Member(task.rule.start(task), callbacks, loader))
     factors = {lr_factor_of(task) for task in tasks}
     if len(factors) > 1:
-        raise FedKDError(f"Several clients cannot be trained at once with different lr_factors: {sorted(factors)}.")
+        raise CannotStackError(
+            f"Several clients cannot be trained at once with different lr_factors: {sorted(factors)}."
+        )
     for trained in fit_stacked(trainer, module, members, factors.pop()):
         member, task = members[trained.member], tasks[trained.member]
         metrics = {**trained.metrics, "seconds": (time.perf_counter() - began) / len(members)}

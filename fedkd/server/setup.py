@@ -188,7 +188,10 @@ def plan_run(federation: Any, module: DistillationModule, datamodule: FederatedD
     for each in modules:
         federation.backend.check(each, trainer)
     clients = sum(len(shard) > 0 for shard in datamodule.shards)
-    strategy.check(modules[0], datamodule, min(federation.clients_per_round or clients, clients))
+    cohort_size = min(federation.clients_per_round or clients, clients)
+    if federation.min_clients is not None:
+        check_range("min_clients", federation.min_clients, low=1, high=cohort_size, whole=True)
+    strategy.check(modules[0], datamodule, cohort_size)
     return Plan(strategy, modules, datamodule, device, trainer, consistent)
 
 
@@ -220,7 +223,7 @@ def described(federation: Any, plan: Plan) -> dict[str, Any]:
         "min_clients": federation.min_clients,
         "backend": one_line(federation.backend),
         "device": str(plan.device),
-        "student named": one_line(module.student_spec) if module.student_spec else type(module.student).__name__,
+        "architecture": one_line(module.student_spec) if module.student_spec else type(module.student).__name__,
         "data": one_line(data.dataset),
         "num_clients": data.num_clients,
         "partitioner": one_line(data.partitioner),

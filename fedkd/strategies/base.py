@@ -15,7 +15,7 @@ from fedkd.core.errors import FedKDError
 from fedkd.core.messages import ClientTask, ClientUpdate, LocalRule, Metrics, ServerState, Weights
 from fedkd.core.tensors import RunningBuffers, RunningMean, Tensors, add_scaled, merge_buffers, weighted_mean
 from fedkd.data import FederatedDataModule
-from fedkd.losses import DKD, DistillationLoss
+from fedkd.losses import DistillationLoss
 from fedkd.strategies.context import RoundContext
 from fedkd.training.module import DistillationModule
 
@@ -78,9 +78,9 @@ class Strategy(Configured):
         """
         return student
 
-    def default_loss(self) -> DistillationLoss:
-        """Return the loss that suits the strategy, for a module with a teacher whose loss is "auto": `DKD`."""
-        return DKD()
+    def default_loss(self) -> DistillationLoss | None:
+        """Return the loss that suits the strategy, for a module whose loss is "auto"; None leaves it at `DKD`."""
+        return None
 
     def check(self, module: DistillationModule, datamodule: FederatedDataModule, cohort_size: int) -> None:
         """Raise a `fedkd.FedKDError` if the run lacks what the strategy needs. It is called before any work.

@@ -101,10 +101,9 @@ class Compose(Strategy):
         for each in self.strategies:
             each.check(module, datamodule, cohort_size)
 
-    def default_loss(self) -> DistillationLoss:
-        """Return that of the first part whose default is not every strategy's."""
-        own = [each for each in self.strategies if type(each).default_loss is not Strategy.default_loss]
-        return (own or self.strategies)[0].default_loss()
+    def default_loss(self) -> DistillationLoss | None:
+        """Return that of the first part that has one."""
+        return next((loss for each in self.strategies if (loss := each.default_loss()) is not None), None)
 
     def start(self, state: ServerState, context: RoundContext) -> ServerState:
         """Start all, in their order."""

@@ -6,11 +6,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parameter import is_lazy
 
 from fedkd.core.errors import FedKDError
-from fedkd.core.modes import evaluating
 from fedkd.students.logits import LogitsStudent, logits_of
+from fedkd.students.probe import probe
 
 
 def as_student(model: nn.Module, num_classes: int, image_shape: tuple[int, int, int]) -> nn.Module:
@@ -50,24 +49,13 @@ def check(student: nn.Module, num_classes: int, image_shape: tuple[int, int, int
 
 
 def _output(student: nn.Module, image_shape: tuple[int, int, int], training: bool = False) -> Any:
-    """Return a student's output for two black images; its state stays as it is.
+    """Return what `probe` does.
 
     Raises:
-        FedKDError: If it does not take them.
+        FedKDError: If the student does not take such images.
     """
-    reference = next((value for value in student.parameters() if not is_lazy(value)), torch.zeros(()))
-    images = torch.zeros(2, *image_shape, device=reference.device)
     try:
-        with torch.no_grad():
-            if not training:
-                with evaluating(student):
-                    return student(images)
-            before = [(value, value.clone()) for value in student.buffers()]
-            try:
-                return student(images)
-            finally:
-                for value, kept in before:  # a BatchNorm has counted the batch
-                    value.copy_(kept)
+        return probe(student, image_shape, as_it_is=training)
     except (RuntimeError, ValueError, TypeError) as error:
         mode = ", in training" if training else ""
-        raise FedKDError(f"The student does not take images of shape {tuple(images.shape)}{mode}: {error}") from error
+        raise FedKDError(f"The student does not take images of shape {(2, *image_shape)}{mode}: {error}") from error

@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fedkd.core.errors import FedKDError
-from fedkd.core.modes import evaluating
 from fedkd.students.features import feature_layer, features_and_logits
+from fedkd.students.probe import probe
 
 
 class ClosedFormStudent(nn.Module):
@@ -191,10 +191,8 @@ def stages(student: nn.Module, image_shape: tuple[int, int, int]) -> list[tuple[
         return hook
 
     hooks = [layer.register_forward_hook(note(name)) for name, layer in student.named_modules() if name]
-    reference = next(iter(student.parameters()), torch.zeros(()))
     try:
-        with torch.no_grad(), evaluating(student):
-            student(torch.zeros(2, *image_shape, device=reference.device))
+        probe(student, image_shape)
     finally:
         for each in hooks:
             each.remove()

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import torch
 from torch import Tensor, nn
 
 from fedkd.core.errors import FedKDError
-from fedkd.core.modes import evaluating
+from fedkd.students.probe import probe
 
 
 def feature_layer(student: nn.Module, num_classes: int, image_shape: tuple[int, int, int]) -> str:
@@ -39,10 +38,8 @@ def feature_layer(student: nn.Module, num_classes: int, image_shape: tuple[int, 
         for name, layer in student.named_modules()
         if isinstance(layer, nn.Linear) and layer.out_features == num_classes
     ]
-    reference = next(iter(student.parameters()), torch.zeros(()))
     try:
-        with torch.no_grad(), evaluating(student):
-            student(torch.zeros(2, *image_shape, device=reference.device))
+        probe(student, image_shape)
     finally:
         for hook in hooks:
             hook.remove()

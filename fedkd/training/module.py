@@ -165,20 +165,20 @@ class DistillationModule(LightningModule):
         loss: DistillationLoss | Literal["auto"] = "auto" if self.has_default_loss else self.loss
         return DistillationModule(name, self.teacher, loss, self.optimizer, options, self.label_loss)
 
-    def use_default_loss(self, loss: DistillationLoss) -> None:
+    def use_default_loss(self, loss: DistillationLoss | None) -> None:
         """Take a loss on logits, if the module's own is "auto" and there is a teacher.
 
         Args:
-            loss: What suits the run.
+            loss: What suits the run; None is `DKD`.
         """
         if self.has_default_loss and self.teacher is not None:
-            self.loss = loss
+            self.loss = DKD() if loss is None else loss
 
     def fresh_student(self) -> nn.Module:
         """Return a student like this module's, which was built by name, with fresh weights from torch's global seed."""
         if self.student_spec is None:
             raise FedKDError("A student that is a module of the caller's cannot be made afresh: give it by name.")
-        student = students.create(**self.student_spec)
+        student = students.as_student(students.create(**self.student_spec), len(self.classes), self.image_shape)
         if (projected := self.projected) is not None:
             found = projected.describe()
             student = ProjectedStudent(student, found["layer"], found["feature_dim"])

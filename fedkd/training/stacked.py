@@ -67,15 +67,19 @@ def reason_against_stacking(module: DistillationModule, arguments: Mapping[str, 
     return None
 
 
+class CannotStackError(FedKDError):
+    """Something cannot be done to several clients at once. No single client is to blame."""
+
+
 def check_callbacks(callbacks: Sequence[Callback]) -> None:
     """Refuse what a strategy does on a client if it cannot be done to several at once.
 
     Raises:
-        FedKDError: If a callback does not declare ``runs_stacked``.
+        CannotStackError: If a callback does not declare ``runs_stacked``.
     """
     for callback in callbacks:
         if not getattr(callback, "runs_stacked", False):
-            raise FedKDError(
+            raise CannotStackError(
                 f"Stacked cannot train several clients at once with the callback {type(callback).__name__}: it does "
                 "not declare runs_stacked. Choose the backend InProcess or ProcessPool."
             )
@@ -132,7 +136,7 @@ def fit_stacked(
         member's weights, and the trainer its callbacks, so what reads them after a fit can.
 
     Raises:
-        FedKDError: If the student or the loss does something that cannot be done to several clients at once.
+        CannotStackError: If the student or the loss does something that cannot be done to several clients at once.
     """
     with trainer.running(module, TrainerFn.FITTING, RunningStage.TRAINING):
         trainer.reset()
@@ -199,7 +203,7 @@ class _Stack:
             starts.append({name: value.detach().clone() for name, value in self.parameters.items()})
         same = all(torch.equal(start[name], starts[0][name]) for start in starts for name in start)
         if self.module.objectives and not same:
-            raise FedKDError(
+            raise CannotStackError(
                 f"Stacked cannot train several clients at once with {type(self.module.objectives[0]).__name__} if they "
                 "start from different weights. Choose the backend InProcess or ProcessPool."
             )
@@ -408,7 +412,7 @@ def _named(module: DistillationModule) -> Iterator[None]:
         raise
     except RuntimeError as error:
         student = trained_part(module.student) if module.projected is None else module.projected.student
-        raise FedKDError(
+        raise CannotStackError(
             f"The student {type(student).__name__} with the loss {type(module.loss).__name__} cannot be trained for "
             f"several clients at once: {str(error).strip().splitlines()[0]} Choose the backend InProcess or "
             "ProcessPool."

@@ -5,8 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 
 from fedkd.cli.arguments import expand
+from fedkd.cli.main import main
 from fedkd.core.errors import FedKDError
 
 
@@ -25,6 +27,7 @@ def test_a_configuration_needs_no_option(tmp_path: Path) -> None:
         (b"data:\n  num_clients: 3\nmodel: {}\ndata:\n  batch_size: 2\n", "wrong in line 4: 'data' stands there twice"),
         (b"data:\n  seed: 1\n  seed: 2\n", "wrong in line 3: 'seed' stands there twice"),
         (b"data: [\n", "wrong in line 2: expected"),
+        (b"? [1, 2]\n: x\n", "wrong in line 1: found unhashable key"),
         (b"\x7fELF\xff\xfe", "is not text"),
     ],
 )
@@ -40,6 +43,18 @@ def test_a_configuration_that_cannot_be_meant_is_one_line(tmp_path: Path, conten
         with pytest.raises(FedKDError, match=message) as found:
             expand(given)
         assert "\n" not in str(found.value)
+
+
+def test_nothing_in_a_checkpoint_reaches_the_configuration(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    """LightningCLI would read the file, and merge what it calls hyper_parameters into the options."""
+    path, config = tmp_path / "foreign.ckpt", Path(__file__).parents[2] / "examples" / "quickstart.yaml"
+    torch.save({"hyper_parameters": {"student": "resnet8"}, "state_dict": {}}, path)
+    given = ["--run_dir", str(tmp_path / "run"), "--ckpt_path", str(path), "--model.teacher", "null"]
+    with pytest.raises(SystemExit) as ended:
+        main(["fit", "--config", str(config), *given])
+    assert ended.value.code == 2
+    assert "foreign.ckpt' is damaged, or fedkd did not write it" in capsys.readouterr().err
+    assert not (tmp_path / "run" / "config.yaml").exists()
 
 
 def test_keys_of_merged_mappings_may_repeat(tmp_path: Path) -> None:

@@ -14,8 +14,11 @@ from fedkd.core.stopping import SIGTERM_STATUS, Terminated, terminable
 def test_sigterm_raises_within_and_the_default_comes_back() -> None:
     def wait() -> None:
         with terminable():
-            os.kill(os.getpid(), signal.SIGTERM)
-            signal.pause()
+            try:
+                os.kill(os.getpid(), signal.SIGTERM)
+                signal.pause()
+            finally:
+                assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL  # a second one ends the process at once
 
     with pytest.raises(Terminated) as ended:
         wait()

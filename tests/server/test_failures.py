@@ -15,6 +15,7 @@ from fedkd.partition import Dirichlet
 from fedkd.server import federation
 from fedkd.server.backends.base import ClientError
 from fedkd.strategies import SCAFFOLD, ClosedFormHead, Compose, FedAvg, FedMD, Strategy
+from fedkd.teachers.heads import ridge
 
 CPU = {"accelerator": "cpu"}
 
@@ -78,9 +79,11 @@ def test_the_round_is_that_of_the_others(tmp_path, without, how, read):
     assert [row["cohort"] for row in rows] == ["0 1 2 3", "0 2 3", "0 1 2 3"]
 
 
-def test_of_several_at_once_the_others_are_trained(tmp_path, without):
+@pytest.mark.parametrize("how", ["raise", "wrong"])
+def test_of_several_at_once_the_others_are_trained(tmp_path, without, how):
     with pytest.warns(UserWarning, match="Client 1, round 1 failed"):
-        trained, _ = fit(tmp_path / "failing", Failing("raise"), fedkd.Stacked(4))
+        trained, _ = fit(tmp_path / "failing", Failing(how), fedkd.Stacked(4))
+    assert [row[:2] for row in failures(tmp_path / "failing")] == [("1", "1")]
     reference, _ = without((1,), tmp_path / "without", FedAvg(), backend=fedkd.Stacked(4))
     for name, value in weights(reference).items():
         torch.testing.assert_close(weights(trained)[name], value, rtol=1e-4, atol=1e-5)
@@ -170,6 +173,28 @@ def test_private_averages_keep_the_size_of_the_cohort():
 def test_wrong_values_are_one_line(value, message):
     with pytest.raises(fedkd.FedKDError, match=message):
         fedkd.Federation(clients_per_round=2, min_clients=value)
+
+
+def test_more_than_there_are_is_one_line_before_any_work(tmp_path):
+    with pytest.raises(fedkd.FedKDError, match="min_clients must be >= 1 and <= 4, got 5"):
+        fit(tmp_path / "run", FedAvg(), min_clients=5)
+    assert not (tmp_path / "run").exists()
+
+
+class Pixels(fedkd.Teacher):
+    """Its head is yet to be fitted."""
+
+    def features(self, images):
+        return images.flatten(1)
+
+
+def test_what_fails_before_the_rounds_ends_the_run(tmp_path, monkeypatch):
+    def fails(site, task):
+        raise RuntimeError("no features")
+
+    monkeypatch.setattr(ridge, "send_ridge_statistics", fails)
+    with pytest.raises(ClientError, match="Client 0, round 0: RuntimeError: no features"):
+        fit(tmp_path / "run", FedAvg(), trained=module("cnn", teacher=Pixels()))
 
 
 def test_a_wrong_timeout_is_one_line():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import pytest
 import torch
 from helpers import LinearStudent, datamodule, images, module, same, sgd, weights
@@ -59,7 +61,7 @@ class Rates(fedkd.DistillationModule):
     """Notes the learning rate of every step."""
 
     runs_lean = True
-    seen: list[float] = []  # noqa: RUF012
+    seen: ClassVar[list[float]] = []
 
     def training_step(self, batch, batch_idx):
         self.seen.append(self.trainer.optimizers[0].param_groups[0]["lr"])
@@ -111,4 +113,4 @@ def test_an_interrupted_run_ends_as_if_it_had_not_been(tmp_path, monkeypatch):
 
 def test_a_wrong_name_is_one_line():
     with pytest.raises(fedkd.FedKDError, match=r"'cosin'.*cosine"):
-        fedkd.Federation(lr_schedule="cosin")  # type: ignore[arg-type]
+        fedkd.Federation(lr_schedule="cosin")

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import pytest
 import torch
 import torchvision
-from helpers import LinearStudent, datamodule, module, same, weights
+from helpers import LinearStudent, datamodule, images, module, same, weights
 from torch import nn
 
 import fedkd
-from fedkd.students import LogitsStudent, as_student
+from fedkd.strategies import FedMD
+from fedkd.students import LogitsStudent, as_student, register, students
 from fedkd.training.stacked import reason_against_stacking
 
 
@@ -64,6 +67,22 @@ def test_a_classifier_of_transformers_trains_and_comes_back(tmp_path):
         assert not torch.equal(loaded(images), vit().eval()(images).logits)
 
 
+def test_a_students_name_may_stand_for_a_model_with_more_than_logits(tmp_path, monkeypatch):
+    monkeypatch.setattr(students, "_entries", dict(students._entries))
+
+    @register("more")
+    def more(num_classes, in_channels, image_size):
+        return Returns(Output)
+
+    for strategy in (fedkd.FedAvg(), FedMD(["more"])):
+        data = fedkd.FederatedDataModule.from_datasets(images(60), images(30, seed=1), public_fraction=0.2)
+        trained, run_dir = module("more"), tmp_path / type(strategy).__name__
+        run = fedkd.Federation(1, strategy=strategy, run_dir=run_dir, trainer={"accelerator": "cpu"})
+        run.fit(trained, data)
+        loaded = fedkd.load_student(run_dir if isinstance(strategy, fedkd.FedAvg) else run_dir / "clients" / "0")
+        assert loaded(torch.rand(2, 1, 8, 8)).shape == (2, 3)
+
+
 def test_googlenet_returns_more_in_training():
     model = torchvision.models.googlenet(num_classes=3, aux_logits=True, init_weights=False)
     before = {name: value.clone() for name, value in model.state_dict().items()}
@@ -98,7 +117,7 @@ def test_lazy_parts_get_their_weights_from_the_seed(tmp_path):
 class OneCycle(fedkd.DistillationModule):
     """A schedule over all steps of a client, which a Trainer alone knows."""
 
-    steps: list[float] = []  # noqa: RUF012
+    steps: ClassVar[list[float]] = []
 
     def configure_optimizers(self):
         optimizer = torch.optim.SGD(self.student.parameters(), lr=0.1)

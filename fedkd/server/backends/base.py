@@ -104,9 +104,9 @@ def run_work(work: Work, sites: SiteFactory, task: ClientTask) -> Outcome:
     """
     try:
         return work(sites(task.client), task)
-    except (KeyboardInterrupt, GeneratorExit, Terminated):
+    except Terminated:
         raise
-    except BaseException as error:
+    except (Exception, SystemExit) as error:
         failure = ClientError([task.client], task.round, said_by(error))
         failure.__cause__ = error
         return failure

@@ -230,9 +230,9 @@ class PoolWorkers(Workers):
                         except EOFError:
                             if (failure := self._died(process, task, queue, tries)) is not None:
                                 yield failure
-                busy = {process.connection: process for process in self.processes if process.task is not None}
-                for connection in wait(list(busy), self._time_left()) if busy else ():  # type: ignore[arg-type]
-                    outcome = self._reply(busy[connection], queue, tries)  # type: ignore[index]
+                busy: dict[Any, WorkerProcess] = {each.connection: each for each in self.processes if each.task}
+                for connection in wait(list(busy), self._time_left()) if busy else ():
+                    outcome = self._reply(busy[connection], queue, tries)
                     if outcome is not None:
                         yield outcome
                         del outcome

@@ -88,6 +88,7 @@ class StackedWorkers(InProcessWorkers):
     def _train(self, tasks: Sequence[ClientTask]) -> Iterator[Outcome]:
         """Train some clients at once; one after the other if one of them fails, so that it is known which."""
         from fedkd.client.works import train, train_stacked
+        from fedkd.training.stacked import CannotStackError
 
         before, done = torch.get_num_threads(), set[int]()
         if self.threads is not None:
@@ -96,7 +97,7 @@ class StackedWorkers(InProcessWorkers):
             for update in train_stacked([self.sites(task.client) for task in tasks], tasks):
                 done.add(update.client)
                 yield update
-        except FedKDError as error:  # such as a student for which this cannot be done
+        except CannotStackError as error:
             failure = ClientError([task.client for task in tasks], tasks[0].round, str(error))
             failure.__cause__ = error
             yield failure
