@@ -48,7 +48,7 @@ def test_a_configuration_that_cannot_be_meant_is_one_line(tmp_path: Path, conten
 def test_nothing_in_a_checkpoint_reaches_the_configuration(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     """LightningCLI would read the file, and merge what it calls hyper_parameters into the options."""
     path, config = tmp_path / "foreign.ckpt", Path(__file__).parents[2] / "examples" / "quickstart.yaml"
-    torch.save({"hyper_parameters": {"student": "resnet8"}, "state_dict": {}}, path)
+    torch.save({"hyper_parameters": {"no_such_option": 1}, "state_dict": {}}, path)
     given = ["--run_dir", str(tmp_path / "run"), "--ckpt_path", str(path), "--model.teacher", "null"]
     with pytest.raises(SystemExit) as ended:
         main(["fit", "--config", str(config), *given])

@@ -10,7 +10,7 @@ from failing import Failing
 from helpers import BrightRowTeacher, datamodule, images, module, same, weights
 
 import fedkd
-from fedkd.core.messages import ClientUpdate, ServerState, Weights
+from fedkd.core.messages import ClientUpdate, ServerState, Weights, from_bytes
 from fedkd.partition import Dirichlet
 from fedkd.server import federation
 from fedkd.server.backends.base import ClientError
@@ -107,6 +107,12 @@ def test_a_head_is_solved_on_the_others(tmp_path, without):
     strategy = Compose([FedAvg(), ClosedFormHead("last")])
     reference, _ = without((1,), tmp_path / "without", strategy, trained=trained())
     assert same(weights(failing), weights(reference))
+    states = [
+        from_bytes(ServerState, (tmp_path / name / "checkpoints" / "round_000002.ckpt").read_bytes()).weights.buffers
+        for name in ("failing", "without")
+    ]
+    assert states[0]["solved_weight"].any()  # of the round in which the client failed; the last head is that of all
+    assert same(dict(states[0]), dict(states[1]))
     rows = [list(csv.DictReader((tmp_path / name / "metrics.csv").open())) for name in ("failing", "without")]
     assert [row["balanced_accuracy"] for row in rows[0]] == [row["balanced_accuracy"] for row in rows[1]]
 
