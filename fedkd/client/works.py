@@ -116,7 +116,7 @@ def train_stacked(sites: Sequence[ClientSite], tasks: Sequence[ClientTask]) -> I
 
 
 def lr_factor_of(task: ClientTask) -> float:
-    """Return by what a task has the learning rates multiplied: ``settings["lr_factor"]``, 1 if it is not there."""
+    """Return the factor of the learning rates, ``settings["lr_factor"]``; 1 by default."""
     return float(task.settings.get("lr_factor", 1.0))
 
 

@@ -179,7 +179,7 @@ class ClientUpdate:
 
 @dataclass(frozen=True)
 class ClientFailure:
-    """What a round went on without.
+    """A client that failed in a round that went on without it.
 
     Attributes:
         client: The client.

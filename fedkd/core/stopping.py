@@ -1,4 +1,4 @@
-"""A process that is told to end, by SIGTERM, ends as Python does by Ctrl-C: it cleans up, and says so by its status."""
+"""SIGTERM as an exception, so that a process cleans up as after Ctrl-C and ends with status 143."""
 
 from __future__ import annotations
 

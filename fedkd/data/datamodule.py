@@ -26,7 +26,7 @@ from fedkd.data.splits import hold_out, stratified_split
 from fedkd.partition import Dirichlet, Partitioner, PartitionReport
 
 MOST_CLIENTS = 10_000_000
-"""A number above is a slip of the hand: the lists of shards alone would fill the memory."""
+"""A larger number is a mistake: the lists of shards alone would fill the memory."""
 
 
 class FederatedDataModule(LightningDataModule):

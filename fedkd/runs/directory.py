@@ -44,7 +44,7 @@ from fedkd.runs.student_file import write_student
 
 KEEP_CHECKPOINTS = 2  # one would do, since writing is atomic; the second is for disks that lie
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
-"""What file systems without locks say, such as some of a network."""
+"""Errors of file systems that have no locks, such as some network file systems."""
 LEFTOVER = re.compile(r"\..+\.[0-9a-f]{32}\.tmp")
 
 

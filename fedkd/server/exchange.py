@@ -41,7 +41,7 @@ class Exchange:
 
     Attributes:
         traffic: The bytes that were sent so far. They are counted here and nowhere else.
-        failures: What went wrong at clients that could be gone on without.
+        failures: The clients that failed in exchanges that went on without them.
     """
 
     def __init__(self, workers: Workers, traffic: Traffic = Traffic()) -> None:

@@ -117,7 +117,8 @@ class Federation:
         if module.has_default_loss and module.teacher is not None:
             rank_zero_info(f"loss auto: {one_line(module.loss)}")
         run = RunDirectory(self.run_dir, resume=str(ckpt_path) == "last")
-        settings, told = run_settings(self, plan), described(self, plan)  # before the teacher sees the data
+        # both before the teacher sees the data, which changes how it describes itself
+        settings, record = run_settings(self, plan), described(self, plan)
         with terminable(), run.held():
             found = run.load(ckpt_path, settings) if ckpt_path is not None else None
             run.start(datamodule, self.config)
@@ -128,13 +129,13 @@ class Federation:
                     if found:
                         self._give(module, state)
                     for logger in self.loggers:
-                        logger.log_hyperparams({**told, **versions()})
+                        logger.log_hyperparams({**record, **versions()})
                     for row in history:
                         self._log(row)
                     for committed in self._rounds(run, prepared, state, history, settings):
                         state = committed
                         self._give(module, state)
-                    return self._finish(run, prepared, state, history, told, start)
+                    return self._finish(run, prepared, state, history, record, start)
             except (KeyboardInterrupt, Terminated):
                 # a warning: a client's fit that was ended may have left Lightning's notices silenced
                 logging.getLogger("lightning.pytorch").warning(

@@ -10,8 +10,8 @@ from fedkd.strategies.refinement.server_distillation import ServerDistillation
 from fedkd.students import ClosedFormStudent
 from fedkd.training.module import DistillationModule
 
-MOST_FEATURES = 1024
-"""The head of the default takes no more numbers an image: with more its sums are megabytes a client and round."""
+MOST_FEATURES = 2048
+"""The head of the default takes no more numbers an image: with as many, a client's sums are 34 MB a round."""
 
 
 def default_strategy(module: DistillationModule, has_public: bool) -> Strategy:
@@ -23,8 +23,8 @@ def default_strategy(module: DistillationModule, has_public: bool) -> Strategy:
     | a teacher | `ClosedFormHead` |
     | no teacher | `FedAvg` |
 
-    `ClosedFormHead` takes the student's stages, the inputs of its last layer if these are fewer than 1,024 and the
-    stages are not, and leaves the run to `FedAvg` where neither is found or the loss has a head of its own.
+    `ClosedFormHead` takes the student's stages if they give at most 2,048 numbers an image, else the inputs of its last
+    layer. The run is left to `FedAvg` where neither is found, or both give more, or the loss has a head of its own.
 
     Args:
         module: Built.

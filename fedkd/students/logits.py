@@ -11,9 +11,9 @@ from fedkd.core.errors import FedKDError
 
 
 class LogitsStudent(nn.Module):
-    """A model of which the logits alone count: ``output.logits``, or ``output["logits"]``.
+    """Wraps a model and returns its logits alone: ``output.logits``, or ``output["logits"]``.
 
-    It is there for models that return a ``ModelOutput`` of transformers, and for those of torchvision with auxiliary
+    It is for models that return a ``ModelOutput`` of transformers, and for those of torchvision with auxiliary
     heads (GoogLeNet, Inception), which return more than logits in training.
 
     Args:

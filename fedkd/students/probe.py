@@ -1,4 +1,4 @@
-"""A look at what a student does with two black images."""
+"""One forward pass of a student on two black images, to learn what it returns."""
 
 from __future__ import annotations
 

@@ -44,8 +44,9 @@ def convolutions(channels: int) -> nn.Module:
         (None, True, 0.2, "auto", ServerDistillation(), DKD()),
         (convolutions(4), True, 0.0, "auto", ClosedFormHead(), CenteredKD()),
         (convolutions(4), True, 0.0, DKD(nckd_weight=3.0), ClosedFormHead(), DKD(nckd_weight=3.0)),
-        (convolutions(257), True, 0.0, "auto", ClosedFormHead(inputs="last"), CenteredKD()),  # 4 * 257 > 1,024
+        (convolutions(257), True, 0.0, "auto", ClosedFormHead(inputs="last"), CenteredKD()),  # 17 * 257 > 2,048
         (None, True, 0.0, "auto", ClosedFormHead(inputs="last"), CenteredKD()),
+        (convolutions(2049), True, 0.0, "auto", FedAvg(), DKD()),
         (NoLinear(), True, 0.0, "auto", FedAvg(), DKD()),
         (convolutions(4), True, 0.0, FrozenHead(), FedAvg(), FrozenHead()),
         (None, False, 0.2, "auto", FedAvg(), DKD()),

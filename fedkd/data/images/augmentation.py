@@ -35,7 +35,7 @@ class Draw(NamedTuple):
 
 
 MOST_PADDING = 4096
-"""Pixels. More would be a slip of the hand, and fill the memory."""
+"""Pixels. A larger value is a mistake and would fill the memory."""
 
 
 @dataclass(frozen=True)
