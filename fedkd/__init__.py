@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from fedkd.losses import DKD, KD, DistillationLoss
     from fedkd.runs.student_file import load_student
     from fedkd.server.backends import Backend, ClientError, InProcess, ProcessPool, Stacked, Workers
+    from fedkd.server.callbacks import ClientTable, EarlyStopping, RoundCallback, SaveBest
     from fedkd.server.exchange import Exchange
     from fedkd.server.federation import Federation
     from fedkd.strategies import FedAvg, Strategy
@@ -35,6 +36,7 @@ _HOMES = {
     "fedkd.losses": ("DKD", "KD", "DistillationLoss"),
     "fedkd.runs.student_file": ("load_student",),
     "fedkd.server.backends": ("Backend", "ClientError", "InProcess", "ProcessPool", "Stacked", "Workers"),
+    "fedkd.server.callbacks": ("ClientTable", "EarlyStopping", "RoundCallback", "SaveBest"),
     "fedkd.server.exchange": ("Exchange",),
     "fedkd.server.federation": ("Federation",),
     "fedkd.strategies": ("FedAvg", "Strategy"),
@@ -49,10 +51,12 @@ __all__ = [
     "Backend",
     "ClientError",
     "ClientSite",
+    "ClientTable",
     "ClientTask",
     "ClientUpdate",
     "DistillationLoss",
     "DistillationModule",
+    "EarlyStopping",
     "Exchange",
     "FedAvg",
     "FedKDError",
@@ -62,6 +66,8 @@ __all__ = [
     "LocalRule",
     "MissingResourceError",
     "ProcessPool",
+    "RoundCallback",
+    "SaveBest",
     "ServerState",
     "Stacked",
     "Strategy",

@@ -31,25 +31,30 @@ class FedKDCLI(BaseCLI):
         if "clients" in summary:
             print_clients(summary)
 
-    def test(self) -> None:
-        """Test a run's student on the global test set: fedkd test RUN_DIR."""
+    def test(self, which: str = "last") -> None:
+        """Test a run's student on the global test set: fedkd test RUN_DIR.
+
+        Args:
+            which: last is the student of the last round, best that of the callback SaveBest.
+        """
         from fedkd.cli.display import print_metrics
         from fedkd.runs.inference import evaluate_run
 
-        print_metrics(evaluate_run(self.run_dir(), self.datamodule, self.trainer_arguments, self.student))
+        print_metrics(evaluate_run(self.run_dir(), self.datamodule, self.trainer_arguments, self.student, which))
 
-    def predict(self, images: str | None = None, output: str | None = None) -> None:
+    def predict(self, images: str | None = None, output: str | None = None, which: str = "last") -> None:
         """Write a run's predictions as CSV: fedkd predict RUN_DIR.
 
         Args:
             images: An image file or a folder of images; the global test set if not given.
             output: The CSV file; RUN_DIR/predictions.csv if not given.
+            which: last is the student of the last round, best that of the callback SaveBest.
         """
         from fedkd.runs.inference import predict_run
 
         run_dir = self.run_dir()
         path = Path(output) if output else run_dir / "predictions.csv"
-        print(predict_run(run_dir, self.datamodule, self.trainer_arguments, images, path, self.student))
+        print(predict_run(run_dir, self.datamodule, self.trainer_arguments, images, path, self.student, which))
 
     def partition(self, output: str = "partition_report.png", kind: Literal["heat", "bubble"] = "heat") -> None:
         """Show and plot how many images of each class each client holds, without training.
@@ -77,7 +82,8 @@ class FedKDCLI(BaseCLI):
             options: The teacher's options, such as --options.image_size 98.
             clear_cache: Whether to delete the cached outputs of all teachers, and print their size.
         """
-        from fedkd.cli.display import format_bytes, print_teacher_report, print_teachers
+        from fedkd.cli.display import print_teacher_report, print_teachers
+        from fedkd.core.progress import format_bytes
 
         if clear_cache and name:
             raise FedKDError(f"--clear-cache takes no name, got {name!r}: it deletes the outputs of all teachers.")

@@ -17,6 +17,7 @@ from fedkd.data import ImageSource, SharedImages
 from fedkd.losses import DistillationLoss, LabelLoss
 from fedkd.partition import Partitioner
 from fedkd.server.backends import Backend
+from fedkd.server.callbacks import RoundCallback
 from fedkd.strategies import Strategy
 from fedkd.teachers import Teacher
 from fedkd.teachers.heads.head import FederatedHead
@@ -26,6 +27,7 @@ NAMED_BY_CLASS: dict[str, type] = {
     "data.partitioner": Partitioner,
     "data.shared": SharedImages,
     "federation.backend": Backend,
+    "federation.callbacks": RoundCallback,
     "federation.strategy": Strategy,
     "model.label_loss": LabelLoss,
     "model.loss": DistillationLoss,

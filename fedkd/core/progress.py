@@ -1,4 +1,4 @@
-"""Progress bars, shown only on a terminal or in a notebook."""
+"""Progress bars, shown only on a terminal or in a notebook; and how sizes are written."""
 
 from __future__ import annotations
 
@@ -47,7 +47,12 @@ def progress_bar(description: str, total: int, done: int = 0) -> Iterator[Progre
     Yields:
         The bar.
     """
-    console = Console(stderr=True)
+    with as_bar(Console(stderr=True)) as progress:
+        yield ProgressBar(progress, progress.add_task(description, total=total, completed=done, note=""))
+
+
+def as_bar(console: Console) -> Progress:
+    """Return rich's display of one bar, whose tasks have a ``note`` after it; disabled without a terminal."""
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -56,5 +61,13 @@ def progress_bar(description: str, total: int, done: int = 0) -> Iterator[Progre
         TimeRemainingColumn(),
         TextColumn("{task.fields[note]}"),
     )
-    with Progress(*columns, console=console, disable=not (console.is_terminal or console.is_jupyter)) as progress:
-        yield ProgressBar(progress, progress.add_task(description, total=total, completed=done, note=""))
+    return Progress(*columns, console=console, disable=not (console.is_terminal or console.is_jupyter))
+
+
+def format_bytes(count: float) -> str:
+    """Format a number of bytes with a decimal unit, such as ``12.3 MB``."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.1f} TB"

@@ -9,6 +9,8 @@
     checkpoints/          the last two rounds, in clients/ what the strategy remembers for each client, and the lock of
                           the process that writes here
     student.safetensors   the global student, for `fedkd.load_student`
+    best.safetensors      the best one so far, with `fedkd.server.callbacks.SaveBest`
+    clients.csv           a row a round and client, with `fedkd.server.callbacks.ClientTable`
     clients/K/            client K's own student, where students differ (`fedkd.strategies.FedMD`)
     summary.json          final and best accuracy, teacher, bytes, seconds, versions
 """
@@ -40,7 +42,7 @@ from fedkd.runs import metrics_file
 from fedkd.runs.checkpoint import NAME, load_checkpoint, save_checkpoint
 from fedkd.runs.client_files import ClientFiles
 from fedkd.runs.partition import partition_record
-from fedkd.runs.student_file import write_student
+from fedkd.runs.student_file import LAST, student_path, write_student
 
 KEEP_CHECKPOINTS = 2  # one would do, since writing is atomic; the second is for disks that lie
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
@@ -230,18 +232,20 @@ class RunDirectory:
         spec: Mapping[str, Any],
         constants: Mapping[str, Tensor] | None = None,
         client: int | None = None,
+        which: str = LAST,
     ) -> None:
-        """Write ``student.safetensors``.
+        """Write a student.
 
         Args:
             weights: The student's.
             spec: What is needed to build the student again: see `fedkd.runs.student_file.write_student`.
             constants: Tensors that belong to the student and never travel, such as a frozen head's.
             client: Whose student it is, for a folder of its own; None is the global one.
+            which: "last" for ``student.safetensors``, or a name.
         """
         folder = self.path if client is None else self.path / "clients" / str(client)
         folder.mkdir(parents=True, exist_ok=True)
-        write_student(folder, {**weights.tensors, **(constants or {})}, spec)
+        write_student(student_path(folder, which), {**weights.tensors, **(constants or {})}, spec)
 
 
 def nan_to_none(value: Any) -> Any:

@@ -17,16 +17,16 @@ from fedkd.core.storage import write_atomically
 from fedkd.core.tensors import split_state
 from fedkd.data import BatchLoader, FederatedDataModule, ImageSet, Rows
 from fedkd.data.images.folder import EXTENSIONS, decode_file, is_image
-from fedkd.runs.student_file import load_student, read_spec
+from fedkd.runs.student_file import LAST, load_student, read_spec
 from fedkd.training.evaluation import evaluate
 from fedkd.training.module import DistillationModule
 from fedkd.training.trainer import evaluator_for, predict
 
 
-def load_module(run_dir: Path, student: nn.Module | None) -> tuple[DistillationModule, dict[str, Any]]:
+def load_module(run_dir: Path, student: nn.Module | None, which: str) -> tuple[DistillationModule, dict[str, Any]]:
     """Load a run's student into a module, and what was saved beside it."""
-    spec = read_spec(run_dir)
-    module = DistillationModule(load_student(run_dir, None if spec["student"] else student))
+    spec = read_spec(run_dir, which)
+    module = DistillationModule(load_student(run_dir, None if spec["student"] else student, which))
     module.build(spec["classes"], tuple(spec["image_shape"]))
     return module, spec
 
@@ -46,7 +46,11 @@ def load_data(datamodule: FederatedDataModule, spec: Mapping[str, Any]) -> None:
 
 
 def evaluate_run(
-    run_dir: Path, datamodule: FederatedDataModule, trainer: Mapping[str, Any], student: nn.Module | None = None
+    run_dir: Path,
+    datamodule: FederatedDataModule,
+    trainer: Mapping[str, Any],
+    student: nn.Module | None = None,
+    which: str = LAST,
 ) -> Metrics:
     """Test a run's student on the datamodule's global test set.
 
@@ -55,6 +59,7 @@ def evaluate_run(
         datamodule: Its test set need not be the run's, but the classes must be.
         trainer: Arguments of the Lightning Trainer.
         student: A module like the run's student, where that was not made by name.
+        which: Which of the run's students: see `fedkd.load_student`.
 
     Returns:
         As `fedkd.training.evaluation.evaluate`.
@@ -62,7 +67,7 @@ def evaluate_run(
     Raises:
         FedKDError: If the data's classes are not those that the student was trained on.
     """
-    module, spec = load_module(run_dir, student)
+    module, spec = load_module(run_dir, student, which)
     load_data(datamodule, spec)
     weights = Weights(*split_state(module.student))
     return evaluate(module, weights, Rows.of(datamodule.test), trainer, datamodule.eval_batch_size)
@@ -75,6 +80,7 @@ def predict_run(
     images: str | None,
     output: Path,
     student: nn.Module | None = None,
+    which: str = LAST,
 ) -> Path:
     """Write a run's predictions as CSV: a row an image, its name, the predicted class, each class's probability.
 
@@ -85,11 +91,12 @@ def predict_run(
         images: An image file, or a folder of them (searched recursively).
         output: The CSV file.
         student: A module like the run's student, where that was not made by name.
+        which: Which of the run's students: see `fedkd.load_student`.
 
     Returns:
         ``output``.
     """
-    module, spec = load_module(run_dir, student)
+    module, spec = load_module(run_dir, student, which)
     if images is None:
         load_data(datamodule, spec)
         data, names = datamodule.test, [str(i) for i in range(len(datamodule.test))]

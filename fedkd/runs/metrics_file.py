@@ -6,8 +6,9 @@ import csv
 import io
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from fedkd.core.errors import FedKDError
 from fedkd.core.messages import Metrics
@@ -31,7 +32,7 @@ class MetricsFile:
     def write(self, rows: Sequence[Metrics]) -> None:
         """Write the file anew."""
         columns = list(dict.fromkeys(name for row in rows for name in row))
-        write_atomically(self.path, _as_csv(columns, rows, header=True) if rows else "")
+        write_atomically(self.path, as_csv(columns, rows, header=True) if rows else "")
         self._columns = columns
 
     def append(self, row: Metrics) -> None:
@@ -40,7 +41,7 @@ class MetricsFile:
             self.write([*(read(self.path) if self._columns else []), row])
             return
         with self.path.open("a", newline="") as file:
-            file.write(_as_csv(self._columns, [row], header=False))
+            file.write(as_csv(self._columns, [row], header=False))
             file.flush()
             os.fsync(file.fileno())
 
@@ -73,7 +74,8 @@ def read(path: Path, count: int | None = None) -> list[Metrics]:
     return rows
 
 
-def _as_csv(columns: Sequence[str], rows: Iterable[Metrics], *, header: bool) -> str:
+def as_csv(columns: Sequence[str], rows: Iterable[Mapping[str, Any]], *, header: bool) -> str:
+    """Return rows as the text of a CSV file."""
     text = io.StringIO()
     writer = csv.DictWriter(text, columns, lineterminator="\n")
     if header:

@@ -12,43 +12,60 @@ from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from fedkd import students
-from fedkd.core.errors import FedKDError, MissingResourceError
+from fedkd.core.errors import FedKDError, MissingResourceError, unknown_name
 from fedkd.core.messages import metadata_of
 from fedkd.core.sealed import read_sealed, sealed
 from fedkd.core.storage import write_atomically
 from fedkd.core.tensors import load_state
 
-NAME = "student.safetensors"
+LAST = "last"
+"""Which student of a run is that of the last round."""
 
 
-def write_student(folder: Path, tensors: Mapping[str, Tensor], spec: Mapping[str, Any]) -> None:
+def student_path(folder: str | Path, which: str = LAST) -> Path:
+    """Return the file of a student in a run directory.
+
+    Args:
+        folder: The run directory.
+        which: "last" is ``student.safetensors``; a name is that under which a callback saved it, such as "best".
+    """
+    return Path(folder).expanduser() / f"{'student' if which == LAST else which}.safetensors"
+
+
+def write_student(path: Path, tensors: Mapping[str, Tensor], spec: Mapping[str, Any]) -> None:
     """Write a student.
 
     Args:
-        folder: The run directory, or that of one client's student in it.
+        path: The file: see `student_path`.
         tensors: The student's state and constants.
         spec: JSON-able: ``student`` (arguments of `fedkd.students.create`, or None for a module of the user's),
             ``takes_logits`` (whether it is in a `fedkd.students.LogitsStudent`), ``projection`` (of
             `fedkd.students.ProjectedStudent`, or None), ``closed_form`` (of `fedkd.students.ClosedFormStudent`, or
-            None), ``classes``, ``image_shape``.
+            None), ``classes``, ``image_shape``; and the ``round`` of a student that a callback saved.
     """
     contiguous = {name: value.contiguous() for name, value in tensors.items()}
-    write_atomically(folder / NAME, sealed(save(contiguous, metadata={"fedkd": json.dumps(spec)})))
+    write_atomically(path, sealed(save(contiguous, metadata={"fedkd": json.dumps(spec)})))
 
 
-def read_spec(run_dir: str | Path) -> dict[str, Any]:
+def read_spec(run_dir: str | Path, which: str = LAST) -> dict[str, Any]:
     """Return what was saved beside a run's student: ``student``, ``classes``, ``image_shape``.
 
     Raises:
         MissingResourceError: If the run has no student.
         DamagedFileError: If its file is damaged.
     """
-    run_dir = Path(run_dir).expanduser()
-    path = run_dir / NAME
+    path = student_path(run_dir, which)
     if not path.is_file():
-        if (own := Path(run_dir) / "clients").is_dir():
+        if (own := path.parent / "clients").is_dir():
             one = str(own / "0")
-            raise MissingResourceError(f"{str(run_dir)!r} has a student for each client: name one, such as {one!r}.")
+            raise MissingResourceError(
+                f"{str(path.parent)!r} has a student for each client: name one, such as {one!r}."
+            )
+        saved = sorted(
+            LAST if each == student_path(run_dir) else each.stem for each in path.parent.glob("*.safetensors")
+        )
+        if saved:
+            raise MissingResourceError(f"{str(path.parent)!r}: {unknown_name('student', which, saved)}")
         raise MissingResourceError(f"No student at {str(path)!r}: the run is not there, or has not finished.")
     try:
         return json.loads(metadata_of(read_sealed(path))["fedkd"])
@@ -56,28 +73,29 @@ def read_spec(run_dir: str | Path) -> dict[str, Any]:
         raise FedKDError(f"{str(path)!r} is not a student that fedkd saved.") from error
 
 
-def load_student(run_dir: str | Path, student: nn.Module | None = None) -> nn.Module:
+def load_student(run_dir: str | Path, student: nn.Module | None = None, which: str = LAST) -> nn.Module:
     """Load a run's global student, in eval mode.
 
     Args:
         run_dir: The run directory.
         student: The module to load the weights into; needed where the run's student was not given by name.
+        which: "last" is that of the last round; "best" that of `fedkd.server.callbacks.SaveBest`.
 
     Returns:
         The student: images (B, C, H, W) in [0, 1] to logits (B, K), the classes in the order of `read_spec`.
 
     Raises:
-        MissingResourceError: If the run has no student.
+        MissingResourceError: If the run has no such student.
         FedKDError: If the student was a module of the user's and none is given, or it does not fit the weights.
     """
-    spec = read_spec(run_dir)
+    spec = read_spec(run_dir, which)
     if student is None:
         if spec["student"] is None:
             raise FedKDError(f"The student of {str(run_dir)!r} was not made by name: pass load_student(..., student=).")
         student = students.create(**spec["student"])
     if spec.get("takes_logits") and not isinstance(student, students.LogitsStudent):
         student = students.LogitsStudent(student)
-    tensors = load(read_sealed(Path(run_dir).expanduser() / NAME))
+    tensors = load(read_sealed(student_path(run_dir, which)))
     if spec.get("projection"):
         student = students.ProjectedStudent.restore(student, spec["projection"], tensors)
     if spec.get("closed_form"):

@@ -49,6 +49,7 @@ def summarize(
     head_bytes: tuple[int, int],
     seconds: float,
     run_dir: Path,
+    stopped: str | None = None,
 ) -> dict[str, Any]:
     """Gather ``summary.json``.
 
@@ -60,6 +61,7 @@ def summarize(
         head_bytes: Bytes up and down to adapt the teacher, to fit its head, and to fit the loss to it.
         seconds: Wall-clock time of this call; rounds before a resume are in ``round_seconds``.
         run_dir: The run's folder.
+        stopped: Why a callback ended the run before its last round, if one did.
 
     Returns:
         JSON-able values. Accuracies are fractions. ``best`` is chosen by balanced accuracy on the test set, so it is
@@ -70,6 +72,7 @@ def summarize(
     return {
         "run_dir": str(run_dir),
         "rounds": len(history),
+        "stopped": stopped,
         "strategy": settings["strategy"],
         "accuracy": final["accuracy"],
         "balanced_accuracy": final["balanced_accuracy"],

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
@@ -14,13 +15,15 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from fedkd.core.config import one_line
 from fedkd.core.errors import FedKDError, check_range, refuse_classes, unknown_name
 from fedkd.core.messages import Metrics, ServerState
-from fedkd.core.progress import progress_bar
 from fedkd.core.stopping import Terminated, terminable
 from fedkd.core.tensors import load_state
 from fedkd.data import FederatedDataModule
 from fedkd.runs.directory import RunDirectory
+from fedkd.runs.student_file import LAST
 from fedkd.runs.summary import round_row, summarize, versions
 from fedkd.server.backends import Backend, InProcess
+from fedkd.server.callbacks import RoundCallback, RoundEvent, RunEvent
+from fedkd.server.display import show_rounds
 from fedkd.server.lr_schedule import check_lr_schedule
 from fedkd.server.sampling import sample_cohort
 from fedkd.server.setup import Prepared, described, plan_run, prepare_run, run_settings, training_loop
@@ -48,6 +51,8 @@ class Federation:
         lr_schedule: How the clients' learning rate changes from round to round: "cosine" lets it fall from the
             optimizer's to 0 over the run's rounds. A run that goes on to more rounds follows the longer cosine from
             there on.
+        callbacks: Watch the rounds, and may stop the run: see `fedkd.server.callbacks`. Callbacks of the clients'
+            Trainers are another thing, given in ``trainer``.
         trainer: Arguments of each client's Lightning Trainer, such as ``{"max_epochs": 2, "precision":
             "bf16-mixed"}``. They reach it unchanged, except ``logger``, which logs the run: a row a round.
         run_dir: Where the run is kept; None takes the next free ``runs/version_N``.
@@ -66,11 +71,13 @@ class Federation:
         backend: Backend = InProcess(),  # noqa: B008  (stateless, and readable by the command line)
         teaching: Literal["fixed", "consistent"] = "fixed",
         lr_schedule: Literal["constant", "cosine"] = "constant",
+        callbacks: list[RoundCallback] | RoundCallback | None = None,
         trainer: Mapping[str, Any] | None = None,
         run_dir: str | Path | None = None,
         seed: int = 0,
     ) -> None:
         refuse_classes(strategy=strategy, backend=backend)
+        self.callbacks = check_callbacks(callbacks)
         check_range("rounds", rounds, low=1, whole=True)
         if clients_per_round is not None:
             check_range("clients_per_round", clients_per_round, low=1, whole=True)
@@ -132,10 +139,14 @@ class Federation:
                         logger.log_hyperparams({**record, **versions()})
                     for row in history:
                         self._log(row)
-                    for committed in self._rounds(run, prepared, state, history, settings):
-                        state = committed
-                        self._give(module, state)
-                    return self._finish(run, prepared, state, history, record, start)
+                    event = start_event = self._event(run, prepared, state, history)
+                    for callback in self.callbacks:
+                        callback.on_run_start(event)
+                    for event in self._rounds(run, prepared, start_event, history, settings):
+                        self._give(module, event.state)
+                    for callback in self.callbacks:
+                        callback.on_run_end(event)
+                    return self._finish(run, prepared, event, history, record, start)
             except (KeyboardInterrupt, Terminated):
                 # a warning: a client's fit that was ended may have left Lightning's notices silenced
                 logging.getLogger("lightning.pytorch").warning(
@@ -151,14 +162,15 @@ class Federation:
         self,
         run: RunDirectory,
         prepared: Prepared,
-        state: ServerState,
+        event: RunEvent,
         history: list[Metrics],
         settings: dict[str, Any],
-    ) -> Iterator[ServerState]:
-        """Run the rounds that are left, and yield the state of each once it is on disk; rows join the history."""
-        strategy, clients = prepared.plan.strategy, list(prepared.clients)
-        with self._finalized_loggers(), progress_bar("Rounds", self.rounds, done=state.round) as bar:
-            while state.round < self.rounds:
+    ) -> Iterator[RunEvent]:
+        """Run the rounds that are left, and yield the event of each once it is on disk; rows join the history."""
+        strategy, clients, state = prepared.plan.strategy, list(prepared.clients), event.state
+        held_out = prepared.held_out
+        with self._finalized_loggers(), show_rounds(self.rounds, history, run.path) as display:
+            while state.round < self.rounds and not (history and event.reasons):
                 began = time.perf_counter()
                 # the first round counts what the strategy sent before it
                 sent = prepared.exchange.traffic if state.round else prepared.head_traffic
@@ -188,24 +200,35 @@ class Federation:
                     )
                 )
                 state = run.commit(state, history[-1], settings)
-                yield state
+                event = self._event(run, prepared, state, history)
+                yield event
                 self._log(history[-1])
-                bar.advance(note=f"balanced accuracy {metrics['balanced_accuracy']:.1%}")
+                display.add(history[-1])
+                accuracies = {u.client: context.val_accuracy[u.client] for u in updates if u.client in held_out}
+                round_event = RoundEvent(**vars(event), row=history[-1], updates=updates, val_accuracy=accuracies)
+                for callback in self.callbacks:
+                    callback.on_round_end(round_event)
 
     def _finish(
         self,
         run: RunDirectory,
         prepared: Prepared,
-        state: ServerState,
+        event: RunEvent,
         history: list[Metrics],
         settings: dict[str, Any],
         start: float,
     ) -> dict[str, Any]:
         """Write the students and the summary."""
+        state = event.state
         plan, context = prepared.plan, prepared.context(state)
-        for client, weights in plan.strategy.models(state).items():
-            trained = context.module(client)
-            run.save_student(weights, trained.describe(), trained.constants(), client=client)
+        _save_students(run, prepared, state, LAST, {})
+        if event.reasons:
+            rank_zero_info(f"stopped after {state.round} of {self.rounds} rounds: {event.reasons[0]}")
+            if plan.strategy.needs_last_round and state.round < self.rounds:
+                rank_zero_warn(
+                    f"{one_line(plan.strategy)} has work to do in a run's last round, and the run stopped before it: "
+                    "the student is as the last round's row of metrics.csv says."
+                )
         summary = summarize(
             plan.modules[0],
             history,
@@ -214,6 +237,7 @@ class Federation:
             head_bytes=(prepared.head_traffic.up, prepared.head_traffic.down),
             seconds=time.perf_counter() - start,
             run_dir=run.path,
+            stopped=event.reasons[0] if event.reasons else None,
         )
         summary |= plan.strategy.summary(state, history[-1], context)
         # after sampled cohorts the accuracies are of several rounds; a resumed run that had no round left has none
@@ -227,6 +251,17 @@ class Federation:
         summary["client_val_accuracy"] = each if prepared.held_out else None
         run.write_json("summary.json", summary)
         return summary
+
+    def _event(self, run: RunDirectory, prepared: Prepared, state: ServerState, history: Sequence[Metrics]) -> RunEvent:
+        """Return what callbacks are given about a finished round."""
+        return RunEvent(
+            state=state,
+            history=tuple(history),
+            rounds=self.rounds,
+            run_dir=run.path,
+            has_validation=bool(prepared.held_out),
+            save=functools.partial(_save_students, run, prepared, state),
+        )
 
     def _give(self, module: DistillationModule, state: ServerState) -> None:
         """Put the global student into the caller's module; a strategy without one leaves the module as it is."""
@@ -248,3 +283,32 @@ class Federation:
         for logger in self.loggers:
             logger.log_metrics(numbers, step=row["round"])
             logger.save()
+
+
+def check_callbacks(callbacks: list[RoundCallback] | RoundCallback | None) -> tuple[RoundCallback, ...]:
+    """Return the callbacks.
+
+    Raises:
+        FedKDError: If one is none.
+    """
+    found = tuple(callbacks) if isinstance(callbacks, list | tuple) else () if callbacks is None else (callbacks,)
+    for callback in found:
+        if not isinstance(callback, RoundCallback):
+            name = callback.__name__ if isinstance(callback, type) else type(callback).__name__
+            hint = (
+                f"make it: {name}()"
+                if isinstance(callback, type) and issubclass(callback, RoundCallback)
+                else ("callbacks of the clients' Trainers belong in trainer={'callbacks': [...]}")
+            )
+            raise FedKDError(f"callbacks: must be fedkd.server.callbacks.RoundCallback, got {name}; {hint}.")
+    return found
+
+
+def _save_students(
+    run: RunDirectory, prepared: Prepared, state: ServerState, which: str, note: Mapping[str, Any]
+) -> None:
+    """Write the students of a state into the run directory."""
+    context = prepared.context(state)
+    for client, weights in prepared.plan.strategy.models(state).items():
+        trained = context.module(client)
+        run.save_student(weights, {**trained.describe(), **note}, trained.constants(), client=client, which=which)

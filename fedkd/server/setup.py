@@ -222,6 +222,7 @@ def described(federation: Any, plan: Plan) -> dict[str, Any]:
         "rounds": federation.rounds,
         "min_clients": federation.min_clients,
         "backend": one_line(federation.backend),
+        "callbacks": ", ".join(map(one_line, federation.callbacks)) or None,
         "device": str(plan.device),
         "architecture": one_line(module.student_spec) if module.student_spec else type(module.student).__name__,
         "data": one_line(data.dataset),

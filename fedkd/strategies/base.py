@@ -64,6 +64,11 @@ class Strategy(Configured):
         """
         return not self.reads_updates and all(getattr(type(self), hook) is getattr(Strategy, hook) for hook in READERS)
 
+    @property
+    def needs_last_round(self) -> bool:
+        """Whether a run that stops early leaves out what the strategy does in the last round (``context.is_last``)."""
+        return False
+
     def students(self) -> tuple[str, ...]:
         """Return names of students: client k trains number k modulo their count. None by default: the module's."""
         return ()

@@ -86,6 +86,11 @@ class Compose(Strategy):
         return any(each.reads_updates for each in self.strategies)
 
     @property
+    def needs_last_round(self) -> bool:
+        """Whether a part does something in the last round."""
+        return any(each.needs_last_round for each in self.strategies)
+
+    @property
     def streams(self) -> bool:
         """Whether all parts do."""
         return all(each.streams for each in self.strategies)

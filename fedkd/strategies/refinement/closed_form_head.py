@@ -97,6 +97,11 @@ class ClosedFormHead(Strategy):
             return wrapped
         return ClosedFormStudent.on_stages(student, num_classes, image_shape, self.grid)
 
+    @property
+    def needs_last_round(self) -> bool:
+        """Whether some round may end without a solved head."""
+        return self.every != 1
+
     def default_loss(self) -> DistillationLoss:
         """Return `CenteredKD`: it trains the body, and leaves to the head what only the head can fit."""
         return CenteredKD()

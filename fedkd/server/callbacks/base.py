@@ -1,0 +1,145 @@
+"""The base of callbacks, and what they are given."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from fedkd.core.config import Configured
+from fedkd.core.errors import FedKDError, unknown_name
+from fedkd.core.messages import ClientUpdate, Metrics, ServerState
+
+MODES = ("max", "min")
+
+
+@dataclass(frozen=True, eq=False)
+class RunEvent:
+    """What a callback is given when a run starts or ends.
+
+    Attributes:
+        state: After the last finished round.
+        history: The rows of ``metrics.csv`` of all finished rounds, those before a resume included.
+        rounds: How many rounds the run is to have in all.
+        run_dir: The run directory.
+        has_validation: Whether clients hold images out (``data.val_fraction``), so that rows have ``val_accuracy``.
+        save: Writes the student under a name, with a note; `save_student` checks the name.
+        reasons: What `stop` was given so far.
+    """
+
+    state: ServerState
+    history: Sequence[Metrics]
+    rounds: int
+    run_dir: Path
+    has_validation: bool
+    save: Callable[[str, Mapping[str, Any]], None] = field(repr=False)
+    reasons: list[str] = field(default_factory=list)
+
+    def stop(self, reason: str) -> None:
+        """End the run after this round. It is then a finished run: its student and its summary are written.
+
+        Args:
+            reason: Why, for the summary's ``stopped``.
+        """
+        self.reasons.append(reason)
+
+    def save_student(self, name: str, **note: Any) -> None:
+        """Write the student of `state` into the run directory, for ``fedkd.load_student(run_dir, which=name)``.
+
+        Args:
+            name: The file's name, without ``.safetensors``.
+            **note: Plain values to keep with it, beside its round.
+
+        Raises:
+            FedKDError: If the name is no plain file name, or that of the last round's student.
+        """
+        if not re.fullmatch(r"\w[\w.-]*", name) or name in ("last", "student"):
+            raise FedKDError(f"A student cannot be saved as {name!r}: give a plain file name other than 'student'.")
+        self.save(name, {"round": self.state.round - 1, **note})
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class RoundEvent(RunEvent):
+    """What a callback is given after a round, once it is on disk.
+
+    Attributes:
+        row: The round's row of ``metrics.csv``; ``row["round"]`` is the round, 0-based.
+        updates: What the clients sent. Where the strategy averages updates as they come, deltas and buffers are gone.
+        val_accuracy: The accuracy of each client of the cohort on what it holds out, by client.
+    """
+
+    row: Metrics
+    updates: Sequence[ClientUpdate]
+    val_accuracy: Mapping[int, float]
+
+
+class RoundCallback(Configured):
+    """Watches the rounds of a run, and may stop it: for ``Federation(callbacks=[...])`` or ``federation.callbacks``.
+
+    A callback changes nothing that a run computes, so a run may go on with others. What it needs of earlier rounds it
+    reads from ``event.history``: then a resumed run does as one that was not interrupted. Between a round's commit and
+    its `on_round_end` a run may be killed; `on_run_start` is the place to make up for that.
+    """
+
+    def on_run_start(self, event: RunEvent) -> None:
+        """Is called before the first round of this call of `fit`, also if none is left."""
+
+    def on_round_end(self, event: RoundEvent) -> None:
+        """Is called after each round, once it is on disk."""
+
+    def on_run_end(self, event: RunEvent) -> None:
+        """Is called after the last round, also if the run was stopped; not if it failed."""
+
+
+class Monitor:
+    """A column of ``metrics.csv`` that is to become high or low.
+
+    Args:
+        name: The column.
+        mode: "max" or "min".
+
+    Raises:
+        FedKDError: If there is no such mode.
+    """
+
+    def __init__(self, name: str, mode: Literal["max", "min"]) -> None:
+        if mode not in MODES:
+            raise unknown_name("mode", mode, MODES)
+        self.name, self.sign = name, 1 if mode == "max" else -1
+
+    def check(self, event: RunEvent) -> None:
+        """Raise a `fedkd.FedKDError` if rows will have no such column, as far as that is known before a round."""
+        if self.name == "val_accuracy" and not event.has_validation:
+            raise FedKDError(
+                "monitor 'val_accuracy' needs images that clients hold out: set data.val_fraction, or monitor another "
+                "column of metrics.csv, such as 'loss'."
+            )
+
+    def scores(self, history: Sequence[Metrics]) -> list[float]:
+        """Return the column's values, the higher the better; NaN and what a row lacks is minus infinity.
+
+        Raises:
+            FedKDError: If the newest row has no such column.
+        """
+        if history and self.name not in history[-1]:
+            names = [name for name, value in history[-1].items() if isinstance(value, int | float)]
+            raise FedKDError(f"{unknown_name('monitor', self.name, names)} The finished rounds are on disk.")
+        values = (row.get(self.name, math.nan) for row in history)
+        return [-math.inf if math.isnan(value) else self.sign * value for value in values]
+
+    def best(self, history: Sequence[Metrics], min_delta: float = 0.0) -> int:
+        """Return the index of the best row: the first that none after it beats by more than ``min_delta``.
+
+        Args:
+            history: At least one row.
+            min_delta: >= 0. A row counts as better only if it beats the best one before it by more.
+        """
+        scores = self.scores(history)
+        best = 0
+        for index, score in enumerate(scores):
+            if score > scores[best] + min_delta:
+                best = index
+        return best
