@@ -8,9 +8,11 @@ from typing import Any
 import numpy as np
 import torch
 from lightning.pytorch import LightningDataModule
+from rich.console import RenderableType
 from torch import Tensor
 
 from fedkd.core.errors import FedKDError, check_range, refuse_classes
+from fedkd.core.notebook import Shown
 from fedkd.core.seeding import derive_seed
 from fedkd.data.images.augmentation import Augmentation
 from fedkd.data.images.image_set import ImageSet
@@ -29,7 +31,7 @@ MOST_CLIENTS = 10_000_000
 """A larger number is a mistake: the lists of shards alone would fill the memory."""
 
 
-class FederatedDataModule(LightningDataModule):
+class FederatedDataModule(Shown, LightningDataModule):
     """Partitions a data set over clients, and serves all of it to a plain Trainer (the central baseline).
 
     Args:
@@ -104,6 +106,13 @@ class FederatedDataModule(LightningDataModule):
         self.val_fraction = val_fraction
         self.shared = shared
         self.seed = seed
+
+    def _tables(self) -> list[RenderableType]:
+        """Return, once the data is there, which client has which images."""
+        if not hasattr(self, "shards"):
+            return []
+        report = self.partition_report()
+        return [report.table(), report.skew_table()]
 
     @classmethod
     def from_datasets(  # type: ignore[override]

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from typing import Any
 
 import numpy as np
 import torch
 
+from fedkd.core.config import one_line
 from fedkd.core.errors import FedKDError, check_range
 from fedkd.data.images.image_set import ImageSet, class_names
 from fedkd.data.splits import stratified_split
@@ -25,6 +26,14 @@ class ImageSource(ABC):
         Raises:
             MissingResourceError: If the data set is missing and cannot be downloaded.
         """
+
+    def __str__(self) -> str:
+        """Return the arguments in a line, for the summary and the loggers: without the images themselves."""
+        if not is_dataclass(self):
+            return one_line(self)
+        values = {each.name: getattr(self, each.name) for each in fields(self)}
+        shown = (f"{n}={value if isinstance(value, ImageSource) else one_line(value)}" for n, value in values.items())
+        return f"{type(self).__name__}({', '.join(shown)})"
 
 
 @dataclass(frozen=True)
@@ -97,6 +106,10 @@ class Datasets(ImageSource):
     test: Any
     classes: Sequence[str] | None = None
 
+    def __str__(self) -> str:
+        """Return which kind of datasets they are, and how large."""
+        return f"{type(self).__name__}(train={_kind(self.train)}, test={_kind(self.test)})"
+
     def load(self) -> tuple[ImageSet, ImageSet]:
         """Return the training and the test set."""
         train = _image_set(self.train, self.classes)
@@ -106,6 +119,11 @@ class Datasets(ImageSource):
                 f"The test set's classes ({', '.join(names)}) are not the training set's ({', '.join(train.classes)})."
             )
         return train, _image_set(self.test, train.classes)
+
+
+def _kind(dataset: Any) -> str:
+    """Return a dataset's type and size, such as ``list of 60``."""
+    return type(dataset).__name__ + (f" of {len(dataset)}" if hasattr(dataset, "__len__") else "")
 
 
 def _names(dataset: Any) -> tuple[str, ...] | None:

@@ -15,6 +15,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from fedkd.core.config import one_line
 from fedkd.core.errors import FedKDError, check_range, refuse_classes, unknown_name
 from fedkd.core.messages import Metrics, ServerState
+from fedkd.core.notebook import Shown
 from fedkd.core.stopping import Terminated, terminable
 from fedkd.core.tensors import load_state
 from fedkd.data import FederatedDataModule
@@ -34,7 +35,7 @@ from fedkd.training.trainer_arguments import as_loggers
 TEACHING = ("fixed", "consistent")
 
 
-class Federation:
+class Federation(Shown):
     """Trains a module over the clients of a datamodule: ``Federation(rounds=20).fit(module, datamodule)``.
 
     Args:

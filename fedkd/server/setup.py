@@ -225,7 +225,7 @@ def described(federation: Any, plan: Plan) -> dict[str, Any]:
         "callbacks": ", ".join(map(one_line, federation.callbacks)) or None,
         "device": str(plan.device),
         "architecture": one_line(module.student_spec) if module.student_spec else type(module.student).__name__,
-        "data": one_line(data.dataset),
+        "data": str(data.dataset),
         "num_clients": data.num_clients,
         "partitioner": one_line(data.partitioner),
         "public_fraction": data.public_fraction,

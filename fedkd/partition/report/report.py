@@ -39,6 +39,12 @@ class PartitionReport(PartitionCounts):
         """Return a Rich table of each client's skew: see `fedkd.partition.report.tables.skew_table`."""
         return skew_table(self)
 
+    def _repr_html_(self) -> str:
+        """Show both tables in a notebook."""
+        from fedkd.core.notebook import as_html
+
+        return as_html(self.table(), self.skew_table())
+
     def figure(self, kind: Literal["heat", "bubble"] = "heat") -> Figure:
         """Return a matplotlib figure: images by class and client, and above them one bar per client for its size.
 
