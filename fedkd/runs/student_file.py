@@ -89,13 +89,29 @@ def load_student(run_dir: str | Path, student: nn.Module | None = None, which: s
         FedKDError: If the student was a module of the user's and none is given, or it does not fit the weights.
     """
     spec = read_spec(run_dir, which)
+    return restore_student(spec, load(read_sealed(student_path(run_dir, which))), student, str(run_dir))
+
+
+def restore_student(
+    spec: Mapping[str, Any], tensors: dict[str, Tensor], student: nn.Module | None, where: str
+) -> nn.Module:
+    """Build a student as its spec says, and load its tensors: `load_student` after the file is read.
+
+    Args:
+        spec: As `read_spec` returns it.
+        tensors: The student's state and constants.
+        student: The module to load the weights into; None builds it by name.
+        where: What an error calls the place of the student.
+
+    Raises:
+        FedKDError: If the student was a module of the user's and none is given, or it does not fit the weights.
+    """
     if student is None:
         if spec["student"] is None:
-            raise FedKDError(f"The student of {str(run_dir)!r} was not made by name: pass load_student(..., student=).")
+            raise FedKDError(f"The student of {where!r} was not made by name: give the module, student=.")
         student = students.create(**spec["student"])
     if spec.get("takes_logits") and not isinstance(student, students.LogitsStudent):
         student = students.LogitsStudent(student)
-    tensors = load(read_sealed(student_path(run_dir, which)))
     if spec.get("projection"):
         student = students.ProjectedStudent.restore(student, spec["projection"], tensors)
     if spec.get("closed_form"):
@@ -104,5 +120,5 @@ def load_student(run_dir: str | Path, student: nn.Module | None = None, which: s
     try:
         load_state(student, tensors, {}, keep_dtypes=True)
     except RuntimeError as error:
-        raise FedKDError(f"The given student does not fit the weights of {str(run_dir)!r}: {error}") from error
+        raise FedKDError(f"The given student does not fit the weights of {where!r}: {error}") from error
     return student.eval()

@@ -1,0 +1,164 @@
+"""Exported students compute what the student computes, where fedkd is not."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+from helpers import datamodule, module
+from torch import nn
+
+import fedkd
+from fedkd.core.sealed import DamagedFileError
+from fedkd.runs.export import compare, export_student
+from fedkd.runs.published import PublishedStudent, teacher_license
+from fedkd.server.callbacks import SaveBest
+from fedkd.strategies import ClosedFormHead
+
+CPU = {"accelerator": "cpu"}
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """Return a finished run with a best student, whose head is in closed form."""
+    path = tmp_path_factory.mktemp("export") / "run"
+    fedkd.Federation(2, strategy=ClosedFormHead(), callbacks=[SaveBest("loss", "min")], run_dir=path, trainer=CPU).fit(
+        module("cnn"), datamodule()
+    )
+    return path
+
+
+@pytest.fixture(scope="module")
+def published(run):
+    return export_student(run, "safetensors")
+
+
+def test_a_program_needs_torch_alone(run, tmp_path):
+    exported = export_student(run, "torch")
+    assert exported.path == run / "student.pt2"
+    assert exported.max_difference < 1e-5
+    images = torch.rand(5, 1, 8, 8)
+    torch.save(images, tmp_path / "images.pt")
+    code = (
+        "import sys, torch; student = torch.export.load(sys.argv[1]).module();"
+        "torch.save(student(torch.load(sys.argv[2])), sys.argv[3]);"
+        "assert not any(name.split('.')[0] in ('fedkd', 'lightning') for name in sys.modules)"
+    )
+    command = [sys.executable, "-c", code, exported.path, tmp_path / "images.pt", tmp_path / "logits.pt"]
+    subprocess.run(command, check=True, cwd=tmp_path)
+    with torch.inference_mode():
+        expected = fedkd.load_student(run)(images)
+    torch.testing.assert_close(torch.load(tmp_path / "logits.pt"), expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.slow  # half a minute, for torch's exporter
+def test_onnx_runtime_gives_the_same_logits(run, tmp_path):
+    onnxruntime = pytest.importorskip("onnxruntime")
+    exported = export_student(run, "onnx", tmp_path / "best.onnx", which="best")
+    session = onnxruntime.InferenceSession(exported.path, providers=["CPUExecutionProvider"])
+    student = fedkd.load_student(run, which="best")
+    for size in (1, 4):
+        images = torch.rand(size, 1, 8, 8)
+        (logits,) = session.run(["logits"], {"images": images.numpy()})
+        torch.testing.assert_close(torch.from_numpy(logits), student(images).detach(), rtol=1e-4, atol=1e-5)
+    facts = session.get_modelmeta().custom_metadata_map
+    assert json.loads(facts["classes"]) == ["0", "1", "2"]
+    assert "values in [0, 1]" in facts["input"]
+
+
+def test_a_published_student_comes_back(run, published):
+    student, images = PublishedStudent.from_pretrained(published.path), torch.rand(3, 1, 8, 8)
+    assert published.path == run / "student_published"
+    assert not student.training
+    assert student.classes == ("0", "1", "2")
+    assert torch.equal(student(images), fedkd.load_student(run)(images))
+    assert {path.name for path in published.path.iterdir()} == {
+        *("README.md", "config.json", "model.safetensors", "student.pt2")
+    }
+
+
+def test_the_card_says_what_the_run_was(run, published):
+    card = (published.path / "README.md").read_text()
+    summary = json.loads((run / "summary.json").read_text())
+    for name, value in summary["per_class_accuracy"].items():
+        assert f"| {name} | {value:.1%} |" in card
+    assert f"| balanced accuracy on the test set | {summary['balanced_accuracy']:.1%} |" in card
+    assert "| data | Datasets(train=list of 60, test=list of 30) |" in card
+    assert "| teacher | none |" in card
+    assert "library_name: fedkd" in card
+
+
+def test_the_license_is_that_of_the_catalogue():
+    assert teacher_license("facebook/dinov2-small") == fedkd.teachers.catalogue.teachers["dinov2-s"].license
+    assert teacher_license("someone/something") == "see its own page"
+
+
+def test_a_damaged_published_student_is_named(published, tmp_path):
+    folder = tmp_path / "published"
+    folder.mkdir()
+    for path in published.path.iterdir():
+        (folder / path.name).write_bytes(path.read_bytes())
+    content = bytearray((folder / "model.safetensors").read_bytes())
+    content[-3] ^= 1
+    (folder / "model.safetensors").write_bytes(content)
+    with pytest.raises(DamagedFileError, match=r"model\.safetensors"):
+        PublishedStudent.from_pretrained(folder)
+
+
+class Own(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(64, 3)
+
+    def forward(self, images):
+        return self.layer(images.flatten(1))
+
+
+class DependsOnValues(Own):
+    def forward(self, images):
+        if images.mean() > 0.5:
+            return super().forward(images)
+        return -super().forward(images)
+
+
+def test_a_student_of_ones_own_is_exported(tmp_path):
+    fedkd.Federation(1, run_dir=tmp_path, trainer=CPU).fit(module(Own()), datamodule())
+    with pytest.raises(fedkd.FedKDError, match="give the module, student="):
+        export_student(tmp_path, "torch")
+    assert export_student(tmp_path, "safetensors", student=Own()).max_difference < 1e-5
+    student = PublishedStudent.from_pretrained(tmp_path / "student_published", student=Own())
+    images = torch.rand(2, 1, 8, 8)
+    assert torch.equal(student(images), fedkd.load_student(tmp_path, Own())(images))
+
+
+def test_what_cannot_be_exported_is_a_line_and_writes_nothing(tmp_path):
+    fedkd.Federation(1, run_dir=tmp_path, trainer=CPU).fit(module(DependsOnValues()), datamodule())
+    with pytest.raises(fedkd.FedKDError, match="cannot be exported for any batch size") as raised:
+        export_student(tmp_path, "torch", student=DependsOnValues())
+    assert "\n" not in str(raised.value)
+    assert not (tmp_path / "student.pt2").exists()
+
+
+def test_what_computes_something_else_is_refused():
+    student = Own()
+    with pytest.raises(fedkd.FedKDError, match="differs from the student: by "):
+        compare(lambda images: student(images) + 0.1, student, (1, 8, 8))
+    with pytest.raises(fedkd.FedKDError, match="by nan"):
+        compare(lambda images: student(images) * float("nan"), student, (1, 8, 8))
+
+
+def test_a_format_is_one_of_three(tmp_path):
+    with pytest.raises(fedkd.FedKDError, match=r"Unknown format 'onxn'\. Did you mean 'onnx'"):
+        export_student(tmp_path, "onxn")
+
+
+@pytest.mark.slow
+def test_a_network_of_timm_is_exported(tmp_path):
+    pytest.importorskip("timm")
+    data = datamodule()
+    fedkd.Federation(1, run_dir=tmp_path, trainer=CPU).fit(module("timm/mobilenetv3_small_050"), data)
+    for format in ("torch", "onnx", "safetensors"):
+        assert export_student(tmp_path, format).max_difference < 1e-3
