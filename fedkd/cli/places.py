@@ -14,24 +14,14 @@ from typing import Any
 
 from jsonargparse import Namespace
 
-from fedkd.cli.parser import BaseCLI
 from fedkd.core.errors import FedKDError
 from fedkd.data import FederatedDataModule
 from fedkd.server.federation import Federation
-from fedkd.server.setup import plan_run
 from fedkd.training.module import DistillationModule
 
 SECTIONS: dict[str, type] = {"data": FederatedDataModule, "federation": Federation, "model": DistillationModule}
-CHECKS = tuple(
-    each.__code__
-    for each in (
-        BaseCLI.instantiate_classes,
-        FederatedDataModule.prepare_data,
-        FederatedDataModule.setup,
-        plan_run,
-    )
-)
-"""What these functions raise is about the configuration: not about a client, or a file of the run."""
+CHECKS = ("instantiate_classes", "plan_run", "prepare_data", "setup")
+"""What fedkd's functions of these names raise is about the configuration: not about a client, or a file of the run."""
 PLACED = re.compile(rf"(?:{'|'.join(SECTIONS)}|trainer|run_dir|ckpt_path)\b")
 """How an error begins that names its place already."""
 
@@ -51,7 +41,7 @@ def locate(error: ValueError, config: Namespace) -> FedKDError:
         chain.append(chain[-1].__cause__)
     text = " ".join(str(chain[-1] if isinstance(chain[-1], FedKDError) else error).split())
     frames = [frame for each in chain for frame, _ in traceback.walk_tb(each.__traceback__)]
-    if PLACED.match(text) or not any(frame.f_code in CHECKS for frame in frames):
+    if PLACED.match(text) or not any(frame.f_code.co_name in CHECKS for frame in frames):
         return FedKDError(text)
     for frame in reversed(frames):
         if found := list(places(type(frame.f_locals.get("self")), config)):
