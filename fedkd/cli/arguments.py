@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -19,6 +20,10 @@ WITH_CONFIG = ("fit", "partition")
 """The subcommands whose configuration may be given without ``--config``."""
 
 
+MOST_SHOWN = 60
+"""Characters of a wrong value that an error shows."""
+
+
 class _Keys(yaml.SafeLoader):
     """Refuses a key that stands twice in a mapping: YAML would drop the first in silence."""
 
@@ -34,18 +39,18 @@ class _Keys(yaml.SafeLoader):
 
 
 def check_config(path: Path) -> None:
-    """Raise if a configuration is no YAML, or a key stands in it twice.
+    """Raise if a configuration is no YAML, a key stands in it twice, or a class in it has not the form of one.
 
     Args:
         path: The file. One that is not there is left to the parser.
 
     Raises:
-        FedKDError: If it is wrong; the message names the line.
+        FedKDError: If it is wrong; the message names the line, or the key.
     """
     if not path.is_file():
         return
     try:
-        yaml.load(path.read_text(encoding="utf-8"), _Keys)
+        content = yaml.load(path.read_text(encoding="utf-8"), _Keys)
     except UnicodeDecodeError as error:
         raise FedKDError(f"The configuration {str(path)!r} is not text.") from error
     except (yaml.YAMLError, RecursionError) as error:
@@ -54,6 +59,49 @@ def check_config(path: Path) -> None:
         raise FedKDError(
             f"The configuration {str(path)!r} is wrong{where}: {problem or type(error).__name__}."
         ) from error
+    if not isinstance(content, dict):
+        raise FedKDError(
+            f"The configuration {str(path)!r} must hold sections such as data: and model:, got {_short(content)}."
+        )
+    for section in ("data", "federation", "model", "trainer"):
+        if not isinstance(content.get(section, {}), dict):
+            raise FedKDError(f"{section} must be a mapping of its options, got {_short(content[section])}.")
+        for name, value in content.get(section, {}).items():
+            check_classes(f"{section}.{name}", value)
+
+
+CLASS_KEYS = ("class_path", "init_args")
+
+
+def check_classes(place: str, value: Any) -> None:
+    """Raise if a class below a place of the configuration has a key beside `CLASS_KEYS`, or no mapping of arguments.
+
+    Args:
+        place: The place, such as ``data.partitioner``.
+        value: What stands there.
+
+    Raises:
+        FedKDError: If it does; the parser would list all forms that a class can have.
+    """
+    if isinstance(value, list):
+        for number, item in enumerate(value):
+            check_classes(f"{place}[{number}]", item)
+    if not isinstance(value, dict):
+        return
+    for key in value:
+        nearest = difflib.get_close_matches(str(key), CLASS_KEYS, n=1, cutoff=0.8)
+        if key not in CLASS_KEYS and nearest:
+            raise FedKDError(f"{place}: Unknown key {key!r}. Did you mean {nearest[0]!r}?")
+        if "class_path" in value and key not in (*CLASS_KEYS, "dict_kwargs"):
+            raise FedKDError(f"{place}: the option {key!r} stands beside class_path. Put it below init_args.")
+        if key == "init_args" and not isinstance(value[key] or {}, dict):
+            raise FedKDError(f"{place}.init_args must be a mapping of the class's options, got {_short(value[key])}.")
+        check_classes(place if key == "init_args" else f"{place}.{key}", value[key])
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= MOST_SHOWN else f"{text[:MOST_SHOWN]}..."
 
 
 def expand(args: Sequence[str]) -> list[str]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,10 +13,20 @@ from fedkd import teachers
 from fedkd.cli.arguments import expand
 from fedkd.cli.parser import BaseCLI
 from fedkd.core.errors import FedKDError
-from fedkd.core.storage import cache_dir
+from fedkd.core.storage import cache_dir, make_parent
+from fedkd.partition.report.report import plot_file
 from fedkd.server.backends import InProcess
 from fedkd.server.setup import Connections
 from fedkd.training.trainer_arguments import check_trainer
+
+
+@contextmanager
+def about(option: str) -> Iterator[None]:
+    """Let an error begin with the option that it is about."""
+    try:
+        yield
+    except FedKDError as error:
+        raise FedKDError(f"{option}: {error}") from error
 
 
 class FedKDCLI(BaseCLI):
@@ -54,6 +65,8 @@ class FedKDCLI(BaseCLI):
 
         run_dir = self.run_dir()
         path = Path(output) if output else run_dir / "predictions.csv"
+        with about("output"):
+            make_parent(path)
         print(predict_run(run_dir, self.datamodule, self.trainer_arguments, images, path, self.student, which))
 
     def partition(self, output: str = "partition_report.png", kind: Literal["heat", "bubble"] = "heat") -> None:
@@ -65,11 +78,13 @@ class FedKDCLI(BaseCLI):
         """
         from fedkd.cli.display import make_console
 
+        with about("output"):
+            path = plot_file(output)
         self.datamodule.prepare_data()
         self.datamodule.setup()
         report = self.datamodule.partition_report()
         make_console().print(report.table(), report.skew_table())
-        plot = report.plot(output, kind)
+        plot = report.plot(path, kind)
         print(plot, report.write_json(plot.with_suffix(".json")), sep="\n")
 
     def teachers(

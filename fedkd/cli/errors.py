@@ -7,95 +7,104 @@ import importlib
 import inspect
 import re
 import sys
+import typing
 from collections.abc import Iterator
 from typing import Any
 
 from jsonargparse import ArgumentParser
+from torch import Tensor, nn
 
-from fedkd.core.errors import FedKDError, unknown_name
-from fedkd.data import ImageSource, SharedImages
-from fedkd.losses import DistillationLoss, LabelLoss
-from fedkd.partition import Partitioner
-from fedkd.server.backends import Backend
-from fedkd.server.callbacks import RoundCallback
-from fedkd.strategies import Strategy
-from fedkd.teachers import Teacher
-from fedkd.teachers.heads.head import FederatedHead
-
-NAMED_BY_CLASS: dict[str, type] = {
-    "data.dataset": ImageSource,
-    "data.partitioner": Partitioner,
-    "data.shared": SharedImages,
-    "federation.backend": Backend,
-    "federation.callbacks": RoundCallback,
-    "federation.strategy": Strategy,
-    "model.label_loss": LabelLoss,
-    "model.loss": DistillationLoss,
-    "model.teacher": Teacher,
-    "head": FederatedHead,  # of a teacher: a separate parser parses a nested value
-}
-
+from fedkd.core.errors import unknown_name
 
 OF_CLASSES = ("--model.optimizer.lr", "--model.optimizer.weight_decay", "--data.partitioner.alpha")
 """Options of classes, which no parser lists, that people give without their section."""
+
+UNTOLD = re.compile(
+    r"Expected an? (?:<class|typing\.|path but|dot import|List|tuple|list)|Not a valid|Subclass types expect"
+    r"|an? (?:class|dict)"
+)
+"""How a line begins that only says that a value is not of one of several types."""
 
 
 def explain(parser: ArgumentParser, message: str) -> str:
     """Return the parser's error message in one line.
 
     Args:
-        parser: The parser that reports the error.
+        parser: The parser that reports the error: a value that is a class has one of its own.
         message: Its message, of one or many lines.
 
     Returns:
         One line that names the option and the value, and if they are known the allowed values and the nearest match.
     """
     if found := re.match(r"argument subcommand: invalid choice: '([^']*)' \(choose from (.*)\)", message):
-        return str(unknown_name("subcommand", found[1], [*re.findall(r"'([^']+)'", found[2]), "compare"]))
+        return str(unknown_name("subcommand", found[1], re.findall(r"'([^']+)'", found[2])))
     if found := re.match(r"unrecognized arguments: (--[^\s=]+)", message):
         return unknown_option(parser, found[1])
+    if found := re.match(r"unrecognized arguments: (\S*)", message):
+        return f"{found[1]!r} has no option before it. A configuration is a YAML file: fedkd fit RUN.yaml"
     if found := re.match(r"Subcommand '(\w+)' does not accept option '([^']+)'", message):  # a key of a YAML file
         commands: Any = parser._subcommands_action
         return unknown_option(commands._name_parser_map[found[1]], f"--{found[2]}")
-    found = re.search(r'[Pp]arser key "([^"]+)"', message)
-    key = found[1] if found else ""
-    found = re.search(r"Expected a dot import path string: (\S+)", message)
-    is_checkpoint = found and key == "model.teacher" and not found[1].isidentifier()  # a short name, an id, a folder
-    if found and found[1] in literals(message):  # the default, where an option of a class was given
-        return f"{key} has no class yet, it is {found[1]!r}; set it before its options, with --{key} CLASS."
-    if found and key in NAMED_BY_CLASS and not is_checkpoint:
-        return f"{key}: {unknown_name('class', found[1], [*literals(message), *subclass_names(NAMED_BY_CLASS[key])])}"
-    # The class exists, and its own error names the wrong option.
-    if found := re.search(r"Errors:\n\s+- (\w+: .*)", message):
-        return f"{key}.{found[1]}"
-    if found := re.search(r"Errors:\n\s+- (Unknown .*)", message):
-        return f"{key}: {found[1]}"
-    if found := re.search(r"(?:class_path '([^']+)':\s+)?Option '([^']+)' is not accepted", message):
-        # A separate parser parses a class inside another value. It knows only the arguments of that class.
-        own = [
-            action.dest for action in parser._actions if not re.search(r"help$|^config$|^print_config$", action.dest)
-        ]
-        error = unknown_name("option", found[2], parameters_of(found[1]) if found[1] else own)
-        return f"{key}: {error}" if key else str(error)
-    # For a class or null: the class's own error, which already has one line.
-    optional = (
-        r"Subtypes: \[<class '[^']+'>, <class 'NoneType'>\]\n\s*Errors:\n\s*- (?!Expected|Not a)(\w.*)\n\s*- Expected a"
-    )
-    if found := re.search(optional, message):
-        return f"{key}: {found[1]}"
-    if found := re.search(r"Given value: NestedArg\(key='(\w+)', val=(.*)\)", message):
+    if found := re.match(r'Linked "([^"]+)" must be given via "([^"]+)"', message):
+        return f"{found[1]} follows {found[2]}: set --{found[2]} instead."
+    if found := re.match(r"the following arguments are required: (.*)", message):
+        return f"{found[1]} must be set."
+    found = re.match(r'[Pp]arser key "([^"]+)":?\s*', message)
+    key, body = (found[1], message[found.end() :]) if found else ("", message)
+    return explain_value(parser, key, body) if key else explain_option(parser, body)
+
+
+def explain_option(parser: ArgumentParser, message: str) -> str:
+    """Return an error that is about no key: an option that the class of a value does not have, or another one."""
+    if not (found := re.search(r"(?:class_path '([^']+)':\s+)?Option '([^']+)' is not accepted", message)):
+        return " ".join(message.split())
+    own = [each.dest for each in parser._actions if not re.search(r"help$|^config$|^print_", each.dest)]
+    return str(unknown_name("option", found[2], parameters_of(found[1]) if found[1] else own))
+
+
+def explain_value(parser: ArgumentParser, key: str, message: str) -> str:
+    """Return an error about the value of a key.
+
+    Args:
+        parser: The parser that has the key.
+        key: The key, such as ``data.partitioner``.
+        message: What is wrong with its value.
+    """
+    classes = classes_of(parser, key)
+    names = {*literals(message), *(name for each in classes for name in subclass_names(each))}
+    value = found[1] if (found := re.search(r"(?:Given|Got) value: (.*)", message)) else ""
+    if found := re.search(r"Expected a dot import path string: (\S+)", message):
+        if found[1] in literals(message):  # the default, where an option of a class was given
+            return f"{key} has no class yet, it is {found[1]!r}; set it before its options, with --{key} CLASS."
+        if classes and (found[1].isidentifier() or not re.search("Subtypes: .*<class 'str'>", message)):
+            return f"{key}: {unknown_name('class', found[1], names)}"
+    if found := re.search(r"[Ii]mport path (?:(\S+) )?does not correspond to a subclass of (\w+)", message):
+        return f"{key}: {found[1] or value} is no {found[2]}. Choose one of: {', '.join(sorted(names))}."
+    if found := re.search(r"Expected '(\S+)' to be a subclass of <class '(\w+)'>", message):
+        return f"{key}: {found[1]} is no {found[2]}. Choose one of: {', '.join(sorted(names))}."
+    if "is not accepted" in message:
+        return f"{key}: {explain_option(parser, message)}"
+    if found := re.search(r"Unable to load config '(.*)'", message):
+        return f"{key}: {found[1]!r} is no file with its options. Give them one by one, --{key}.OPTION VALUE."
+    # the class exists, and its own parser reported the error, which is one line
+    told = [line.strip(" -") for line in message.splitlines() if not UNTOLD.match(line.strip(" -"))]
+    reasons = [line for line in told if line and not re.match(r"Does not|Subtypes:|Errors:|Given value|Got", line)]
+    if reasons and ("Errors:" in message or len(told) == 1):
+        inner = reasons[0]
+        return f"{key}.{inner}" if re.match(r"[\w.]+(?:: | must be | has no class)", inner) else f"{key}: {inner}"
+    if found := re.search(r"NestedArg\(key='(\w+)', val=(.*)\)", message):
         return f"{key}.{found[1]} {found[2]}: {key} has no class yet; set it first with --{key} CLASS."
-    allowed = literals(message)
-    if allowed and (found := re.search(r"(?:Given|Got) value: (.*)", message)):
+    if literals(message) and value:
         number = " A number is also allowed." if re.search(r"Subtypes: \[.*<class '(?:int|float)'>", message) else ""
-        return f"{key}: {unknown_name('value', found[1], set(allowed))}{number}"
-    if found := re.search(r"Subtypes: \[(.*)\]\n(?:.*\n)*?\s*Given value: (.*)", message):
+        return f"{key}: {unknown_name('value', value, set(literals(message)))}{number}"
+    if found := re.search(r"Not a valid subclass of (\w+). Got value: (.*)", message):
+        return f"{key}: {found[2]} is no {found[1]}. Choose one of: {', '.join(sorted(names))}."
+    if found := re.search(r"Subtypes: \[(.*)\]\n", message):
         kinds = re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", found[1]).replace("NoneType", "null")
-        return f"{key}: {found[2]!r} is none of {kinds}."
+        return f"{key}: {value!r} is none of {re.sub(r'(?:[a-z_]+[.])+', '', kinds)}."
     if found := re.search(r"Expected a <class '(\w+)'>\. Got value: (.*)", message):
         return f"{key}: {found[2]!r} is not of type {found[1]}."
-    plain = re.sub(r'[Pp]arser key "([^"]+)":', r"\1:", message)
-    return re.sub(r"\s+", " ", plain).strip()
+    return f"{key}: {' '.join(message.split())}"
 
 
 def literals(message: str) -> list[str]:
@@ -106,8 +115,16 @@ def literals(message: str) -> list[str]:
 
 def unknown_option(parser: ArgumentParser, option: str) -> str:
     """Return the error for an unknown option, with the nearest option. There are too many options to list all."""
-    known = [string for action in parser._actions for string in action.option_strings if string.startswith("--")]
+    known = [
+        string
+        for action in parser._actions
+        for string in action.option_strings
+        if string.startswith("--") and not string.endswith(".help")
+    ]
     short = option.removeprefix("--").split("=")[0]
+    first, tops = short.split(".")[0], {each[2:].split(".")[0] for each in known}
+    if "." in short and first not in tops:
+        return str(unknown_name("section", first, {each[2:].split(".")[0] for each in known if "." in each}))
     sections = [each for each in (*known, *OF_CLASSES) if each.rpartition(".")[2] == short]
     if "." not in short and sections:
         return f"There is no option --{short}. Did you mean {' or '.join(sections)}? All options: {parser.prog} --help"
@@ -116,13 +133,30 @@ def unknown_option(parser: ArgumentParser, option: str) -> str:
     return f"There is no option {option}.{hint} All options: {parser.prog} --help"
 
 
+def classes_of(parser: ArgumentParser, key: str) -> list[type]:
+    """Return the classes one of whose subclasses a key's value may be; not those of torch, too many to list."""
+    hints = [getattr(action, "_typehint", None) for action in parser._actions if action.dest == key]
+    return [
+        each for hint in hints for each in _classes(hint) if each.__subclasses__() and each not in (nn.Module, Tensor)
+    ]
+
+
+def _classes(hint: Any) -> Iterator[type]:
+    """Yield the classes in a type hint, at any depth."""
+    if inspect.isclass(hint) and hint.__module__ not in ("builtins", "collections.abc", "pathlib"):
+        yield hint
+    for part in hint if isinstance(hint, list) else typing.get_args(hint):
+        yield from _classes(part)
+
+
 def subclass_names(base: type[Any]) -> Iterator[str]:
-    """Yield the names of fedkd's exported classes that are allowed where ``base`` is expected."""
+    """Yield the names of the exported classes that are allowed where ``base`` is expected."""
     for subclass in base.__subclasses__():
         parts = subclass.__module__.split(".")
         packages = [".".join(parts[:end]) for end in range(1, len(parts))]  # a public class is exported by one of these
-        hidden = parts[0] == "fedkd" and not any(hasattr(sys.modules[each], subclass.__name__) for each in packages)
-        if not inspect.isabstract(subclass) and not hidden:
+        known = [each for each in packages if each in sys.modules]
+        hidden = bool(packages) and not any(hasattr(sys.modules[each], subclass.__name__) for each in known)
+        if not inspect.isabstract(subclass) and not hidden and not subclass.__name__.startswith("_"):
             yield subclass.__name__
         yield from subclass_names(subclass)
 
@@ -132,13 +166,3 @@ def parameters_of(class_path: str) -> list[str]:
     module, _, name = class_path.rpartition(".")
     built: Any = getattr(importlib.import_module(module), name)
     return [parameter for parameter in inspect.signature(built).parameters]
-
-
-def own_error(error: BaseException) -> FedKDError:
-    """Return the FedKDError that caused an error, because jsonargparse wraps the errors of a constructor."""
-    cause: BaseException | None = error
-    while cause is not None:
-        if isinstance(cause, FedKDError):
-            return cause
-        cause = cause.__cause__
-    return FedKDError(" ".join(str(error).split()))

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, NoReturn
 
 from jsonargparse import Namespace
-from jsonargparse.typing import NonNegativeInt
 from lightning.pytorch import seed_everything
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 
 from fedkd import __version__, teachers
 from fedkd.cli.arguments import POSITIONAL
 from fedkd.cli.subcommands import DESCRIPTION, SECTIONS, SUBCOMMANDS
-from fedkd.core.errors import FedKDError
+from fedkd.core.errors import FedKDError, check_range
 from fedkd.core.lazy import import_all
 from fedkd.data import FederatedDataModule
 from fedkd.server.federation import Federation
 from fedkd.training.module import DistillationModule
 from fedkd.training.trainer import TRAINER_DEFAULTS
+
+MOST_SEED = 2**32 - 1
+"""The largest seed that NumPy takes."""
 
 import_all(teachers)  # a class may be given by its short name
 
@@ -38,6 +42,10 @@ class BaseCLI(LightningCLI):
     _adding: str = ""  # the subcommand whose options are being added
 
     def __init__(self, args: ArgsType = None) -> None:
+        first = args[0] if isinstance(args, list) and args else None
+        self._wanted = (
+            [first] if first in SECTIONS else list(SECTIONS)
+        )  # the others' options would be built for nothing
         super().__init__(
             DistillationModule,
             FederatedDataModule,
@@ -65,9 +73,10 @@ class BaseCLI(LightningCLI):
     def add_default_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add the seed. It is always a number, so that every run can be repeated."""
         text = "Determines the partition, the cohorts, the student's initial weights and the clients' randomness."
-        parser.add_argument("--seed_everything", type=NonNegativeInt, default=0, help=text)
+        parser.add_argument("--seed_everything", type=int, default=0, help=text)
 
     def _set_seed(self) -> None:
+        check_range("seed_everything", self.chosen.seed_everything, low=0, high=MOST_SEED, whole=True)
         seed_everything(self.chosen.seed_everything, workers=True, verbose=False)
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
@@ -109,7 +118,7 @@ class BaseCLI(LightningCLI):
         # As in LightningCLI, but with the methods of this class in place of the Trainer's.
         self._subcommand_parsers: dict[str, LightningArgumentParser] = {}
         group = parser.add_subcommands()
-        for name in self.subcommands():
+        for name in self._wanted:
             self._adding = name  # `add_arguments_to_parser` does not receive it
             description = SUBCOMMANDS[name]
             first = f"{name} {POSITIONAL[name]}" if name in POSITIONAL else name
@@ -119,8 +128,8 @@ class BaseCLI(LightningCLI):
             )
             self._subcommand_parsers[name] = subparser
             group.add_subcommand(name, subparser, help=description)
-        # `main` runs these without this parser. They are added here only to appear in error messages.
-        for name in ("compare", "completion"):
+        # Not what this parser runs (`main` runs compare and completion). They appear in error messages.
+        for name in [each for each in SUBCOMMANDS if each not in self._wanted]:
             group.add_subcommand(name, Parser(), help=SUBCOMMANDS[name])
 
     def sections(self) -> tuple[str, ...]:
@@ -136,24 +145,34 @@ class BaseCLI(LightningCLI):
                 raise FedKDError(f"{section}: must be a section of options, got {config.get(section)!r}.")
         if self.config.subcommand in ("test", "predict"):
             config.model.teacher = None  # inference uses only the student
-        try:
+        with self.located(ValueError):
             made = self._parser(self.subcommand).instantiate(
                 type(config)(**{key: config[key] for key in wanted if key in config})
             )
-        except ValueError as error:
-            from fedkd.cli.errors import own_error
+            self.trainer_arguments = {
+                key: value for key, value in dict(made.get("trainer") or {}).items() if value is not None
+            }
+            self.datamodule, self.model = made.get("data"), made.get("model")
+            self.student = self.model.student if self.model else None
+            if "federation" in wanted:
+                arguments = {"run_dir": config.run_dir, "seed": config.seed_everything}
+                self.federation = Federation(**made.federation, trainer=self.trainer_arguments, **arguments)
 
-            raise own_error(error) from error
-        self.trainer_arguments = {
-            key: value for key, value in dict(made.get("trainer") or {}).items() if value is not None
-        }
-        self.datamodule, self.model = made.get("data"), made.get("model")
-        self.student = self.model.student if self.model else None
-        if "federation" in wanted:
-            self.federation = Federation(
-                **made.federation, trainer=self.trainer_arguments, run_dir=config.run_dir, seed=config.seed_everything
-            )
+    @contextmanager
+    def located(self, kind: type[ValueError] = FedKDError) -> Iterator[None]:
+        """Let an error about the configuration name the place of the value in it.
+
+        Args:
+            kind: The errors that are the caller's mistake.
+        """
+        try:
+            yield
+        except kind as error:
+            from fedkd.cli.places import locate
+
+            raise locate(error, self.chosen) from error
 
     def _run_subcommand(self, subcommand: str) -> None:
         names = self._subcommand_method_arguments[subcommand]
-        getattr(self, subcommand)(**{name: self.chosen[name] for name in names})
+        with self.located():
+            getattr(self, subcommand)(**{name: self.chosen[name] for name in names})

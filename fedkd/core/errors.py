@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 import numbers
 from collections.abc import Iterable
 
@@ -16,6 +17,13 @@ class FedKDError(ValueError):
 
 class MissingResourceError(FedKDError):
     """A dataset, checkpoint, run or package that does not exist."""
+
+
+MOST_THREADS = 1024
+"""More threads, or processes, are a mistake, and the operating system would refuse them one by one."""
+
+MOST_PIXELS = 4096
+"""A longer side of an image is a mistake: a single one would fill the memory."""
 
 
 def unknown_name(kind: str, value: str, allowed: Iterable[str]) -> FedKDError:
@@ -59,7 +67,9 @@ def check_range(
     high_open: bool = False,
     whole: bool = False,
 ) -> None:
-    """Raise an error unless ``value`` is a number between ``low`` and ``high``. NaN is an error.
+    """Raise an error unless ``value`` is a number between ``low`` and ``high``.
+
+    NaN and infinity are errors.
 
     Args:
         name: The argument's name, for the message.
@@ -78,8 +88,10 @@ def check_range(
         raise FedKDError(f"{name} must be {'an integer' if whole else 'a number'}, got {value!r}.")
     above = low is None or (value > low if low_open else value >= low)
     below = high is None or (value < high if high_open else value <= high)
-    if above and below and value == value:
+    is_infinite = value in (math.inf, -math.inf)
+    if above and below and value == value and not is_infinite:
         return
-    bounds = [f"{'>' if low_open else '>='} {low}"] if low is not None else []
+    bounds = ["finite"] if is_infinite and above and below else []
+    bounds += [f"{'>' if low_open else '>='} {low}"] if low is not None else []
     bounds += [f"{'<' if high_open else '<='} {high}"] if high is not None else []
     raise FedKDError(f"{name} must be {' and '.join(bounds) or 'a number'}, got {value!r}.")

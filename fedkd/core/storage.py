@@ -59,6 +59,20 @@ def replacing(path: Path) -> Iterator[Path]:
         raise
 
 
+def make_parent(path: Path) -> None:
+    """Make the folder of a file that is to be written.
+
+    Raises:
+        FedKDError: If it cannot be made, or a folder has the file's name.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise FedKDError(f"{str(path)!r} cannot be written: {error.strerror}.") from error
+    if path.is_dir():
+        raise FedKDError(f"{str(path)!r} cannot be written: it is a folder.")
+
+
 def write_atomically(path: Path, content: bytes | str) -> None:
     """Write a file so that a crash at any moment leaves either the old file or the complete new one.
 

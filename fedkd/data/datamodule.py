@@ -31,6 +31,10 @@ MOST_CLIENTS = 10_000_000
 """A larger number is a mistake: the lists of shards alone would fill the memory."""
 
 
+MOST_VIEWS = 10_000
+"""A larger number is a mistake: the teacher's outputs for all views of all images would fill the disk."""
+
+
 class FederatedDataModule(Shown, LightningDataModule):
     """Partitions a data set over clients, and serves all of it to a plain Trainer (the central baseline).
 
@@ -92,7 +96,7 @@ class FederatedDataModule(Shown, LightningDataModule):
         if eval_batch_size is not None:
             check_range("eval_batch_size", eval_batch_size, low=1, whole=True)
         if views is not None:
-            check_range("views", views, low=1, whole=True)
+            check_range("views", views, low=1, high=MOST_VIEWS, whole=True)
         check_range("public_fraction", public_fraction, low=0, high=1, high_open=True)
         check_range("val_fraction", val_fraction, low=0, high=1, high_open=True)
         self.dataset = dataset

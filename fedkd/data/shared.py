@@ -100,5 +100,5 @@ class PublicImages(SharedImages):
     def load(self, train: ImageSet, public: np.ndarray) -> Unlabeled:
         """Return the public images; they keep their positions in ``train``, so a teacher runs on them once."""
         if not len(public):
-            raise FedKDError("shared PublicImages needs a public split: set data.public_fraction, such as to 0.2.")
+            raise FedKDError("PublicImages needs a public split: set data.public_fraction, such as to 0.2.")
         return Unlabeled.of(train.images, train.classes, public)

@@ -52,11 +52,12 @@ class DrawnPartitioner(Partitioner):
         """Return the client of each image (N,): see `Partitioner.assign`."""
         if self.min_examples == 0:
             return self.draw(labels, num_clients, rng)
-        if self.min_examples * num_clients > len(labels):
+        most = len(labels) // self.min_examples
+        if num_clients > most:
             raise FedKDError(
-                f"{self._name}: min_examples={self.min_examples} for each of {num_clients:,} clients needs "
+                f"min_examples {self.min_examples} for each of {num_clients:,} clients needs "
                 f"{self.min_examples * num_clients:,} images, but there are {len(labels):,}; use min_examples <= "
-                f"{len(labels) // num_clients} or num_clients <= {len(labels) // self.min_examples}."
+                f"{len(labels) // num_clients}{f' or num_clients <= {most}' if most else ''}."
             )
         start = copy.deepcopy(rng)
         clients, smallest = self._draw_again(labels, num_clients, rng, DRAWS)

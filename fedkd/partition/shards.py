@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from fedkd.core.errors import FedKDError
 from fedkd.partition.partitioner import Partitioner, check_count
 
 
@@ -29,7 +30,8 @@ class Shards(Partitioner):
         shards_per_client: How many shards each client gets; 2 in the paper.
 
     Raises:
-        FedKDError: If ``shards_per_client`` is not an integer of at least 1.
+        FedKDError: If ``shards_per_client`` is not an integer of at least 1. When called, if it exceeds the number of
+            images.
     """
 
     shards_per_client: int = 2
@@ -40,6 +42,10 @@ class Shards(Partitioner):
 
     def assign(self, labels: np.ndarray, num_clients: int, rng: np.random.Generator) -> np.ndarray:
         """Return the client of each image (N,): see `Partitioner.assign`."""
+        if self.shards_per_client > len(labels):
+            raise FedKDError(
+                f"shards_per_client must be at most the number of images, {len(labels)}, got {self.shards_per_client}."
+            )
         num_shards = num_clients * self.shards_per_client
         mixed = rng.permutation(len(labels))
         by_label = mixed[np.argsort(labels[mixed], kind="stable")]  # (N,)

@@ -72,11 +72,12 @@ class RunDirectory:
         if path is None:
             path = (newest_version(Path("runs")) if resume else None) or next_version(Path("runs"))
         self.path = Path(path).expanduser()
-        if not resume and (self.path / "metrics.csv").exists():
-            raise FedKDError(
-                f"{str(self.path)!r} already holds a run. Choose another run_dir, or go on with it: ckpt_path: last."
-            )
         try:
+            if not resume and (self.path / "metrics.csv").exists():
+                raise FedKDError(
+                    f"run_dir {str(self.path)!r} already holds a run. Choose another, or go on with it: "
+                    "ckpt_path: last."
+                )
             (self.path / "checkpoints").mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise FedKDError(f"run_dir {str(self.path)!r} cannot be made: {error.strerror}.") from error
@@ -246,6 +247,25 @@ class RunDirectory:
         folder = self.path if client is None else self.path / "clients" / str(client)
         folder.mkdir(parents=True, exist_ok=True)
         write_student(student_path(folder, which), {**weights.tensors, **(constants or {})}, spec)
+
+
+def check_branch(ckpt_path: str | Path, identity: Mapping[str, Any]) -> None:
+    """Raise if the path of a round checkpoint is not that of a whole one of the same run, before anything is written.
+
+    Args:
+        ckpt_path: As for `RunDirectory.load`; "last" is left to it.
+        identity: Likewise.
+
+    Raises:
+        FedKDError: If it is not.
+    """
+    if str(ckpt_path) == "":
+        raise FedKDError("ckpt_path is empty: give 'last' or the path of a round checkpoint, or leave it out.")
+    if str(ckpt_path) != "last":
+        try:
+            load_checkpoint(Path(ckpt_path).expanduser(), identity)
+        except FedKDError as error:
+            raise type(error)(f"ckpt_path: {error}") from error
 
 
 def nan_to_none(value: Any) -> Any:

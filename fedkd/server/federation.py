@@ -19,7 +19,7 @@ from fedkd.core.notebook import Shown
 from fedkd.core.stopping import Terminated, terminable
 from fedkd.core.tensors import load_state
 from fedkd.data import FederatedDataModule
-from fedkd.runs.directory import RunDirectory
+from fedkd.runs.directory import RunDirectory, check_branch
 from fedkd.runs.student_file import LAST
 from fedkd.runs.summary import round_row, summarize, versions
 from fedkd.server.backends import Backend, InProcess
@@ -124,9 +124,11 @@ class Federation(Shown):
             rank_zero_info(f"strategy auto: {plan.strategy!r}")
         if module.has_default_loss and module.teacher is not None:
             rank_zero_info(f"loss auto: {one_line(module.loss)}")
-        run = RunDirectory(self.run_dir, resume=str(ckpt_path) == "last")
         # both before the teacher sees the data, which changes how it describes itself
         settings, record = run_settings(self, plan), described(self, plan)
+        if ckpt_path is not None:
+            check_branch(ckpt_path, settings)
+        run = RunDirectory(self.run_dir, resume=str(ckpt_path) == "last")
         with terminable(), run.held():
             found = run.load(ckpt_path, settings) if ckpt_path is not None else None
             run.start(datamodule, self.config)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from torch import nn
@@ -15,6 +15,10 @@ from fedkd.students.timm_models import PREFIX, check_name, timm_student
 
 students: Registry[Callable[..., nn.Module]] = Registry("student")
 """Every student that has a name: a class or function that `create` calls with keyword arguments."""
+
+
+FACTS = ("num_classes", "in_channels", "image_size")
+"""A student's arguments that come from the data."""
 
 
 def register(name: str) -> Callable[[Callable[..., nn.Module]], Callable[..., nn.Module]]:
@@ -48,6 +52,20 @@ def find(name: str) -> Callable[..., nn.Module]:
     return students[name]
 
 
+def check_options(name: str, options: Iterable[str]) -> None:
+    """Raise if a student has not all of these options.
+
+    Raises:
+        FedKDError: If there is no such student, or no such option.
+    """
+    parameters = inspect.signature(find(name)).parameters
+    if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values()):
+        return
+    for option in options:
+        if option not in parameters:
+            raise unknown_name(f"option of student {name!r}", option, set(parameters) - set(FACTS))
+
+
 def create(
     name: str,
     num_classes: int,
@@ -79,11 +97,9 @@ def create(
     requests = options if norm is None else {"norm": norm, **options}
     facts = {"num_classes": num_classes, "in_channels": in_channels, "image_size": image_size}
 
+    check_options(name, requests)
     parameters = inspect.signature(build).parameters
     if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values()):
         return build(**facts, **requests)
-    for option in requests:
-        if option not in parameters:
-            raise unknown_name(f"option of student {name!r}", option, set(parameters) - set(facts))
     # A fully convolutional student does not need the image size, so it need not accept it.
     return build(**{key: value for key, value in facts.items() if key in parameters}, **requests)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any, NoReturn
 
 from torch import Tensor, nn
 
 from fedkd.core.errors import FedKDError
-from fedkd.students.registry import create, find
+from fedkd.students.registry import FACTS, check_options, create, find
 
 
 class UnbuiltStudent(nn.Module):
@@ -26,7 +27,7 @@ class UnbuiltStudent(nn.Module):
     def __init__(self, name: str, options: dict[str, Any] | None = None) -> None:
         super().__init__()
         find(name)  # an unknown name raises here, before the data is read
-        if taken := {"num_classes", "in_channels", "image_size"} & set(options or {}):
+        if taken := set(FACTS) & set(options or {}):
             raise FedKDError(f"student_options: {', '.join(sorted(taken))} come from the data; leave them out.")
         self.name, self.options = name, dict(options or {})
 
@@ -43,7 +44,22 @@ class UnbuiltStudent(nn.Module):
 
     def build(self, num_classes: int, image_shape: tuple[int, int, int]) -> nn.Module:
         """Return the student, with new weights that depend only on torch's global seed."""
-        return create(**self.spec(num_classes, image_shape))
+        try:
+            check_options(self.name, self.options)
+        except FedKDError as error:
+            raise FedKDError(f"student_options: {error}") from error
+        try:
+            return create(**self.spec(num_classes, image_shape))
+        except (RuntimeError, TypeError, ValueError) as error:  # torch raises the first if the memory is too small
+            if not self.options:
+                raise
+            if not isinstance(error, FedKDError):
+                raise FedKDError(f"student_options {self.options}: {self.name} cannot be built so: {error}") from error
+            named = [name for name in self.options if re.match(rf"(?:Unknown )?{re.escape(name)}\b", str(error))]
+            if not named:
+                raise
+            begins = str(error).startswith(named[0])
+            raise FedKDError(f"student_options.{'' if begins else f'{named[0]}: '}{error}") from error
 
     def forward(self, images: Tensor) -> NoReturn:
         """Raise an error, because the student is not built yet."""

@@ -304,9 +304,15 @@ class DistillationModule(LightningModule):
             FedKDError: If torch refuses the arguments.
         """
         try:
-            self.try_optimizer()
+            made = self.try_optimizer()
         except (TypeError, ValueError) as error:
-            raise FedKDError(f"The optimizer refuses its arguments: {error}") from error
+            raise FedKDError(f"optimizer refuses its arguments: {error}") from error
+        found = made if isinstance(made, Optimizer) else getattr(made, "get", lambda _: None)("optimizer")
+        if isinstance(found, torch.optim.LBFGS):
+            raise FedKDError(
+                "optimizer LBFGS cannot train a student: it needs parameters whose gradients are contiguous, and a "
+                "student's are in torch's channels_last. Choose another, such as SGD, Adam or AdamW."
+            )
 
     def try_optimizer(self) -> Any:
         """Return what `configure_optimizers` gives without a Trainer; None if a subclass's needs one.

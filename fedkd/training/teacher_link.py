@@ -21,6 +21,8 @@ class TeacherLink:
     """
 
     def __init__(self, teacher: Teacher | str | None) -> None:
+        if teacher == "":
+            raise FedKDError("teacher is empty: give a short name, a folder or a hub id, or None for no teacher.")
         self.teacher = create(teacher) if isinstance(teacher, str) else teacher
 
     def outputs(self, batch: Any, needs_features: bool) -> Outputs | None:

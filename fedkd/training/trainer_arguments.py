@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -51,6 +52,18 @@ BOUNDS: dict[str, dict[str, Any]] = {
 """Ranges that Lightning does not check, or checks once a client trains."""
 
 
+def _blamed(arguments: Mapping[str, Any], message: str) -> str:
+    """Say that Lightning refuses the argument that its error is about, with its value; or the arguments."""
+    plain = {name: value for name, value in arguments.items() if isinstance(value, str | int | float | dict)}
+    named = [name for name in plain if re.search(rf"\b{name}\b", message)]
+    valued = [name for name, value in plain.items() if isinstance(value, str) and value in message]
+    quoted = [name for name in named if f"{name}=" in message]  # as in `Trainer(devices='0')`
+    found = quoted or [name for name in named if name in valued] or named or valued
+    if not found:
+        return "trainer: Lightning's Trainer refuses its arguments"
+    return f"trainer.{found[0]} {plain[found[0]]!r}: Lightning's Trainer refuses it"
+
+
 def check_trainer(arguments: Mapping[str, Any]) -> torch.device:
     """Make a Trainer once, before any work, so that a wrong argument is an error at once.
 
@@ -66,12 +79,13 @@ def check_trainer(arguments: Mapping[str, Any]) -> torch.device:
         value = arguments.get(name)
         if isinstance(value, int | float) and not isinstance(value, bool):
             check_range(f"trainer.{name}", value, **check)
-    if arguments.get("max_epochs") == 0 or arguments.get("max_steps") == 0:
-        raise FedKDError("trainer.max_epochs: 0, or trainer.max_steps: 0, trains no client: give a number above.")
+    for name in ("max_epochs", "max_steps"):
+        if arguments.get(name) == 0:
+            raise FedKDError(f"trainer.{name} 0 trains no client: give a number above.")
     try:
         trainer = make_trainer(arguments)
     except (MisconfigurationException, ImportError, ValueError, TypeError) as error:
-        raise FedKDError(f"Lightning's Trainer refuses its arguments: {error}") from error
+        raise FedKDError(f"{_blamed(arguments, str(error))}: {error}") from error
     if trainer.world_size > 1:
         raise FedKDError(f"trainer.devices: each client trains on one device, got {trainer.world_size}.")
     if trainer.barebones:

@@ -36,6 +36,15 @@ def test_other_types_are_errors(value, whole, message):
     check_range("x", np.float32(2.5), low=0)
 
 
+@pytest.mark.parametrize(
+    ("value", "message"), [(float("inf"), "x must be finite and >= 0, got inf"), (-1, "x must be >= 0, got -1")]
+)
+def test_what_is_not_finite_is_an_error_without_an_upper_bound(value, message):
+    with pytest.raises(FedKDError, match=message):
+        check_range("x", value, low=0)
+    check_range("x", 10**400, low=0)
+
+
 def test_range_includes_its_closed_ends():
     check_range("x", 0, low=0, high=1)
     check_range("x", 1, low=0, high=1)

@@ -103,7 +103,7 @@ def test_what_the_error_says_would_work_does(partitioner: DrawnPartitioner) -> N
 
 def test_more_than_there_is_is_refused_before_anything_is_drawn() -> None:
     message = (
-        r"Dirichlet with alpha=0\.5: min_examples=30 for each of 50 clients needs 1,500 images, but there are "
+        r"min_examples 30 for each of 50 clients needs 1,500 images, but there are "
         r"1,000; use min_examples <= 20 or num_clients <= 33\."
     )
     with pytest.raises(FedKDError, match=message):

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from fedkd.core.errors import FedKDError, MissingResourceError, check_range, unknown_name
+from fedkd.core.errors import MOST_PIXELS, FedKDError, MissingResourceError, check_range, unknown_name
 from fedkd.core.storage import cache_dir
 from fedkd.data.images.decoded import read_decoded, write_decoded
 from fedkd.data.images.image_set import ImageSet
@@ -61,7 +61,7 @@ class ImageFolder(ImageSource):
 
     def __post_init__(self) -> None:
         if self.image_size is not None:
-            check_range("image_size", self.image_size, low=1, whole=True)
+            check_range("image_size", self.image_size, low=1, high=MOST_PIXELS, whole=True)
 
     def load(self) -> tuple[ImageSet, ImageSet]:
         """Return the training and the test set, from the cache if the files have not changed."""

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from fedkd.core.errors import unknown_name
+from fedkd.core.storage import make_parent
 from fedkd.partition.report.counts import PartitionCounts
 from fedkd.partition.report.figure import draw
 from fedkd.partition.report.tables import counts_table, skew_table
@@ -15,6 +16,25 @@ from fedkd.partition.report.tables import counts_table, skew_table
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from rich.table import Table
+
+
+def plot_file(path: str | Path) -> Path:
+    """Return the file for a plot, whose folder is there.
+
+    Args:
+        path: The file. Without a suffix it is PNG.
+
+    Raises:
+        FedKDError: If matplotlib does not write that format, or the file cannot be written there.
+    """
+    from matplotlib.backend_bases import FigureCanvasBase
+
+    path = Path(path) if Path(path).suffix else Path(path).with_suffix(".png")
+    formats = FigureCanvasBase.get_supported_filetypes()
+    if path.suffix[1:].lower() not in formats:
+        raise unknown_name("plot format", path.suffix[1:], formats)
+    make_parent(path)
+    return path
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,14 +86,8 @@ class PartitionReport(PartitionCounts):
         Raises:
             FedKDError: If matplotlib does not write that format, or ``kind`` is unknown.
         """
-        path = Path(path)
-        path = path if path.suffix else path.with_suffix(".png")
-        figure = self.figure(kind)
-        formats = figure.canvas.get_supported_filetypes()
-        if path.suffix[1:].lower() not in formats:
-            raise unknown_name("plot format", path.suffix[1:], formats)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path, dpi=160)
+        path = plot_file(path)
+        self.figure(kind).savefig(path, dpi=160)
         return path
 
     def write_json(self, path: str | Path) -> Path:

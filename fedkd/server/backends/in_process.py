@@ -7,7 +7,7 @@ from functools import lru_cache
 
 import torch
 
-from fedkd.core.errors import check_range
+from fedkd.core.errors import MOST_THREADS, check_range
 from fedkd.core.messages import ClientTask, Work
 from fedkd.server.backends.base import Backend, Outcome, SiteFactory, Workers, run_work
 
@@ -23,12 +23,12 @@ class InProcess(Backend):
             threads fall to a tenth of one thread's speed beside a busy neighbor.
 
     Raises:
-        FedKDError: If ``threads`` is less than 1.
+        FedKDError: If ``threads`` is less than 1 or more than 1024.
     """
 
     def __init__(self, threads: int | None = 1) -> None:
         if threads is not None:
-            check_range("threads", threads, low=1, whole=True)
+            check_range("threads", threads, low=1, high=MOST_THREADS, whole=True)
         self.threads = threads
 
     def open(self, sites: SiteFactory) -> Workers:

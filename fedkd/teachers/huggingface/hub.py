@@ -85,6 +85,8 @@ def find_checkpoint(name: str, revision: str | None = None) -> Checkpoint:
     """
     from transformers import AutoConfig
 
+    if not name:
+        raise FedKDError("checkpoint is empty: give a short name, a folder or a HuggingFace hub id.")
     path = resolve(name)
     folder = Path(path).expanduser()
     if folder.is_dir():

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fedkd.core.errors import FedKDError, check_range, unknown_name
+from fedkd.core.errors import MOST_PIXELS, FedKDError, check_range, unknown_name
 from fedkd.teachers.huggingface.patches import naflex_size
 
 _IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -144,13 +144,13 @@ def load_preprocess(checkpoint: Any, image_size: int | None = None, channels: in
     """Return the preprocessing of a `fedkd.teachers.huggingface.hub.Checkpoint`, and warn if it has no processor.
 
     Raises:
-        FedKDError: If ``image_size`` is not positive, the processor's resampling is unknown, or its result on a test
-            image is not that of the preprocessing.
+        FedKDError: If ``image_size`` is not positive or too large, the processor's resampling is unknown, or its result
+            on a test image is not that of the preprocessing.
     """
     from transformers import AutoImageProcessor
 
     if image_size is not None:
-        check_range("image_size", image_size, low=1, whole=True)
+        check_range("image_size", image_size, low=1, high=MOST_PIXELS, whole=True)
     try:
         processor = checkpoint.load(AutoImageProcessor)
     except FedKDError:
