@@ -118,7 +118,7 @@ def configured_callbacks(arguments: Mapping[str, Any]) -> list[Callback]:
     return list(configured) if isinstance(configured, Sequence) else [configured]
 
 
-def warn_of_lost_state(arguments: Mapping[str, Any], trainer: Trainer) -> None:
+def warn_of_lost_state(arguments: Mapping[str, Any], trainer: Any) -> None:
     """Warn of callbacks of the user's that keep something in themselves: it ends with the copy that was used.
 
     Args:
