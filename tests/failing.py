@@ -7,6 +7,8 @@ import signal
 import time
 from dataclasses import dataclass, replace
 
+import torch
+
 from fedkd.core.errors import FedKDError
 from fedkd.core.messages import LocalRule
 from fedkd.strategies import FedAvg
@@ -27,6 +29,8 @@ class FailingRule(LocalRule):
             raise SystemExit(0)
         if self.how == "memory":
             raise MemoryError
+        if self.how == "device memory":
+            raise torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate 2 GiB.")
         if self.how == "nan":
             return replace(update, delta={name: value * float("nan") for name, value in update.delta.items()})
         if self.how == "die":

@@ -24,7 +24,7 @@ from fedkd.training.evaluation import predict_classes
 from fedkd.training.learning_rate import LearningRateFactor
 from fedkd.training.module import DistillationModule
 from fedkd.training.stacked import CannotStackError, Member, check_callbacks, fit_stacked, reason_against_stacking
-from fedkd.training.trainer import fit, trainer_for
+from fedkd.training.trainer import fit, trainer_for, warn_of_lost_state
 from fedkd.training.unlabeled import distill, predict_features, predict_logits
 
 
@@ -72,6 +72,7 @@ def train(site: ClientSite, task: ClientTask) -> ClientUpdate:
                 f"a BatchNorm of the student got a batch of one image ({error}). Choose a batch_size that leaves none, "
                 "a student by name with norm: batch or group, or fedkd.students.replace_batch_norms."
             ) from error
+    warn_of_lost_state(site.trainer, trainer)
     metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
     metrics["seconds"] = time.perf_counter() - began
     return _update_of(module, trainer, task, start, loader.num_examples, trainer.global_step, metrics)

@@ -26,6 +26,24 @@ MOST_PIXELS = 4096
 """A longer side of an image is a mistake: a single one would fill the memory."""
 
 
+def in_one_line(error: BaseException) -> str:
+    """Return an error's message in one line; its type where it has none."""
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+NO_MEMORY = ("out of memory", "not enough memory", "can't allocate memory")
+"""How PyTorch says it."""
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory ran out, of the machine or of a device.
+
+    PyTorch raises a RuntimeError for the CPU's memory, and a class of its own below it for a device's.
+    """
+    said = type(error).__name__ == "OutOfMemoryError" or any(words in str(error) for words in NO_MEMORY)
+    return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and said)
+
+
 def unknown_name(kind: str, value: str, allowed: Iterable[str]) -> FedKDError:
     """Build the error for a name that is not one of ``allowed``.
 

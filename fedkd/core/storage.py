@@ -2,13 +2,41 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from uuid import uuid4
 
 from fedkd.core.errors import FedKDError
+
+FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+"""What the operating system says where there is no room left."""
+
+CACHE_ADVICE = "Set FEDKD_CACHE to another folder"
+
+
+class CannotWriteError(FedKDError):
+    """A file cannot be written. The message names it, and says why and what to do."""
+
+
+@contextmanager
+def writing(path: Path | str, advice: str = "Choose another folder") -> Iterator[None]:
+    """Make one line of the operating system's refusal to write a file.
+
+    Args:
+        path: The file that the block writes, or the folder that it makes.
+        advice: What to do where it is not the disk that is full.
+
+    Raises:
+        CannotWriteError: If the block raises an OSError.
+    """
+    try:
+        yield
+    except OSError as error:
+        room = "Free some space, or choose another disk" if error.errno in FULL else advice
+        raise CannotWriteError(f"{str(path)!r} cannot be written: {error.strerror or error}. {room}.") from error
 
 
 def cache_dir(*parts: str) -> Path:
@@ -49,13 +77,18 @@ def replacing(path: Path) -> Iterator[Path]:
 
     Yields:
         The temporary file to write, in the same folder: ``.<name>.<random>.tmp``.
+
+    Raises:
+        CannotWriteError: If the operating system refuses.
     """
     temporary = path.with_name(f".{path.name}.{uuid4().hex}.tmp")
     try:
-        yield temporary
-        os.replace(temporary, path)
+        with writing(path):
+            yield temporary
+            os.replace(temporary, path)
     except BaseException:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # what went wrong is what counts
+            temporary.unlink(missing_ok=True)
         raise
 
 
@@ -79,6 +112,9 @@ def write_atomically(path: Path, content: bytes | str) -> None:
     Args:
         path: The file to create or replace.
         content: What to write; text is encoded as UTF-8.
+
+    Raises:
+        CannotWriteError: If the operating system refuses.
     """
     with replacing(path) as temporary, open(temporary, "wb") as file:
         file.write(content.encode() if isinstance(content, str) else content)

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 from lightning.pytorch import LightningDataModule
+from lightning.pytorch.utilities import rank_zero_warn
 from rich.console import RenderableType
 from torch import Tensor
 
@@ -15,7 +16,7 @@ from fedkd.core.errors import FedKDError, check_range, refuse_classes
 from fedkd.core.notebook import Shown
 from fedkd.core.seeding import derive_seed
 from fedkd.data.images.augmentation import Augmentation
-from fedkd.data.images.image_set import ImageSet
+from fedkd.data.images.image_set import ImageSet, with_same_channels
 from fedkd.data.images.views import Views
 from fedkd.data.loader import BatchLoader
 from fedkd.data.mixing import SharedStream
@@ -157,12 +158,13 @@ class FederatedDataModule(Shown, LightningDataModule):
     def _load(self) -> None:
         if hasattr(self, "train"):
             return
-        train, test = self.dataset.load()
+        train, test = with_same_channels(*self.dataset.load())
         if test.classes != train.classes or test.image_shape != train.image_shape:
             raise FedKDError(
                 "The training and the test set must have the same classes and image shape (C, H, W), got "
                 f"{train.num_classes} classes of {train.image_shape} and {test.num_classes} of {test.image_shape}."
             )
+        check_classes(train, test)
         self.train, self.test = train, test
 
     @property
@@ -318,3 +320,33 @@ class FederatedDataModule(Shown, LightningDataModule):
 
     def _eval_loader(self, data: ImageSet, indices: np.ndarray) -> BatchLoader:
         return BatchLoader(Rows.of(data, indices), batch_size=self.eval_batch_size, device=self._device())
+
+
+NAMED_CLASSES = 5
+"""So many classes without images are named."""
+
+
+def check_classes(train: ImageSet, test: ImageSet) -> None:
+    """Refuse data of a single class, and warn of classes without an image.
+
+    Raises:
+        FedKDError: If there are fewer than two classes.
+    """
+    if train.num_classes < 2:
+        raise FedKDError(
+            f"The data has {train.num_classes} class{'' if train.classes else 'es'}"
+            f"{f', {train.classes[0]!r}' if train.classes else ''}: there is nothing to tell apart. Give the labels of "
+            "two or more classes; in a folder of images, one folder per class in train/ and test/."
+        )
+    for part, data, consequence in (
+        ("training", train, "no client learns it from labels"),
+        ("test", test, "its accuracy is NaN, and balanced accuracy is over the other classes"),
+    ):
+        counts = torch.bincount(data.targets, minlength=data.num_classes)
+        missing = [name for name, count in zip(data.classes, counts.tolist(), strict=True) if not count]
+        if missing and len(data):
+            more = "" if len(missing) <= NAMED_CLASSES else ", ..."
+            rank_zero_warn(
+                f"{len(missing)} of {data.num_classes} classes have no {part} image "
+                f"({', '.join(missing[:NAMED_CLASSES])}{more}): for such a class {consequence}."
+            )

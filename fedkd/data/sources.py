@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from typing import Any
 
@@ -12,7 +12,7 @@ import torch
 
 from fedkd.core.config import one_line
 from fedkd.core.errors import FedKDError, check_range
-from fedkd.data.images.image_set import ImageSet, class_names
+from fedkd.data.images.image_set import ImageSet, class_names, plain_names
 from fedkd.data.splits import stratified_split
 
 
@@ -132,7 +132,16 @@ def _names(dataset: Any) -> tuple[str, ...] | None:
 
 def _image_set(dataset: Any, classes: Sequence[str] | None) -> ImageSet:
     if not isinstance(dataset, ImageSet):
+        if isinstance(dataset, Mapping):  # as a HuggingFace DatasetDict
+            raise FedKDError(
+                f"Expected a map-style dataset of (image, label) or an ImageSet, got a {type(dataset).__name__} of "
+                f"{', '.join(map(str, dataset)) or 'nothing'}: give one of its parts as train, one as test."
+            )
         if isinstance(dataset, str) or not (hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")):
-            raise FedKDError(f"Expected a map-style dataset of (image, label) or an ImageSet, got {dataset!r}.")
+            shown = repr(dataset) if isinstance(dataset, str) else f"a {type(dataset).__name__}"
+            raise FedKDError(
+                f"Expected a map-style dataset of (image, label), with a length and items by number, or an ImageSet, "
+                f"got {shown}."
+            )
         return ImageSet.from_dataset(dataset, classes)
-    return dataset if classes is None else ImageSet(dataset.images, dataset.targets, tuple(classes))
+    return dataset if classes is None else ImageSet(dataset.images, dataset.targets, plain_names(classes))

@@ -36,6 +36,8 @@ def read_file(path: str | Path) -> Any:
         raise MissingResourceError(f"{path} does not exist: it must hold a value for each image.")
     try:
         return _read(path)
+    except RecursionError as error:
+        raise FedKDError(f"{path} could not be read: its lists are nested too deeply.") from error
     except (OSError, ValueError, EOFError, BadZipFile, csv.Error) as error:  # ValueError: JSON, Unicode, pickles
         raise FedKDError(f"{path} could not be read ({error}).") from error
 
@@ -53,6 +55,10 @@ def choose_column(content: Any, column: str | None, name: str) -> Any:
     """
     if not isinstance(content, Mapping):
         return content
+    if not content:
+        raise FedKDError(
+            f"{name} has no columns: the first line of a CSV names them, and each further line is an image."
+        )
     if column is None and len(content) != 1:
         raise FedKDError(f"{name} has {len(content)} columns: name one with column, one of: {', '.join(content)}.")
     if column is not None and column not in content:

@@ -13,6 +13,9 @@ from fedkd.core.errors import FedKDError
 from fedkd.partition.files import choose_column, read_file, values_by_image
 from fedkd.partition.partitioner import Partitioner
 
+MOST_SHOWN = 40
+"""So many characters of a wrong value are shown."""
+
 
 @dataclass(frozen=True)
 class Given(Partitioner):
@@ -65,9 +68,21 @@ class Given(Partitioner):
         if isinstance(content, str | Path):
             content = read_file(content)
             if self.column is None and isinstance(content, Mapping) and "indices" in content:
-                content = _lists_of_run(content)
+                content = _lists_of_run(content, self._name)
             content = choose_column(content, self.column, self._name)
-        if len(content) and all(isinstance(row, list | tuple | np.ndarray) and np.ndim(row) for row in content):
+        if not _is_list(content):
+            raise FedKDError(
+                f"{self._name} must hold a list, of the client of each image or of each client's positions, got "
+                f"{_shown(content)}."
+            )
+        lists = [_is_list(row) for row in content]
+        if any(lists):
+            if not all(lists):
+                client = lists.index(False)
+                raise FedKDError(
+                    f"{self._name} must hold a list of integers for each client, got {_shown(content[client])} for "
+                    f"client {client}."
+                )
             return self._owners_of_lists(content, size), len(content)
         owners = values_by_image(content, size, self._name)
         if owners.dtype.kind == "U" or owners.min() < -1:
@@ -78,11 +93,13 @@ class Given(Partitioner):
     def _owners_of_lists(self, lists: Sequence[Sequence[int]], size: int) -> np.ndarray:
         owners = np.full(size, -1, dtype=np.int64)
         for client, row in enumerate(lists):
-            positions = np.asarray(row if len(row) else np.empty(0, np.int64))
-            if positions.ndim != 1 or positions.dtype.kind not in "iu":
+            wrong = [each for each in row if isinstance(each, bool) or not isinstance(each, int | np.integer)]
+            if wrong:
                 raise FedKDError(
-                    f"{self._name} must hold a list of integers for each client, but client {client} has none."
+                    f"{self._name} must hold a list of integers for each client, client {client} has {_shown(wrong[0])}"
+                    " in it."
                 )
+            positions = np.asarray(row if len(row) else np.empty(0, np.int64))
             outside = positions[(positions < 0) | (positions >= size)]
             if len(outside):
                 raise FedKDError(
@@ -102,7 +119,30 @@ class Given(Partitioner):
         return str(self.clients) if isinstance(self.clients, str | Path) else "clients"
 
 
-def _lists_of_run(record: Mapping[str, Any]) -> list[list[int]]:
-    """Return each client's indices from a run's ``partition.json``, including those of its validation images."""
-    held_out = record.get("val_indices") or [[]] * len(record["indices"])
-    return [[*train, *val] for train, val in zip(record["indices"], held_out, strict=True)]
+def _lists_of_run(record: Mapping[str, Any], name: str) -> list[list[int]]:
+    """Return each client's indices from a run's ``partition.json``, including those of its validation images.
+
+    Raises:
+        FedKDError: If they are no lists of lists, of the same clients.
+    """
+    parts = {"indices": record["indices"]}
+    if record.get("val_indices") is not None:
+        parts["val_indices"] = record["val_indices"]
+    for key, lists in parts.items():
+        wrong = next((row for row in lists if not _is_list(row)), None) if _is_list(lists) else lists
+        if not _is_list(lists) or not all(map(_is_list, lists)):
+            raise FedKDError(f"{name}: {key} must be a list of lists, one for each client, got {_shown(wrong)}.")
+    train, held_out = parts["indices"], parts.get("val_indices", [[]] * len(parts["indices"]))
+    if len(train) != len(held_out):
+        raise FedKDError(f"{name} has indices of {len(train)} clients, and val_indices of {len(held_out)}.")
+    return [[*own, *held] for own, held in zip(train, held_out, strict=True)]
+
+
+def _is_list(value: Any) -> bool:
+    return isinstance(value, list | tuple) or (isinstance(value, np.ndarray) and value.ndim > 0)
+
+
+def _shown(value: Any) -> str:
+    """Return a value as JSON would have it, cut if it is long."""
+    text = {"None": "null", "True": "true", "False": "false"}.get(repr(value), repr(value))
+    return text if len(text) <= MOST_SHOWN else f"{text[:MOST_SHOWN]}..."

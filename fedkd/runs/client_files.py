@@ -17,6 +17,7 @@ from torch import Tensor
 from fedkd.core.client_states import ClientState
 from fedkd.core.errors import FedKDError
 from fedkd.core.sealed import read_sealed, sealed
+from fedkd.core.storage import writing
 
 NAME = re.compile(r"(\d+)\.round_(\d{6,})\.safetensors")
 WRITERS = 8
@@ -79,7 +80,8 @@ class ClientFiles(Mapping[int, ClientState]):
         """
         if not changes:
             return
-        self.folder.mkdir(parents=True, exist_ok=True)
+        with writing(self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True)
         with ThreadPoolExecutor(WRITERS) as pool:
             list(pool.map(lambda item: _write(self._path(item[0], round), item[1]), changes.items()))
         _sync(self.folder)
@@ -161,7 +163,7 @@ def _number(client: int, round: int) -> int:
 def _write(path: Path, state: ClientState) -> None:
     """Write a file and wait until it is on disk. One that is half there is of a round that has no checkpoint yet."""
     tensors = {name: value.detach().cpu().contiguous().clone() for name, value in state.items()}
-    with path.open("wb") as file:
+    with writing(path), path.open("wb") as file:
         file.write(sealed(save(tensors)))
         file.flush()
         os.fsync(file.fileno())

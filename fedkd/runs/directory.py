@@ -36,7 +36,7 @@ from fedkd.core.client_states import ClientStates
 from fedkd.core.errors import FedKDError
 from fedkd.core.messages import ClientFailure, Metrics, ServerState, Weights
 from fedkd.core.sealed import DamagedFileError
-from fedkd.core.storage import write_atomically
+from fedkd.core.storage import write_atomically, writing
 from fedkd.data import FederatedDataModule
 from fedkd.runs import metrics_file
 from fedkd.runs.checkpoint import NAME, load_checkpoint, save_checkpoint
@@ -101,7 +101,8 @@ class RunDirectory:
             ) from None
         except (NotImplementedError, OSError) as error:  # earlier versions of filelock raise the first
             if isinstance(error, OSError) and error.errno not in NO_LOCKS:
-                raise
+                with writing(self.path, "Choose another run_dir"):
+                    raise
             rank_zero_warn(f"{str(self.path)!r} cannot be locked: let no other process use it.")
         try:
             for folder in (self.path, self.path / "checkpoints"):
@@ -170,7 +171,7 @@ class RunDirectory:
         if not failures:
             return
         path = self.path / "failures.csv"
-        with path.open("a", newline="") as file:
+        with writing(path), path.open("a", newline="") as file:
             rows = csv.writer(file, lineterminator="\n")
             if not file.tell():
                 rows.writerow(["round", "client", "reason"])
@@ -245,7 +246,8 @@ class RunDirectory:
             which: "last" for ``student.safetensors``, or a name.
         """
         folder = self.path if client is None else self.path / "clients" / str(client)
-        folder.mkdir(parents=True, exist_ok=True)
+        with writing(folder):
+            folder.mkdir(parents=True, exist_ok=True)
         write_student(student_path(folder, which), {**weights.tensors, **(constants or {})}, spec)
 
 

@@ -16,7 +16,7 @@ from fedkd.core.messages import Metrics, Weights
 from fedkd.core.storage import write_atomically
 from fedkd.core.tensors import split_state
 from fedkd.data import BatchLoader, FederatedDataModule, ImageSet, Rows
-from fedkd.data.images.folder import EXTENSIONS, decode_file, is_image
+from fedkd.data.images.folder import EXTENSIONS, decode_file, printable, walk
 from fedkd.runs.student_file import LAST, load_student, read_spec
 from fedkd.training.evaluation import evaluate
 from fedkd.training.module import DistillationModule
@@ -104,7 +104,7 @@ def predict_run(
         files = find_images(Path(images))
         pixels = torch.stack([read_image(file, spec["image_shape"]) for file in files])
         data = ImageSet(pixels, torch.zeros(len(files), dtype=torch.int64), tuple(spec["classes"]))
-        names = [str(file) for file in files]
+        names = [printable(file) for file in files]
     loader = BatchLoader(Rows.of(data), batch_size=datamodule.eval_batch_size)
     probabilities = predict(evaluator_for(module, trainer), module, loader)
     text = io.StringIO()
@@ -118,8 +118,10 @@ def predict_run(
 
 
 def find_images(path: Path) -> list[Path]:
-    """Return the image files at or below ``path``, sorted."""
-    found = [path] if path.is_file() else sorted(p for p in path.rglob("*") if is_image(p.relative_to(path)))
+    """Return the image files at or below ``path``, sorted; those below as `fedkd.data.ImageFolder` finds them."""
+    if path.is_file():
+        return [path]
+    found = sorted(path / file.path[1:] for file in walk(path, "")) if path.is_dir() else []
     if not found:
         raise MissingResourceError(f"No images at {str(path)!r}; looked for {', '.join(EXTENSIONS)}.")
     return found

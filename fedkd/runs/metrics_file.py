@@ -12,7 +12,7 @@ from typing import Any
 
 from fedkd.core.errors import FedKDError
 from fedkd.core.messages import Metrics
-from fedkd.core.storage import write_atomically
+from fedkd.core.storage import write_atomically, writing
 
 TEXTS = ("cohort",)
 """Columns that are text, even if they look like a number: a cohort of one client."""
@@ -40,7 +40,7 @@ class MetricsFile:
         if self._columns is None or not set(row) <= set(self._columns):
             self.write([*(read(self.path) if self._columns else []), row])
             return
-        with self.path.open("a", newline="") as file:
+        with writing(self.path), self.path.open("a", newline="") as file:
             file.write(as_csv(self._columns, [row], header=False))
             file.flush()
             os.fsync(file.fileno())

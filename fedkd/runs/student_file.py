@@ -10,13 +10,15 @@ from typing import Any
 import torch
 from safetensors.torch import load, save
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from fedkd import students
-from fedkd.core.errors import FedKDError, MissingResourceError, unknown_name
+from fedkd.core.errors import FedKDError, MissingResourceError, in_one_line, unknown_name
 from fedkd.core.messages import metadata_of
 from fedkd.core.sealed import read_sealed, sealed
 from fedkd.core.storage import write_atomically
 from fedkd.core.tensors import load_state
+from fedkd.students.probe import probe
 
 LAST = "last"
 """Which student of a run is that of the last round."""
@@ -112,13 +114,26 @@ def restore_student(
         student = students.create(**spec["student"])
     if spec.get("takes_logits") and not isinstance(student, students.LogitsStudent):
         student = students.LogitsStudent(student)
+    if any(is_lazy(value) for value in student.parameters()):
+        with torch.random.fork_rng(devices=[]):  # lazy parts draw weights, which the file's then replace
+            probe(student, tuple(spec["image_shape"]))
     if spec.get("projection"):
         student = students.ProjectedStudent.restore(student, spec["projection"], tensors)
     if spec.get("closed_form"):
         student = students.ClosedFormStudent.restore(student, spec["closed_form"])
     student.to(memory_format=torch.channels_last)  # as it was trained
     try:
-        load_state(student, tensors, {}, keep_dtypes=True)
+        load_state(student, _renamed(tensors, student), {}, keep_dtypes=True)
     except RuntimeError as error:
-        raise FedKDError(f"The given student does not fit the weights of {where!r}: {error}") from error
+        raise FedKDError(f"The given student does not fit the weights of {where!r}: {in_one_line(error)}") from error
     return student.eval()
+
+
+COMPILED = "_orig_mod."
+"""What torch.compile puts before the names of what it wraps."""
+
+
+def _renamed(tensors: dict[str, Tensor], student: nn.Module) -> dict[str, Tensor]:
+    """Return tensors under the student's own names, where it or the one that was saved is compiled."""
+    own = {name.replace(COMPILED, ""): name for name in student.state_dict()}
+    return {own.get(plain := name.replace(COMPILED, ""), plain): value for name, value in tensors.items()}

@@ -13,10 +13,18 @@ from typing import Any, Literal
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from fedkd.core.config import one_line
-from fedkd.core.errors import FedKDError, check_range, refuse_classes, unknown_name
+from fedkd.core.errors import (
+    FedKDError,
+    check_range,
+    in_one_line,
+    is_out_of_memory,
+    refuse_classes,
+    unknown_name,
+)
 from fedkd.core.messages import Metrics, ServerState
 from fedkd.core.notebook import Shown
 from fedkd.core.stopping import Terminated, terminable
+from fedkd.core.storage import FULL, CannotWriteError
 from fedkd.core.tensors import load_state
 from fedkd.data import FederatedDataModule
 from fedkd.runs.directory import RunDirectory, check_branch
@@ -157,6 +165,10 @@ class Federation(Shown):
                     "run_dir and ckpt_path 'last' goes on from there"
                 )
                 raise
+            except Exception as error:
+                if (told := _lacking(error, run)) is None:
+                    raise
+                raise told from error
             finally:
                 module.was_federated = True
                 self.backend.shutdown()
@@ -315,3 +327,19 @@ def _save_students(
     for client, weights in prepared.plan.strategy.models(state).items():
         trained = context.module(client)
         run.save_student(weights, {**trained.describe(), **note}, trained.constants(), client=client, which=which)
+
+
+def _lacking(error: Exception, run: RunDirectory) -> FedKDError | None:
+    """Return in one line that disk or memory ran out, and how the run goes on; None for another error."""
+    if isinstance(error, CannotWriteError):
+        told = str(error)
+    elif isinstance(error, OSError) and error.errno in FULL:
+        told = f"{in_one_line(error)}. Free some space."
+    elif is_out_of_memory(error):
+        told = f"The server is out of memory ({in_one_line(error)}). Lower data.eval_batch_size, or take less data."
+    else:
+        return None
+    return FedKDError(
+        f"{told} {run.num_rounds} finished round(s) are in {str(run.path)!r}; the same run with this run_dir and "
+        "ckpt_path 'last' goes on from there."
+    )

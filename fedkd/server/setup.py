@@ -159,6 +159,13 @@ def plan_run(federation: Any, module: DistillationModule, datamodule: FederatedD
     Raises:
         FedKDError: If something is wrong.
     """
+    for name, given, kind, advice in (
+        ("module", module, DistillationModule, "give the student to a DistillationModule"),
+        ("datamodule", datamodule, FederatedDataModule, "give its datasets, .from_datasets(train, test, ...)"),
+    ):
+        if not isinstance(given, kind):
+            what = given.__name__ if isinstance(given, type) else type(given).__name__
+            raise FedKDError(f"fit needs a {kind.__name__} as {name}, got {what}: {advice}.")
     if federation.clients_per_round is not None:
         check_range("clients_per_round", federation.clients_per_round, low=1, high=datamodule.num_clients, whole=True)
     consistent = module.teacher is not None and federation.teaching == "consistent"

@@ -9,7 +9,7 @@ from fedkd.students.features import feature_layer, features_and_logits
 from fedkd.students.layers import BatchNorm2d, Normalize, make_norm, replace_batch_norms
 from fedkd.students.logits import LogitsStudent
 from fedkd.students.projected import ProjectedStudent
-from fedkd.students.registry import create, find, register, students
+from fedkd.students.registry import FROM_DATA, create, find, register, students
 from fedkd.students.resnet_cifar import CifarResNet
 from fedkd.students.torchvision_models import (
     mobilenet_v2,
@@ -23,6 +23,7 @@ from fedkd.students.unbuilt import UnbuiltStudent
 
 __all__ = [
     "CNN",
+    "FROM_DATA",
     "BatchNorm2d",
     "CifarResNet",
     "ClosedFormStudent",

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fedkd.core.errors import FedKDError
+from fedkd.core.errors import FedKDError, in_one_line, is_out_of_memory
 from fedkd.students.logits import LogitsStudent, logits_of
 from fedkd.students.probe import probe
 
@@ -56,6 +56,10 @@ def _output(student: nn.Module, image_shape: tuple[int, int, int], training: boo
     """
     try:
         return probe(student, image_shape, as_it_is=training)
-    except (RuntimeError, ValueError, TypeError) as error:
+    except Exception as error:  # a student's own code may raise anything, an AssertionError too
+        if isinstance(error, FedKDError) or is_out_of_memory(error):
+            raise
         mode = ", in training" if training else ""
-        raise FedKDError(f"The student does not take images of shape {(2, *image_shape)}{mode}: {error}") from error
+        raise FedKDError(
+            f"The student does not take images of shape {(2, *image_shape)}{mode}: {in_one_line(error)}"
+        ) from error

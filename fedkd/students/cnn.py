@@ -23,24 +23,35 @@ class CNN(nn.Module):
     Args:
         num_classes: K, the number of classes.
         in_channels: C, the channels of an image.
-        image_size: H and W in pixels, at least 4; the first fully connected layer depends on it.
+        image_size: H in pixels, at least 4, and W unless ``image_width`` is given. The first fully connected layer
+            depends on them.
         norm: ``"none"``, as in the paper, or ``"batch"`` or ``"group"`` after each convolution.
+        image_width: W in pixels, of oblong images.
 
     Raises:
         FedKDError: If ``norm`` is unknown or the image is too small.
     """
 
-    def __init__(self, num_classes: int, in_channels: int = 3, image_size: int = 32, norm: str = "none") -> None:
+    def __init__(
+        self,
+        num_classes: int,
+        in_channels: int = 3,
+        image_size: int = 32,
+        norm: str = "none",
+        image_width: int | None = None,
+    ) -> None:
         super().__init__()
         check_norm(norm, ("none", *NORMS))
+        width = image_size if image_width is None else image_width
         check_range("image_size", image_size, low=4, whole=True)
+        check_range("image_width", width, low=4, whole=True)
         bare = norm == "none"
         self.normalize = Normalize()
         self.conv1 = nn.Conv2d(in_channels, 32, kernel_size=5, padding=2, bias=bare)
         self.norm1 = nn.Identity() if bare else make_norm(norm, 32)
         self.conv2 = nn.Conv2d(32, 64, kernel_size=5, padding=2, bias=bare)
         self.norm2 = nn.Identity() if bare else make_norm(norm, 64)
-        self.hidden = nn.Linear(64 * (image_size // 4) ** 2, 512)
+        self.hidden = nn.Linear(64 * (image_size // 4) * (width // 4), 512)
         self.head = nn.Linear(512, num_classes)
 
     def forward(self, images: Tensor) -> Tensor:

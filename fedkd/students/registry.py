@@ -9,23 +9,27 @@ from typing import Any
 
 from torch import nn
 
-from fedkd.core.errors import check_range, unknown_name
+from fedkd.core.errors import FedKDError, check_range, unknown_name
 from fedkd.core.registry import Registry
 from fedkd.students.timm_models import PREFIX, check_name, timm_student
+
+SMALLEST = 8
+"""The shortest side of an image, in pixels."""
 
 students: Registry[Callable[..., nn.Module]] = Registry("student")
 """Every student that has a name: a class or function that `create` calls with keyword arguments."""
 
 
-FACTS = ("num_classes", "in_channels", "image_size")
-"""A student's arguments that come from the data."""
+FROM_DATA = frozenset({"num_classes", "in_channels", "image_size", "image_width"})
+"""Arguments of `create` that follow from the data."""
 
 
 def register(name: str) -> Callable[[Callable[..., nn.Module]], Callable[..., nn.Module]]:
     """Return a decorator that adds a student under ``name``.
 
     It decorates a class or function that returns a module from images (B, C, H, W) in [0, 1] to logits (B, K). The
-    class or function takes ``num_classes`` and may take ``in_channels``, ``image_size``, ``norm`` and its own options::
+    class or function takes ``num_classes`` and may take ``in_channels``, ``image_size``, ``image_width`` (None where
+    images are square), ``norm`` and its own options::
 
         @fedkd.students.register("linear")
         def linear(num_classes: int, in_channels: int = 3, image_size: int = 32) -> nn.Module:
@@ -63,7 +67,7 @@ def check_options(name: str, options: Iterable[str]) -> None:
         return
     for option in options:
         if option not in parameters:
-            raise unknown_name(f"option of student {name!r}", option, set(parameters) - set(FACTS))
+            raise unknown_name(f"option of student {name!r}", option, set(parameters) - FROM_DATA)
 
 
 def create(
@@ -72,6 +76,7 @@ def create(
     in_channels: int = 3,
     image_size: int = 32,
     norm: str | None = None,
+    image_width: int | None = None,
     **options: Any,
 ) -> nn.Module:
     """Create a student by name, with new weights that depend only on torch's global seed.
@@ -80,8 +85,9 @@ def create(
         name: One of `students`, such as ``"resnet20"``; or ``timm/NAME``: see `fedkd.students.timm_models`.
         num_classes: K, the number of classes.
         in_channels: C, the channels of an image: 1 for gray, 3 for color.
-        image_size: H and W in pixels, 8 or more.
+        image_size: H in pixels, 8 or more; W too unless ``image_width`` is given.
         norm: ``"batch"`` or ``"group"``. None is the student's own default.
+        image_width: W in pixels, of oblong images. A student whose function takes no such argument is made for H alone.
         options: Further options of this student, such as ``width`` of a CIFAR ResNet.
 
     Returns:
@@ -93,12 +99,20 @@ def create(
     build = find(name)
     check_range("num_classes", num_classes, low=1, whole=True)
     check_range("in_channels", in_channels, low=1, whole=True)
-    check_range("image_size", image_size, low=8, whole=True)
+    for side in (image_size, image_size if image_width is None else image_width):
+        if isinstance(side, int) and side < SMALLEST:
+            raise FedKDError(
+                f"The student {name!r} takes images of {SMALLEST} pixels or more, got {image_size} x "
+                f"{image_width or image_size}: make them larger."
+            )
+        check_range("image_size", side, low=SMALLEST, whole=True)
     requests = options if norm is None else {"norm": norm, **options}
     facts = {"num_classes": num_classes, "in_channels": in_channels, "image_size": image_size}
 
     check_options(name, requests)
     parameters = inspect.signature(build).parameters
+    if image_width is not None and "image_width" in parameters:
+        facts["image_width"] = image_width
     if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values()):
         return build(**facts, **requests)
     # A fully convolutional student does not need the image size, so it need not accept it.

@@ -49,6 +49,7 @@ def timm_student(
     pretrained: bool | str = False,
     small_stem: bool = False,
     norm: str = "batch",
+    image_width: int | None = None,
     **options: Any,
 ) -> nn.Module:
     """Return a network of timm, from images (B, C, H, W) in [0, 1] to logits (B, K).
@@ -60,12 +61,13 @@ def timm_student(
         name: timm's name, such as ``"resnet18"`` or ``"mobilenetv3_small_100"``.
         num_classes: K. The last layer is always new.
         in_channels: C. The first layer of pretrained weights is adapted to it, as timm does.
-        image_size: H and W in pixels.
+        image_size: H in pixels, and W unless ``image_width`` is given.
         pretrained: Whether to start from timm's weights, which are downloaded once; or the path of a file with them.
         small_stem: Whether the first convolution gets stride 1, and a max-pooling behind it is left out: for images
             below 64 pixels.
         norm: "batch" leaves timm's normalization as it is. "group" puts GroupNorm in the place of BatchNorm, with the
             pretrained scales and offsets, so that clients keep no statistics.
+        image_width: W in pixels, of oblong images.
         options: Further arguments of ``timm.create_model``, such as ``drop_path_rate``.
 
     Raises:
@@ -84,7 +86,7 @@ def timm_student(
         given["pretrained_cfg_overlay"] = {"file": file, "custom_load": False}
     config: Any = timm.get_pretrained_cfg(name)
     if config is not None and config.fixed_input_size and "img_size" not in given:
-        given["img_size"] = image_size
+        given["img_size"] = image_size if image_width is None else (image_size, image_width)
     try:
         network: Any = timm.create_model(name, pretrained=bool(pretrained), **given)
     except (TypeError, ValueError, AssertionError) as error:

@@ -8,7 +8,7 @@ from typing import Any, NoReturn
 from torch import Tensor, nn
 
 from fedkd.core.errors import FedKDError
-from fedkd.students.registry import FACTS, check_options, create, find
+from fedkd.students.registry import FROM_DATA, check_options, create, find
 
 
 class UnbuiltStudent(nn.Module):
@@ -27,20 +27,17 @@ class UnbuiltStudent(nn.Module):
     def __init__(self, name: str, options: dict[str, Any] | None = None) -> None:
         super().__init__()
         find(name)  # an unknown name raises here, before the data is read
-        if taken := set(FACTS) & set(options or {}):
+        if taken := FROM_DATA & set(options or {}):
             raise FedKDError(f"student_options: {', '.join(sorted(taken))} come from the data; leave them out.")
         self.name, self.options = name, dict(options or {})
 
     def spec(self, num_classes: int, image_shape: tuple[int, int, int]) -> dict[str, Any]:
         """Return the arguments of `fedkd.students.create` for K classes of images (C, H, W)."""
-        channels, height, _ = image_shape
-        return {
-            "name": self.name,
-            **self.options,
-            "num_classes": num_classes,
-            "in_channels": channels,
-            "image_size": height,
-        }
+        channels, height, width = image_shape
+        facts = {"num_classes": num_classes, "in_channels": channels, "image_size": height}
+        if width != height:
+            facts["image_width"] = width
+        return {"name": self.name, **self.options, **facts}
 
     def build(self, num_classes: int, image_shape: tuple[int, int, int]) -> nn.Module:
         """Return the student, with new weights that depend only on torch's global seed."""

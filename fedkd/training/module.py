@@ -160,7 +160,7 @@ class DistillationModule(LightningModule):
     def with_student(self, name: str) -> DistillationModule:
         """Return a module like this one, with the same teacher, and another student by name."""
         spec = self.student_spec or (self.student.options if isinstance(self.student, UnbuiltStudent) else {})
-        given = {"name", "num_classes", "in_channels", "image_size"}
+        given = {"name", *students.FROM_DATA}
         options = {key: value for key, value in spec.items() if key not in given}
         loss: DistillationLoss | Literal["auto"] = "auto" if self.has_default_loss else self.loss
         return DistillationModule(name, self.teacher, loss, self.optimizer, options, self.label_loss)
@@ -199,7 +199,7 @@ class DistillationModule(LightningModule):
                 "A federation has trained this module's student already: make a new DistillationModule, with a fresh "
                 "student or with this one (DistillationModule(module.student, ...))."
             )
-        given = {"name", "num_classes", "in_channels", "image_size"}
+        given = {"name", *students.FROM_DATA}
         options = {key: value for key, value in self.student_spec.items() if key not in given}
         self.student = UnbuiltStudent(self.student_spec["name"], options)
         self.student_spec, self.feature_layer, self.classes, self.was_federated = None, None, (), False
@@ -301,8 +301,10 @@ class DistillationModule(LightningModule):
         """Make an optimizer once, so that a wrong argument raises before any work.
 
         Raises:
-            FedKDError: If torch refuses the arguments.
+            FedKDError: If torch refuses the arguments, or there is nothing to train.
         """
+        if not any(value.requires_grad for value in self.student.parameters()):
+            raise FedKDError("The student has no parameter to train: requires_grad is False for all, or it has none.")
         try:
             made = self.try_optimizer()
         except (TypeError, ValueError) as error:

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from fedkd.data.loader import BatchLoader
@@ -105,10 +106,43 @@ def make_trainer(arguments: Mapping[str, Any], callbacks: Sequence[Callback] = (
         The Trainer.
     """
     arguments = with_defaults(copy.deepcopy(dict(arguments)))
-    configured = arguments.pop("callbacks", None) or []
-    configured = list(configured) if isinstance(configured, Sequence) else [configured]
+    configured = configured_callbacks(arguments)
+    arguments.pop("callbacks", None)
     with quiet_lightning():
         return Trainer(callbacks=[*configured, *callbacks], **arguments)
+
+
+def configured_callbacks(arguments: Mapping[str, Any]) -> list[Callback]:
+    """Return the callbacks among a Trainer's arguments, which takes one or a list of them."""
+    configured = arguments.get("callbacks") or []
+    return list(configured) if isinstance(configured, Sequence) else [configured]
+
+
+def warn_of_lost_state(arguments: Mapping[str, Any], trainer: Any) -> None:
+    """Warn of callbacks of the user's that keep something in themselves: it ends with the copy that was used.
+
+    Args:
+        arguments: With the callbacks as they were configured.
+        trainer: After its fit, with the copies.
+    """
+    for given in configured_callbacks(arguments):
+        if type(given).__module__.split(".")[0] in ("lightning", "pytorch_lightning"):
+            continue
+        used = next(callback for callback in trainer.callbacks if type(callback) is type(given))
+        before, after = vars(given), vars(used)
+        changed = [name for name, value in after.items() if _grew(before.get(name), value)]
+        if changed:
+            rank_zero_warn(
+                f"trainer.callbacks: each client trains with a copy of {type(given).__name__}, so what it keeps "
+                f"({', '.join(changed)}) is lost. Log it as 'train/NAME', for metrics.csv, or write it to a file."
+            )
+
+
+def _grew(before: Any, after: Any) -> bool:
+    """Whether a number or text is another one, or a container has another size."""
+    if isinstance(after, list | dict | set | tuple):
+        return type(before) is not type(after) or len(before) != len(after)
+    return isinstance(after, int | float | str) and after != before
 
 
 def fit(trainer: Trainer, module: LightningModule, loader: BatchLoader) -> None:

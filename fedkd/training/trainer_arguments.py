@@ -8,10 +8,11 @@ from typing import Any
 
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.callbacks import DeviceStatsMonitor, LearningRateMonitor
 from lightning.pytorch.loggers import Logger
 
 from fedkd.core.errors import FedKDError, check_range
-from fedkd.training.trainer import make_trainer
+from fedkd.training.trainer import configured_callbacks, make_trainer
 
 
 def as_loggers(logger: Any) -> list[Logger]:
@@ -82,6 +83,13 @@ def check_trainer(arguments: Mapping[str, Any]) -> torch.device:
     for name in ("max_epochs", "max_steps"):
         if arguments.get(name) == 0:
             raise FedKDError(f"trainer.{name} 0 trains no client: give a number above.")
+    configured = configured_callbacks(arguments)
+    for callback in configured:
+        if isinstance(callback, LearningRateMonitor | DeviceStatsMonitor):
+            raise FedKDError(
+                f"trainer.callbacks: {type(callback).__name__} needs a logger, which a client's Trainer does not have: "
+                "loggers get a row a round. Leave it out."
+            )
     try:
         trainer = make_trainer(arguments)
     except (MisconfigurationException, ImportError, ValueError, TypeError) as error:

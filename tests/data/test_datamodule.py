@@ -289,3 +289,34 @@ def build(data: Any) -> FederatedDataModule:
     config = made.get_defaults()
     config["data"] = data
     return getattr(made, "instantiate", made.instantiate_classes)(config)["data"]
+
+
+def test_one_class_is_refused() -> None:
+    data = ImageSet(torch.zeros(4, 1, 8, 8, dtype=torch.uint8), torch.zeros(4, dtype=torch.int64), ("cat",))
+    with pytest.raises(FedKDError, match="The data has 1 class, 'cat': there is nothing to tell apart"):
+        make((data, data)).setup()
+
+
+def test_classes_without_images_are_named(digits: tuple[ImageSet, ImageSet]) -> None:
+    train, test = digits
+    with pytest.warns(UserWarning, match="image") as caught:
+        make((train.subset(torch.where(train.targets != 3)[0]), test.subset(torch.where(test.targets < 4)[0]))).setup()
+    assert [str(each.message) for each in caught] == [
+        "1 of 10 classes have no training image (3): for such a class no client learns it from labels.",
+        "6 of 10 classes have no test image (4, 5, 6, 7, 8, ...): for such a class its accuracy is NaN, and balanced "
+        "accuracy is over the other classes.",
+    ]
+
+
+@pytest.mark.parametrize("gray", [0, 1])
+def test_training_and_test_images_get_the_same_channels(gray: int, digits: tuple[ImageSet, ImageSet]) -> None:
+    plain = digits
+    tripled = [ImageSet(each.images.repeat(1, 3, 1, 1), each.targets, each.classes) for each in digits]
+    data = make((plain[0], tripled[1]) if gray == 0 else (tripled[0], plain[1]))
+    data.setup()
+    assert [data.train.fingerprint, data.test.fingerprint] == [each.fingerprint for each in plain]
+    tripled[1 - gray].images[0, 0, 0, 0] ^= 1  # one colored pixel
+    data = make((plain[0], tripled[1]) if gray == 0 else (tripled[0], plain[1]))
+    data.setup()
+    assert data.train.image_shape == data.test.image_shape == (3, 8, 8)
+    assert torch.equal((data.train, data.test)[gray].images, plain[gray].images.expand(-1, 3, -1, -1))

@@ -7,12 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from limits import files_up_to
 from PIL import Image
 
 import fedkd.data.images.folder as folder_module
 from fedkd.core.errors import FedKDError, MissingResourceError
 from fedkd.core.storage import cache_dir
-from fedkd.data import ImageFolder, ImageSet
+from fedkd.data import FederatedDataModule, ImageFolder, ImageSet
 
 
 def save(path: Path, pixels: np.ndarray) -> Path:
@@ -115,16 +116,6 @@ def test_a_damaged_cache_is_rebuilt(root: Path, damage: str, request: pytest.Fix
     assert same(ImageFolder(root).load(), first)
     request.getfixturevalue("no_decoding")
     assert same(ImageFolder(root).load(), first)
-
-
-def test_a_failed_write_leaves_nothing_behind(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*_: object) -> None:
-        raise OSError("disk full")
-
-    monkeypatch.setattr(os, "replace", refuse)
-    with pytest.raises(OSError, match="disk full"):
-        ImageFolder(root).load()
-    assert cache_files() == []
 
 
 def test_image_size_crops_the_center_of_the_shorter_side(tmp_path: Path) -> None:
@@ -245,3 +236,68 @@ def test_a_class_without_an_image_is_named(root: Path) -> None:
     (root / "train/zebra").mkdir()
     with pytest.raises(FedKDError, match="zebra has no image"):
         ImageFolder(root).load()
+
+
+def test_links_are_followed_but_not_in_a_circle(root: Path) -> None:
+    (root / "train/cat/up").symlink_to("..")
+    (root / "train/cat/self").symlink_to(".")
+    (root / "train/dog/more").symlink_to(root / "test/dog")
+    train, _ = ImageFolder(root).load()
+    # the cat's "up" leads to the dogs once, and from there to the test image
+    assert torch.bincount(train.targets).tolist() == [1 + 3, 3]
+
+
+def test_a_class_folder_that_is_not_utf8_is_named(root: Path) -> None:
+    os.rename(root / "train/cat", os.fsencode(root / "train") + b"/caf\xe9")
+    with pytest.raises(FedKDError, match=r"class folder b'caf\\xe9' in .*train has a name that is not UTF-8"):
+        ImageFolder(root).load()
+
+
+def test_a_file_name_that_is_not_utf8_is_read_and_can_be_printed(root: Path) -> None:
+    first = ImageFolder(root).load()
+    strange = os.fsencode(root / "train/cat/sub") + b"/\xff.png"
+    os.rename(root / "train/cat/sub/2.PNG", strange)
+    assert same(ImageFolder(root).load(), first)
+    Path(os.fsdecode(strange)).write_bytes(b"no image")
+    with pytest.raises(FedKDError, match=r"cat/sub/\\xff\.png could not be read") as raised:
+        ImageFolder(root).load()
+    str(raised.value).encode()
+
+
+def test_of_gray_files_one_with_equal_channels_is_gray_too(tmp_path: Path) -> None:
+    gray = [noise(i, 4, 5) for i in range(4)]
+    save(tmp_path / "train/a/0.png", gray[0])
+    save(tmp_path / "train/a/1.png", np.dstack([gray[1]] * 3 + [np.full((4, 5), 255, np.uint8)]))  # RGBA
+    save(tmp_path / "train/b/2.png", np.dstack([gray[2]] * 3))
+    save(tmp_path / "test/b/3.png", gray[3])
+    train, test = ImageFolder(tmp_path).load()
+    assert train.images.tolist() == [[each.tolist()] for each in gray[:3]]
+    assert test.image_shape == train.image_shape == (1, 4, 5)
+
+
+def test_of_gray_files_a_colored_one_is_named_and_all_become_rgb(tmp_path: Path) -> None:
+    for i in range(3):
+        save(tmp_path / f"train/{'ab'[i % 2]}/{i}.png", noise(i, 4, 5))
+        save(tmp_path / f"test/{'ab'[i % 2]}/{i}.png", noise(i + 5, 4, 5))
+    save(tmp_path / "train/b/color.png", noise(9, 4, 5, 3))
+    data = FederatedDataModule(ImageFolder(tmp_path))
+    with pytest.warns(UserWarning, match=r"1 of 4 images are colored, the first is train/b/color\.png"):
+        data.setup()
+    assert data.train.images[-1].tolist() == noise(9, 4, 5, 3).transpose(2, 0, 1).tolist()
+    assert data.test.images[0].tolist() == [noise(5, 4, 5).tolist()] * 3
+
+
+def test_files_that_are_all_rgb_stay_rgb(tmp_path: Path) -> None:
+    for part in ("train", "test"):
+        save(tmp_path / part / "a/0.png", np.dstack([noise(1, 4, 5)] * 3))
+    assert [data.image_shape for data in ImageFolder(tmp_path).load()] == [(3, 4, 5)] * 2
+
+
+def test_without_room_in_the_cache_images_are_read_all_the_same(root: Path) -> None:
+    first = ImageFolder(root, image_size=64).load()
+    (cache,) = cache_files()
+    cache.unlink()
+    with pytest.warns(UserWarning, match="Decoded images are not kept"), files_up_to(10_000):
+        again = ImageFolder(root, image_size=64).load()
+    assert same(again, first)
+    assert not cache_files()

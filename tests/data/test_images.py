@@ -77,8 +77,8 @@ def test_class_names_come_from_the_dataset_even_behind_a_subset() -> None:
         ([(torch.zeros(4, 2, 2), 0)], r"\(C, H, W\) with 1 or 3 channels, got \(4, 2, 2\)"),
         ([(Image.new("F", (2, 2)), 0)], "mode 'F'"),
         ([("cat.png", 0)], "got str"),
-        ([(rgb(), 1.5)], "label of item 0 must be an integer class number, got 1.5"),
-        ([(rgb(), -1)], "Label -1 is outside"),
+        ([(rgb(), 1.5)], "label of item 0 must be an integer class number from 0, got 1.5"),
+        ([(rgb(), -1)], "integer class number from 0, got -1"),
     ],
 )
 def test_what_is_not_an_image_or_label_is_named(items: list, message: str) -> None:
@@ -162,3 +162,19 @@ def test_a_random_transform_of_the_dataset_is_refused_and_a_fixed_one_kept(trans
     assert len(ImageSet.from_dataset(Transformed(False))) == 30
     with pytest.raises(FedKDError, match=r"Item \d+ of the dataset is another image .* data.augmentation"):
         ImageSet.from_dataset(Transformed(True))
+
+
+def test_of_a_class_with_several_names_the_first_counts_while_it_is_the_only_such() -> None:
+    class Synonyms(Named):
+        # as in torchvision's ImageNet, where two classes are cranes
+        classes = (("tench", "Tinca tinca"), ("crane",), "dog", ("maillot",), ("maillot", "tank suit"), ("crane",))
+
+    names = ("tench", "crane", "dog", "maillot", "maillot, tank suit", "crane (2)")
+    data = Synonyms(torch.zeros(6, 1, 2, 2, dtype=torch.uint8), torch.arange(6))
+    assert ImageSet.from_dataset(data).classes == names
+    assert ImageSet.from_dataset([(rgb(), 0)], classes=Synonyms.classes).classes == names
+
+
+def test_other_class_names_than_strings_are_refused() -> None:
+    with pytest.raises(FedKDError, match="Class names must be strings, got 3"):
+        ImageSet(torch.zeros(1, 1, 2, 2, dtype=torch.uint8), torch.zeros(1, dtype=torch.int64), ("a", 3))

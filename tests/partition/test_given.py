@@ -92,9 +92,15 @@ def test_a_client_of_a_list_may_be_empty() -> None:
             [[0, 1], [2], [5]],
             r"clients gives 2 of 6 images to no client, the first at position 3\. If they were",
         ),
-        ([[0, 1], [2, 0.5], [5]], r"must hold a list of integers for each client, but client 1 has none\."),
+        ([[0, 1], [2, 0.5], [5]], r"must hold a list of integers for each client, client 1 has 0\.5 in it"),
         ([], r"clients must hold one value for each of the 6 training images"),
-        ([[0, 1], 2, [5]], r"must hold one value for each image, as a list of integers or of strings\."),
+        ([[0, 1], 2, [5]], r"must hold a list of integers for each client, got 2 for client 1\."),
+        ([[0, 1], [2, [3]], [5]], r"client 1 has \[3\] in it"),
+        ([[0, 1], [2, "3"], [5]], r"client 1 has '3' in it"),
+        ([[0, 1], [2, True], [5]], r"client 1 has true in it"),
+        ([[0, 1], [2, 10**30], [5]], r"positions 0 to 5, client 1 has 10{30}"),
+        (None, r"must hold a list, of the client of each image or of each client's positions, got null"),
+        (np.array(3), r"must hold a list, .* got array\(3\)"),
     ],
 )
 def test_given_wrong(clients: Any, message: str) -> None:
@@ -112,13 +118,34 @@ def test_given_wrong(clients: Any, message: str) -> None:
         ("a.csv", "a,b\n0,1\n2\n", "a", r"a\.csv could not be read \(row 2 has 1 values for 2 columns\)\."),
         ("a.csv", "a,b\n0,1\n2,3\n4,\n5,6\n7,8\n9,0\n", "b", r"has no value for the image at position 2\."),
         ("a.csv", "0\n1\n2\n0\n0\n0\n", None, r"but has 5 \(the first line of a CSV names the columns\)\."),
-        ("a.csv", "", None, "0 columns"),
+        ("a.csv", "", None, "has no columns: the first line"),
         ("a.npy", np.array([{}], dtype=object), None, r"a\.npy could not be read"),
     ],
 )
 def test_files_wrong(tmp_path: Path, kind: Any, name: str, content: Any, column: str | None, message: str) -> None:
     with pytest.raises(FedKDError, match=message):
         deal(kind(str(write(tmp_path, name, content)), column))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('{"indices": [[0, 1], [2, 3], [4, 5], 7]}', "indices must be a list of lists, one for each client, got 7"),
+        ('{"indices": null}', "indices must be a list of lists, one for each client, got null"),
+        ('{"indices": [0, 1, 2, 0, 1, 2]}', "indices must be a list of lists, one for each client, got 0"),
+        ('{"indices": [[0], [1], [2]], "val_indices": 3}', "val_indices must be a list of lists, .* got 3"),
+        ('{"indices": [[0], [1], [2]], "val_indices": [[3]]}', "has indices of 3 clients, and val_indices of 1"),
+        ("[" * 100_000 + "]" * 100_000, "could not be read: its lists are nested too deeply"),
+        ("3", "must hold a list, .* got 3"),
+        ("{}", "has no columns"),
+    ],
+)
+def test_a_damaged_record_of_a_run_is_one_line(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "partition.json"
+    path.write_text(text)
+    with pytest.raises(FedKDError, match=message) as raised:
+        deal(Given(path))
+    assert "\n" not in str(raised.value)
 
 
 def test_a_broken_or_missing_file(tmp_path: Path) -> None:

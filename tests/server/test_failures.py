@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import re
 
 import pytest
 import torch
@@ -61,7 +62,9 @@ def failures(run_dir):
 REASONS = {
     "raise": "FileNotFoundError: images/7.png",
     "exit": "SystemExit: 0",
-    "memory": "MemoryError: ",
+    "memory": "out of memory (MemoryError): lower data.batch_size, or take a smaller student",
+    "device memory": "out of memory (CUDA out of memory. Tried to allocate 2 GiB.): lower data.batch_size, or take a "
+    "smaller student",
     "nan": "what it sent is infinite or NaN",
 }
 
@@ -69,7 +72,7 @@ REASONS = {
 @pytest.mark.parametrize("how", REASONS)
 @pytest.mark.parametrize("read", [False, True])
 def test_the_round_is_that_of_the_others(tmp_path, without, how, read):
-    with pytest.warns(UserWarning, match=f"Client 1, round 1 failed: {REASONS[how]}"):
+    with pytest.warns(UserWarning, match=re.escape(f"Client 1, round 1 failed: {REASONS[how]}")):
         trained, _ = fit(tmp_path / "failing", Failing(how, read=read))
     reference, _ = without((1,), tmp_path / "without", FedAvg())
     assert_alike(trained, reference)
@@ -79,7 +82,7 @@ def test_the_round_is_that_of_the_others(tmp_path, without, how, read):
     assert [row["cohort"] for row in rows] == ["0 1 2 3", "0 2 3", "0 1 2 3"]
 
 
-@pytest.mark.parametrize("how", ["raise", "wrong"])
+@pytest.mark.parametrize("how", ["raise", "wrong", "exit"])
 def test_of_several_at_once_the_others_are_trained(tmp_path, without, how):
     with pytest.warns(UserWarning, match="Client 1, round 1 failed"):
         trained, _ = fit(tmp_path / "failing", Failing(how), fedkd.Stacked(4))
@@ -117,6 +120,26 @@ def test_a_head_is_solved_on_the_others(tmp_path, without):
     assert [row["balanced_accuracy"] for row in rows[0]] == [row["balanced_accuracy"] for row in rows[1]]
 
 
+@pytest.mark.parametrize("backend", [fedkd.InProcess(), fedkd.Stacked(4)])
+def test_a_site_that_cannot_be_made_is_the_clients_failure(backend):
+    data, trained = datamodule(), module()
+    data.setup()
+    trained.build(data.classes, data.image_shape)
+    sites = data.sites(modules=(trained,), trainer=CPU)
+
+    def some_sites(client):
+        if client == 1:
+            raise FileNotFoundError("images.npy")
+        return sites(client)
+
+    tasks = [fedkd.ClientTask(3, client, Weights.of(trained.student)) for client in range(3)]
+    with backend.open(some_sites) as workers:
+        outcomes = list(workers.map(fedkd.train, tasks))
+    failed = [each for each in outcomes if isinstance(each, ClientError)]
+    assert [str(each) for each in failed] == ["Client 1, round 3: FileNotFoundError: images.npy"]
+    assert sorted(each.client for each in outcomes if isinstance(each, ClientUpdate)) == [0, 2]
+
+
 def test_too_few_end_the_run_and_the_rounds_before_stay(tmp_path):
     with (
         pytest.warns(UserWarning, match="failed"),
@@ -148,14 +171,14 @@ def test_a_client_with_a_student_of_its_own_keeps_it(tmp_path):
     assert [each["client"] for each in summary["clients"]] == [0, 1, 2]
 
 
-@pytest.mark.parametrize("how", ["die", "hang", "raise"])
+@pytest.mark.parametrize("how", ["die", "hang", "device memory"])
 def test_a_pool_replaces_a_worker_that_dies_or_hangs(tmp_path, without, how, pool, monkeypatch):
     if how == "hang":
         monkeypatch.setattr(pool, "client_timeout", 20.0)
     reasons = {
         "die": "its worker process died twice, with signal 9",
         "hang": "it took longer than client_timeout, 20 s",
-        "raise": "FileNotFoundError",
+        "device memory": re.escape("out of memory (CUDA out of memory. Tried"),
     }
     with pytest.warns(UserWarning, match=f"Client 1, round 1 failed: {reasons[how]}"):
         trained, _ = fit(tmp_path / "failing", Failing(how), pool, rounds=2)

@@ -11,8 +11,9 @@ from helpers import LinearStudent, datamodule, images, module, same, weights
 from torch import nn
 
 import fedkd
+from fedkd.runs.student_file import write_student
 from fedkd.strategies import FedMD
-from fedkd.students import LogitsStudent, as_student, register, students
+from fedkd.students import LogitsStudent, as_student, create, register, students
 from fedkd.training.stacked import reason_against_stacking
 
 
@@ -169,3 +170,66 @@ def test_a_batch_of_one_for_a_batch_norm_names_the_client(tmp_path):
 def test_a_class_in_place_of_an_instance(make, message):
     with pytest.raises(fedkd.FedKDError, match=message):
         make()
+
+
+@pytest.mark.parametrize("name", [*students, "timm/vit_tiny_patch16_224", "timm/resnet10t"])
+def test_oblong_images(name, tmp_path):
+    shape = (1, 48, 16) if name in ("cnn", "resnet8") else (3, 16, 48)
+    if name.startswith("timm/"):
+        pytest.importorskip("timm")
+    trained = fedkd.DistillationModule(name)
+    trained.build(("a", "b", "c"), shape)
+    assert trained.student(torch.rand(2, *shape)).shape == (2, 3)
+    write_student(tmp_path, trained.student.state_dict(), trained.describe())
+    loaded = fedkd.load_student(tmp_path)
+    assert same(loaded.state_dict(), trained.student.state_dict())
+
+
+def test_the_cnn_of_oblong_images_has_a_cell_for_every_four_pixels():
+    assert create("cnn", 10, image_size=16, image_width=48).hidden.in_features == 64 * 4 * 12
+
+
+@pytest.mark.parametrize("error", [AssertionError("Wrong image height!\n  Expected 32"), KeyError("x"), IndexError()])
+def test_whatever_a_student_raises_for_such_images_is_one_line(error):
+    def fail(_):
+        raise error
+
+    said = {"AssertionError": "Wrong image height! Expected 32", "KeyError": "'x'", "IndexError": "IndexError"}
+    with pytest.raises(fedkd.FedKDError, match=r"does not take images of shape \(2, 1, 8, 8\): (.*)$") as raised:
+        as_student(Returns(fail), 3, (1, 8, 8))
+    assert str(raised.value).endswith(said[type(error).__name__])
+
+
+def test_a_student_without_anything_to_train_is_one_line(tmp_path):
+    frozen = LinearStudent().requires_grad_(False)
+    with pytest.raises(fedkd.FedKDError, match="The student has no parameter to train"):
+        fedkd.Federation(1, trainer={"accelerator": "cpu"}, run_dir=tmp_path).fit(module(frozen), datamodule())
+
+
+@pytest.mark.parametrize("kind", ["lazy", "compiled", "compiled part", "for a compiled"])
+def test_a_students_weights_come_back_whatever_holds_them(kind, tmp_path):
+    def lazy():
+        return nn.Sequential(nn.Flatten(), nn.LazyLinear(4), nn.ReLU(), nn.LazyLinear(3))
+
+    def plain():
+        return nn.Sequential(nn.Flatten(), nn.Linear(64, 4), nn.ReLU(), nn.Linear(4, 3))
+
+    def compiled():
+        return torch.compile(plain(), backend="eager")
+
+    def part():
+        return nn.Sequential(compiled())
+
+    pairs = {
+        "lazy": (lazy, lazy),
+        "compiled": (compiled, plain),
+        "compiled part": (part, lambda: nn.Sequential(plain())),
+        "for a compiled": (plain, compiled),
+    }
+    made, given = pairs[kind]
+    trained = module(made())
+    fedkd.Federation(1, strategy=fedkd.FedAvg(), trainer={"accelerator": "cpu"}, run_dir=tmp_path).fit(
+        trained, datamodule()
+    )
+    shown = torch.rand(4, 1, 8, 8)
+    assert torch.equal(fedkd.load_student(tmp_path, given())(shown), trained.student.eval()(shown))

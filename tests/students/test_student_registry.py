@@ -54,7 +54,8 @@ def test_the_promised_students_are_there() -> None:
         ({"name": "mobilenet_v3_small", "dropout": 1.0}, "dropout must be >= 0 and < 1, got 1.0"),
         ({"name": "cnn", "num_classes": 0}, "num_classes must be >= 1, got 0"),
         ({"name": "cnn", "in_channels": 0}, "in_channels must be >= 1, got 0"),
-        ({"name": "cnn", "image_size": 7}, "image_size must be >= 8, got 7"),
+        ({"name": "cnn", "image_size": 7}, "student .cnn. takes images of 8 pixels or more, got 7 x 7"),
+        ({"name": "cnn", "image_width": 7}, "takes images of 8 pixels or more, got 32 x 7"),
     ],
 )
 def test_a_wrong_value_is_named(arguments: dict, message: str) -> None:

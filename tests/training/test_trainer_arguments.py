@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 from helpers import datamodule, module, train_client
+from lightning.pytorch import Callback, LightningDataModule
+from lightning.pytorch.callbacks import EarlyStopping, LearningRateMonitor
 from torch import nn
 
 import fedkd
@@ -70,6 +72,7 @@ def test_the_command_line_takes_max_steps_too(tmp_path):
         ({"max_steps": 0}, "trains no client"),
         ({"max_epochs": -2}, "trainer.max_epochs must be >= -1, got -2"),
         ({"max_steps": 1.5}, "trainer.max_steps must be an integer, got 1.5"),
+        ({"callbacks": LearningRateMonitor()}, "LearningRateMonitor needs a logger, which a client's Trainer does not"),
     ],
 )
 def test_values_that_train_nothing_or_make_no_sense_are_one_line(tmp_path, given, message):
@@ -104,3 +107,51 @@ def test_complex_students_are_refused_by_name():
     trained = module(Waves())
     with pytest.raises(fedkd.FedKDError, match=r"student's 'phase' is complex .complex64.*float32"):
         trained.build(("a", "b", "c"), (1, 8, 8))
+
+
+class Counts(Callback):
+    """Keeps the number of its fits, and a fixed setting."""
+
+    def __init__(self, every=2):
+        self.every, self.fits, self.losses = every, 0, []
+
+    def on_train_end(self, trainer, module):
+        self.fits += 1
+        self.losses.append(float(trainer.callback_metrics["train/loss"]))
+
+
+def test_what_a_callback_keeps_is_lost_with_a_warning(tmp_path):
+    mine = Counts()
+    trainer = {"accelerator": "cpu", "callbacks": [EarlyStopping("train/loss", check_on_train_epoch_end=True), mine]}
+    with pytest.warns(UserWarning, match="copy of Counts, so what it keeps \\(fits, losses\\) is lost"):
+        fedkd.Federation(1, strategy=fedkd.FedAvg(), trainer=trainer, run_dir=tmp_path).fit(module(), datamodule())
+    assert mine.fits == 0
+
+
+def test_early_stopping_starts_afresh_with_every_client(tmp_path):
+    stopping = EarlyStopping("train/loss", patience=0, min_delta=100.0, check_on_train_epoch_end=True)  # after 2 epochs
+    trainer = {"accelerator": "cpu", "callbacks": stopping, "max_epochs": 9}
+    run = fedkd.Federation(2, strategy=fedkd.FedAvg(), trainer=trainer, run_dir=tmp_path)
+    run.fit(module(), datamodule())  # three clients of two batches
+    rows = (tmp_path / "metrics.csv").read_text().splitlines()
+    steps = rows[0].split(",").index("num_steps")
+    assert [row.split(",")[steps] for row in rows[1:]] == ["12", "12"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            lambda: (module(), LightningDataModule()),
+            "needs a FederatedDataModule as datamodule, got LightningData",
+        ),
+        (lambda: (module(), fedkd.FederatedDataModule), "as datamodule, got FederatedDataModule: give its datasets"),
+        (
+            lambda: (nn.Linear(64, 3), datamodule()),
+            "needs a DistillationModule as module, got Linear: give the",
+        ),
+    ],
+)
+def test_another_module_or_datamodule_is_one_line(arguments, message):
+    with pytest.raises(fedkd.FedKDError, match=message):
+        fedkd.Federation(1).fit(*arguments())

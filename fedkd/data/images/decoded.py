@@ -6,10 +6,11 @@ import json
 from pathlib import Path
 
 import safetensors.torch
+from lightning.pytorch.utilities import rank_zero_warn
 from safetensors import SafetensorError, safe_open
 
-from fedkd.core.errors import FedKDError
-from fedkd.core.storage import replacing
+from fedkd.core.errors import FedKDError, in_one_line
+from fedkd.core.storage import CannotWriteError, replacing
 from fedkd.data.images.image_set import ImageSet
 
 Sets = tuple[ImageSet, ...]
@@ -48,6 +49,8 @@ def read_decoded(path: Path, source: str) -> Sets | None:
 def write_decoded(path: Path, source: str, sets: Sets) -> None:
     """Write a training set, and a test set if there is one, to ``path``, which is replaced atomically.
 
+    Where it cannot be written, a warning says so: the sets are in memory, and are decoded again the next time.
+
     Args:
         path: The file.
         source: The fingerprint of the image files that the sets come from.
@@ -64,5 +67,8 @@ def write_decoded(path: Path, source: str, sets: Sets) -> None:
         "classes": json.dumps(sets[0].classes),
         **{part: data.fingerprint for part, data in parts.items()},
     }
-    with replacing(path) as temporary:
-        safetensors.torch.save_file(tensors, temporary, metadata=metadata)
+    try:
+        with replacing(path) as temporary:
+            safetensors.torch.save_file(tensors, temporary, metadata=metadata)
+    except (CannotWriteError, SafetensorError) as error:
+        rank_zero_warn(f"Decoded images are not kept: {path.parent} cannot be written ({in_one_line(error)}).")

@@ -18,12 +18,12 @@ import torch
 from fedkd.core.errors import MOST_PIXELS, FedKDError, MissingResourceError, check_range, unknown_name
 from fedkd.core.storage import cache_dir
 from fedkd.data.images.decoded import read_decoded, write_decoded
-from fedkd.data.images.image_set import ImageSet
+from fedkd.data.images.image_set import ImageSet, with_same_channels
 from fedkd.data.images.pixels import pil_pixels, stack_pixels
 from fedkd.data.sources import ImageSource
 
 EXTENSIONS = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
-FORMAT = 2  # of the cached file: increase it when the same image files decode to other pixels
+FORMAT = 3  # of the cached file: increase it when the same image files decode to other pixels
 ORIENTATION = 0x0112  # the EXIF tag
 _CHUNK = 64  # files per task: for single small images the overhead of a task exceeds the decoding
 
@@ -48,7 +48,8 @@ class ImageFolder(ImageSource):
     The images are decoded once and cached in ``images`` in fedkd's cache. They are decoded again when a file is added,
     removed or changed. The classes are the folders of ``train``, sorted. Each has at least one image there; it may have
     none in ``test``. Files and folders whose names begin with a dot are left out. An image is turned as its EXIF data
-    say. Of several frames the first counts.
+    say. Of several frames the first counts. Links to folders are followed, but not back to a folder that they are in.
+    Grayscale and RGB files may be mixed: see `fedkd.data.images.pixels.stack_pixels`.
 
     Args:
         root: The folder that contains ``train/`` and ``test/``.
@@ -86,7 +87,7 @@ class ImageFolder(ImageSource):
             sets = self._decode(root, classes, train), self._decode(root, classes, test)
             write_decoded(cache, files, sets)
         train_set, test_set = sets
-        return train_set, test_set
+        return with_same_channels(train_set, test_set)
 
     def _decode(self, root: Path, classes: list[str], files: list[ImageFile]) -> ImageSet:
         names = [file.path for file in files]
@@ -104,6 +105,12 @@ def _scan(root: Path, part: str) -> tuple[list[str], list[ImageFile]]:
             f"{root} has no folder {part}/. An image folder needs train/ and test/, each with one folder per class."
         )
     classes = sorted(entry.name for entry in os.scandir(root / part) if entry.is_dir() and entry.name[0] != ".")
+    for name in classes:
+        if not is_text(name):
+            raise FedKDError(
+                f"The class folder {os.fsencode(name)!r} in {printable(root / part)} has a name that is not UTF-8. "
+                "Rename it: results are reported by class name."
+            )
     files = [file for name in classes for file in walk(root / part / name, f"{part}/{name}")]
     if not files:
         raise MissingResourceError(
@@ -112,18 +119,32 @@ def _scan(root: Path, part: str) -> tuple[list[str], list[ImageFile]]:
     return classes, sorted(files)
 
 
-def is_image(path: Path) -> bool:
-    """Whether a path, relative to where the search began, is that of an image: by its name, and not hidden."""
-    return path.suffix.lower() in EXTENSIONS and not any(part.startswith(".") for part in path.parts)
+def is_text(name: str) -> bool:
+    """Whether a name on disk is valid UTF-8."""
+    return name.isascii() or not any("\ud800" <= character <= "\udfff" for character in name)
 
 
-def walk(folder: Path, relative: str) -> Iterator[ImageFile]:
-    """Yield the image files below ``folder`` at any depth, in no order; their paths start with ``relative``."""
+def printable(path: Path | str) -> str:
+    r"""Return a path with ``\xNN`` for each byte that is not UTF-8, so that it can be written anywhere."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace")
+
+
+def walk(folder: Path, relative: str, above: frozenset[str] = frozenset()) -> Iterator[ImageFile]:
+    """Yield the image files below ``folder`` at any depth, in no order; their paths start with ``relative``.
+
+    Args:
+        folder: Where to look.
+        relative: What paths start with.
+        above: The real paths of the folders that this one is in. A link back to one of them has nothing new.
+    """
+    real = os.path.realpath(folder)
+    if real in above:
+        return
     for entry in os.scandir(folder):
         if entry.name.startswith("."):  # such as macOS's ._1.png, which holds no image
             continue
         if entry.is_dir():
-            yield from walk(folder / entry.name, f"{relative}/{entry.name}")
+            yield from walk(folder / entry.name, f"{relative}/{entry.name}", above | {real})
         elif entry.name.lower().endswith(EXTENSIONS) and entry.is_file():  # reading a pipe would wait forever
             stat = entry.stat()
             yield ImageFile(f"{relative}/{entry.name}", stat.st_size, stat.st_mtime_ns)
@@ -169,6 +190,6 @@ def decode_file(root: Path, name: str, size: tuple[int, int] | None) -> np.ndarr
             gray = image.mode in ("L", "1")  # other modes, such as palettes, cannot be resized: convert them to RGB
             return pil_pixels(ImageOps.fit(image.convert("L" if gray else "RGB"), size, Image.Resampling.BICUBIC))
     except FedKDError as error:
-        raise FedKDError(f"{root / name}: {error}") from error
+        raise FedKDError(f"{printable(root / name)}: {error}") from error
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise FedKDError(f"{root / name} could not be read as an image ({error}).") from error
+        raise FedKDError(f"{printable(root / name)} could not be read as an image ({error}).") from error

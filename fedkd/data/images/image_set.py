@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor
 
 from fedkd.core.errors import FedKDError
-from fedkd.data.images.pixels import stack_pixels, to_pixels
+from fedkd.data.images.pixels import is_colored, stack_pixels, to_pixels
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,6 +46,8 @@ class ImageSet:
             raise FedKDError(
                 f"targets must be int64 ({len(images)},), one per image, got {targets.dtype} {tuple(targets.shape)}."
             )
+        if wrong := [name for name in self.classes if not isinstance(name, str)]:
+            raise FedKDError(f"Class names must be strings, got {wrong[0]!r}.")
         if len(set(self.classes)) < len(self.classes):
             twice = next(name for name in self.classes if self.classes.count(name) > 1)
             raise FedKDError(
@@ -101,6 +104,7 @@ class ImageSet:
                 and some RGB, all become RGB.
             classes: The class names. The default is ``dataset.classes``, or that of the dataset inside a ``Subset``,
                 the names of a HuggingFace dataset's ``ClassLabel``, or else the numbers from 0 to the largest label.
+                Of a class with several names, as torchvision's ImageNet has them, the first counts: see `plain_names`.
 
         Raises:
             FedKDError: If an item is something else, an image or label has another type, sizes differ, or a label is
@@ -127,7 +131,7 @@ class ImageSet:
                     f"Item {i} of the dataset is another image when it is read again, so the dataset has a random "
                     "transform. fedkd reads each image once: leave the transform out and set data.augmentation."
                 )
-        names = class_names(dataset) if classes is None else tuple(classes)
+        names = class_names(dataset) if classes is None else plain_names(classes)
         if names is None:
             names = tuple(str(k) for k in range(max(labels) + 1))
         return cls(images, torch.tensor(labels, dtype=torch.int64), names)
@@ -151,6 +155,25 @@ def select(images: Tensor, rows: Tensor) -> Tensor:
     return images.permute(0, 2, 3, 1).index_select(0, rows).permute(0, 3, 1, 2)
 
 
+def with_same_channels(train: ImageSet, test: ImageSet) -> tuple[ImageSet, ImageSet]:
+    """Return both sets with one channel, or both with three, where their numbers of channels differ.
+
+    Both are grayscale if no image is colored, else both are RGB.
+    """
+    channels = train.image_shape[0], test.image_shape[0]
+    if channels[0] == channels[1]:
+        return train, test
+    to = 3 if is_colored((train if channels[0] == 3 else test).images.numpy()) else 1
+    return _with_channels(train, to), _with_channels(test, to)
+
+
+def _with_channels(data: ImageSet, channels: int) -> ImageSet:
+    if data.image_shape[0] == channels:
+        return data
+    images = data.images[:, :1] if channels == 1 else data.images.expand(-1, channels, -1, -1)
+    return ImageSet(images, data.targets, data.classes)
+
+
 def class_names(dataset: Any) -> tuple[str, ...] | None:
     """Return ``dataset.classes``, also from inside ``Subset``s, or None if there are no names."""
     while not hasattr(dataset, "classes") and hasattr(dataset, "dataset"):
@@ -160,7 +183,30 @@ def class_names(dataset: Any) -> tuple[str, ...] | None:
     if names is None and isinstance(features, Mapping):
         column = next((name for name in LABEL_COLUMNS if name in features), None)
         names = getattr(features.get(column), "names", None)
-    return None if names is None else tuple(str(name) for name in names)
+    return None if names is None else plain_names(names)
+
+
+def plain_names(names: Iterable[Any]) -> tuple[str, ...]:
+    """Return one name for each class.
+
+    Args:
+        names: A class may have several names, a list or tuple of them. It gets the first; all of them, with commas
+            between, if another class has the same first one; and a number if those are the same, too.
+    """
+    given = list(names)
+    several = [isinstance(each, list | tuple) and len(each) > 0 for each in given]
+    first = [str(each[0]) if many else str(each) for each, many in zip(given, several, strict=True)]
+    counts = Counter(first)
+    longer = [
+        ", ".join(map(str, each)) if many and counts[name] > 1 else name
+        for each, many, name in zip(given, several, first, strict=True)
+    ]
+    seen = Counter[str]()
+    for i, name in enumerate(longer):
+        seen[name] += 1
+        if several[i] and seen[name] > 1:
+            longer[i] = f"{name} ({seen[name]})"
+    return tuple(longer)
 
 
 def _pair(item: Any, position: int) -> tuple[Any, Any]:
@@ -183,6 +229,6 @@ def _label(label: Any, position: int) -> int:
     """Return a label as an int. A fraction, a vector or a bool is an error."""
     if isinstance(label, np.ndarray | np.generic | Tensor) and label.ndim == 0:
         label = label.item()
-    if isinstance(label, bool) or not isinstance(label, int):
-        raise FedKDError(f"The label of item {position} must be an integer class number, got {label!r}.")
+    if isinstance(label, bool) or not isinstance(label, int) or label < 0:
+        raise FedKDError(f"The label of item {position} must be an integer class number from 0, got {label!r}.")
     return label

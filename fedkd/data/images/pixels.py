@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from fedkd.core.errors import FedKDError
@@ -66,7 +67,10 @@ def pil_pixels(image: Any) -> np.ndarray:
 
 
 def stack_pixels(pixels: Iterable[np.ndarray], count: int, names: Sequence[str] | None = None) -> Tensor:
-    """Stack images of the same size. If any is RGB, all become RGB.
+    """Stack images of the same size.
+
+    Where some have one channel and some three, those with three equal channels are grayscale too. If one is colored
+    all become RGB, with a warning that names it where most are grayscale.
 
     Args:
         pixels: The images, uint8 (C, H, W) each; read one at a time.
@@ -80,8 +84,15 @@ def stack_pixels(pixels: Iterable[np.ndarray], count: int, names: Sequence[str] 
         FedKDError: If sizes differ.
     """
     stack = np.empty((0, 1, 0, 0), np.uint8)
+    colored: list[int] = []
+    has_gray = False
     for i, image in enumerate(pixels):
         channels, height, width = image.shape
+        has_gray |= channels == 1
+        if is_colored(image):
+            colored.append(i)
+        elif stack.shape[1] == 1 and i > 0:
+            image = image[:1]
         if i == 0:
             stack = np.empty((count, channels, height, width), np.uint8)
         if (height, width) != stack.shape[2:]:
@@ -90,7 +101,21 @@ def stack_pixels(pixels: Iterable[np.ndarray], count: int, names: Sequence[str] 
                 f"All images must have the same size, but {called} is {height}x{width} (height x width) and those "
                 f"before it are {stack.shape[2]}x{stack.shape[3]}: resize them, as ImageFolder does with image_size."
             )
-        if channels > stack.shape[1]:
-            stack = np.repeat(stack, channels, axis=1)
+        if len(image) > stack.shape[1]:
+            stack = np.repeat(stack, len(image), axis=1)
         stack[i] = image  # a grayscale image is broadcast over the channels
+    if has_gray and not colored:
+        stack = np.ascontiguousarray(stack[:, :1])
+    if has_gray and 0 < len(colored) < count / 2:
+        called = names[colored[0]] if names else f"image {colored[0]}"
+        rank_zero_warn(
+            f"{len(colored)} of {count} images are colored, the first is {called}. All become RGB. Convert it to "
+            "grayscale if it is there by mistake."
+        )
     return torch.from_numpy(stack)
+
+
+def is_colored(images: np.ndarray) -> bool:
+    """Whether images (..., C, H, W) have three channels that differ."""
+    red, *others = (images[..., channel, :, :] for channel in range(images.shape[-3]))
+    return not all(np.array_equal(red, other) for other in others)

@@ -9,7 +9,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from fedkd.core.config import Configured
-from fedkd.core.errors import FedKDError
+from fedkd.core.errors import FedKDError, in_one_line, is_out_of_memory
 from fedkd.core.messages import ClientTask, ClientUpdate, Work
 from fedkd.core.stopping import Terminated
 
@@ -113,9 +113,12 @@ def run_work(work: Work, sites: SiteFactory, task: ClientTask) -> Outcome:
 
 
 def said_by(error: BaseException) -> str:
-    """Return an error's message, with its type unless the error is one for the caller."""
+    """Return an error's message in one line, with its type unless the error is one for the caller."""
+    if is_out_of_memory(error):
+        return f"out of memory ({in_one_line(error)}): lower data.batch_size, or take a smaller student"
     lightning: Any = sys.modules.get("lightning.fabric.utilities.exceptions")
     plain = isinstance(error, FedKDError) or (
         lightning is not None and isinstance(error, lightning.MisconfigurationException)
     )
-    return str(error) if plain else f"{type(error).__name__}: {error}"
+    text = " ".join(str(error).split())
+    return text if plain else f"{type(error).__name__}: {text}".removesuffix(": ")

@@ -11,8 +11,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fedkd.core.storage import writing
+
 LARGE = 1 << 16
 """From so many bytes on, content goes into a file."""
+
+
+TEMPORARY_ADVICE = "Set TMPDIR to another folder"
 
 
 class MappedStore:
@@ -45,7 +50,8 @@ class MappedStore:
         key = (address, size)
         if key not in self._written:
             name = f"{len(self._written)}.bin"
-            (self.folder / name).write_bytes(content)
+            with writing(self.folder / name, TEMPORARY_ADVICE):
+                (self.folder / name).write_bytes(content)
             self._written[key] = name
             self._kept.append(owner)
         return self._written[key]

@@ -22,8 +22,9 @@ import torch
 
 from fedkd.core.errors import MOST_THREADS, FedKDError, check_range
 from fedkd.core.messages import ClientTask, ClientUpdate, LocalRule, Work, from_bytes, to_bytes
+from fedkd.core.storage import writing
 from fedkd.server.backends.base import Backend, ClientError, Outcome, SiteFactory, Workers
-from fedkd.server.backends.mapped import MappedStore, unpicklable_part
+from fedkd.server.backends.mapped import TEMPORARY_ADVICE, MappedStore, unpicklable_part
 
 TRIES = 2
 """A task whose worker dies is run again once."""
@@ -76,7 +77,8 @@ class ProcessPool(Backend):
             FedKDError: If the factory does not pickle.
         """
         if self._store is None:
-            folder = Path(tempfile.mkdtemp(prefix="fedkd-pool-"))
+            with writing(tempfile.gettempdir(), TEMPORARY_ADVICE):
+                folder = Path(tempfile.mkdtemp(prefix="fedkd-pool-"))
             self._store = MappedStore(folder)
             self._processes = [WorkerProcess(i, self.threads) for i in range(self.workers)]
             self._release = weakref.finalize(self, _release, self._processes, folder)

@@ -9,6 +9,7 @@ import torch
 
 from fedkd.core.errors import FedKDError, check_range
 from fedkd.core.messages import ClientTask, Work
+from fedkd.core.stopping import Terminated
 from fedkd.server.backends.base import ClientError, Outcome, SiteFactory, Workers
 from fedkd.server.backends.in_process import SITES_KEPT, InProcess, InProcessWorkers
 
@@ -76,7 +77,12 @@ class StackedWorkers(InProcessWorkers):
             return
         waiting: dict[int, list[ClientTask]] = {}  # by the module that trains them
         for task in tasks:
-            group = waiting.setdefault(id(self.sites(task.client).module), [])
+            try:
+                module = self.sites(task.client).module
+            except Exception:
+                yield from super().map(work, [task])  # it fails there too, and with the client's name
+                continue
+            group = waiting.setdefault(id(module), [])
             group.append(task)
             if len(group) == self.clients:
                 yield from self._train(group)
@@ -101,7 +107,9 @@ class StackedWorkers(InProcessWorkers):
             failure = ClientError([task.client for task in tasks], tasks[0].round, str(error))
             failure.__cause__ = error
             yield failure
-        except Exception:
+        except Terminated:
+            raise
+        except (Exception, SystemExit):
             yield from super().map(train, [task for task in tasks if task.client not in done])
         finally:
             torch.set_num_threads(before)

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fedkd.core.errors import MOST_PIXELS, FedKDError, check_range, unknown_name
+from fedkd.core.errors import MOST_PIXELS, FedKDError, check_range, in_one_line, unknown_name
 from fedkd.teachers.huggingface.patches import naflex_size
 
 _IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -161,7 +161,15 @@ def load_preprocess(checkpoint: Any, image_size: int | None = None, channels: in
             stacklevel=2,
         )
         return preprocess
-    difference = levels_apart(processor, Preprocess.from_processor(processor, None, channels), channels)
+    try:
+        difference = levels_apart(processor, Preprocess.from_processor(processor, None, channels), channels)
+    except FedKDError:
+        raise
+    except Exception as error:  # the processor's own code: three means for one channel, or none for three
+        raise FedKDError(
+            f"{type(processor).__name__} of {checkpoint.name!r} does not take an image of {channels} channel(s), as "
+            f"its model does: {in_one_line(error)}. Correct image_mean and image_std in its preprocessor_config.json."
+        ) from error
     if difference > MOST_LEVELS:
         raise FedKDError(
             f"{type(processor).__name__} of {checkpoint.name!r} prepares images in a way that fedkd does not follow: "

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from fedkd.core.errors import FedKDError
@@ -15,6 +17,9 @@ from fedkd.teachers.heads.modules import ZeroShotHead
 from fedkd.teachers.huggingface.feature import HuggingFaceTeacher
 from fedkd.teachers.huggingface.hub import find_checkpoint, is_dual_encoder
 from fedkd.teachers.huggingface.templates import check_templates, choose_templates
+
+WORDNET_ID = re.compile(r"n\d{8}")
+"""As in ImageNet's folders."""
 
 
 class ZeroShotTeacher(HuggingFaceTeacher):
@@ -74,6 +79,11 @@ class ZeroShotTeacher(HuggingFaceTeacher):
     def prepare(self, classes: Sequence[str]) -> None:
         """Embed the class names to build the zero-shot head, from which a fitted head starts."""
         super().prepare(classes)
+        if ids := [name for name in classes if WORDNET_ID.fullmatch(name)]:
+            rank_zero_warn(
+                f"{len(ids)} of {len(classes)} class names are WordNet ids, the first is {ids[0]!r}. They mean nothing "
+                "to a text tower: name the classes, such as by renaming their folders or by classes= of a data set."
+            )
         templates = choose_templates(self.templates, classes, self.model.config.model_type)
         with torch.no_grad():
             text = torch.stack([self._embed_class(name, templates) for name in classes])  # (K, D)

@@ -12,7 +12,7 @@ from filelock import FileLock, Timeout
 from lightning.pytorch.utilities import rank_zero_warn
 
 from fedkd.core.errors import FedKDError
-from fedkd.core.storage import cache_dir, write_atomically
+from fedkd.core.storage import CACHE_ADVICE, cache_dir, write_atomically, writing
 from fedkd.teachers.ensemble import EnsembleTeacher
 from fedkd.teachers.outputs.cache_file import DoesNotFitError, images_done, start_at, to_dtype
 from fedkd.teachers.outputs.passes import JoinedPass, Pass
@@ -32,7 +32,8 @@ class TeacherCache:
     The name of a file is a hash of everything that its content depends on, so a stale file is never read. Outputs are
     appended in the order of the images, so the length of a file shows how many images are done. An interrupted or
     truncated file is completed from there. A file's checksum stands beside it, and a damaged file is computed again. A
-    lock lets one process write at a time; other processes wait for it.
+    lock lets one process write at a time; other processes wait for it. In a folder that is read-only, complete files
+    are used.
     Values are float16, or float32 if float16 cannot represent them.
 
     The features of an ensemble are joined from the files of its members. A member's features are therefore computed
@@ -44,7 +45,8 @@ class TeacherCache:
 
     def __init__(self, folder: Path | str | None = None) -> None:
         self.folder = cache_dir("teachers") if folder is None else Path(folder).expanduser()
-        self.folder.mkdir(parents=True, exist_ok=True)
+        with writing(self.folder, CACHE_ADVICE):
+            self.folder.mkdir(parents=True, exist_ok=True)
 
     def get(
         self,
@@ -71,6 +73,7 @@ class TeacherCache:
 
         Raises:
             FedKDError: If there are no images, or outputs are not finite or not (B, D).
+            CannotWriteError: If the folder cannot be written, and has no complete file.
         """
         if len(data) == 0:
             raise FedKDError("There are no images to compute teacher outputs for.")
@@ -83,7 +86,16 @@ class TeacherCache:
             work = JoinedPass(**vars(work), outputs_of=outputs_of)
         stem = f"{type(teacher).__name__}-{work.key}"
         half, full = (self.folder / f"{stem}.{dtype}.npy" for dtype in ("float16", "float32"))
-        with FileLock(self.folder / f"{stem}.lock"):
+        lock = FileLock(self.folder / f"{stem}.lock")
+        try:
+            lock.acquire()
+        except OSError:
+            for path, dtype in ((half, np.float16), (full, np.float32)):
+                if _is_whole(path, work, np.dtype(dtype)):
+                    return _mapped(path)
+            with writing(self.folder, CACHE_ADVICE):
+                raise
+        try:
             if not full.exists():  # it exists only after float16 has failed
                 try:
                     return _whole(half, work, np.dtype(np.float16), progress and work.is_slow)
@@ -91,6 +103,8 @@ class TeacherCache:
                     full.touch()
                     half.unlink(missing_ok=True)
             return _whole(full, work, np.dtype(np.float32), progress and work.is_slow)
+        finally:
+            lock.release()
 
     def clear(self) -> int:
         """Delete all outputs except those that a process is computing. Return the number of bytes freed."""
@@ -116,9 +130,22 @@ def _whole(path: Path, work: Pass, dtype: np.dtype, progress: bool) -> np.memmap
         _complete(path, work, dtype, progress)
         if not _is_intact(path):
             raise FedKDError(f"{str(path)!r} was written, and is not read back as it was: its disk is damaged.")
+    return _mapped(path)
+
+
+def _mapped(path: Path) -> np.memmap:
     outputs = np.load(path, mmap_mode="r")
     assert isinstance(outputs, np.memmap)
     return outputs
+
+
+def _is_whole(path: Path, work: Pass, dtype: np.dtype) -> bool:
+    """Whether a file in a folder that cannot be written is complete, and matches its checksum."""
+    if not (path.is_file() and _checksum(path).is_file()):
+        return False
+    with path.open("rb") as file:
+        is_complete = images_done(file, dtype, len(work.data), work.num_views) == len(work.data)
+    return is_complete and _is_intact(path)
 
 
 def _checksum(path: Path) -> Path:
@@ -138,7 +165,8 @@ def _is_intact(path: Path) -> bool:
 
 def _complete(path: Path, work: Pass, dtype: np.dtype, progress: bool) -> None:
     """Compute and append the outputs that are missing in ``path``."""
-    path.touch()
+    with writing(path, CACHE_ADVICE):
+        path.touch()
     count = len(work.data)
     with open(path, "r+b") as file:
         done = images_done(file, dtype, count, work.num_views)
@@ -150,11 +178,12 @@ def _complete(path: Path, work: Pass, dtype: np.dtype, progress: bool) -> None:
             started = False
             for outputs in work.outputs(done):
                 rows = to_dtype(outputs.numpy(), dtype).reshape(-1, work.num_views, outputs.shape[1])
-                if not started:
-                    start_at(file, dtype, done, (count, *rows.shape[1:]))
-                    started = True
-                file.write(rows.tobytes())
-                file.flush()  # after this, a killed process keeps these rows
+                with writing(path, CACHE_ADVICE):
+                    if not started:
+                        start_at(file, dtype, done, (count, *rows.shape[1:]))
+                        started = True
+                    file.write(rows.tobytes())
+                    file.flush()  # after this, a killed process keeps these rows
                 if bar is not None:
                     bar.advance(len(rows))
 

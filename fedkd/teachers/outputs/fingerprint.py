@@ -7,9 +7,11 @@ import hashlib
 import inspect
 import json
 import pickle
+import sys
 from collections.abc import Collection
 from dataclasses import fields, is_dataclass
 from importlib.metadata import PackageNotFoundError, version
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -24,6 +26,11 @@ WHERE_FROM = frozenset({"checkpoint", "revision", "name_or_path", "_name_or_path
 """Attributes with the location of the weights. The hash ignores them, so a moved folder keeps its cache."""
 
 _VERSIONED = ("fedkd", "timm", "transformers")
+_VERSIONED_INSIDE = frozenset({"peft", "torchvision"})
+"""Packages whose versions count where a module has something of theirs inside: a torchvision may resize differently.
+
+PyTorch's own version does not count. Its releases, like other devices, may change the last bits.
+"""
 _TORCH_INTERNALS = frozenset(vars(nn.Module())) | {"_constructor_arguments"}
 
 
@@ -53,6 +60,8 @@ def fingerprint(module: nn.Module, ignore: Collection[str] = ()) -> str:
     for cls in classes:
         if not is_ours(cls):
             digest.update(source_of(cls).encode())
+    if inside := sorted(_VERSIONED_INSIDE & {package for cls in classes for package in _packages_of(cls)}):
+        digest.update(json.dumps([[package, _version(package)] for package in inside]).encode())
     for name, tensor in [*module.named_parameters(), *module.named_buffers()]:
         if name.split(".")[0] not in ignore:
             digest.update(name.encode())
@@ -69,6 +78,15 @@ def hash_tensor(digest: hashlib._Hash, tensor: Tensor) -> None:
     """Add a tensor's dtype, shape and bytes to a hash."""
     digest.update(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
     digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+
+
+def _packages_of(cls: type) -> set[str]:
+    """Return the package of a class, and for a class of the user's those of what its module imports."""
+    found = {str(cls.__module__)}
+    if not is_ours(cls):
+        for value in vars(sys.modules.get(cls.__module__, object)).values():
+            found.add(value.__name__ if isinstance(value, ModuleType) else str(getattr(value, "__module__", "")))
+    return {name.split(".")[0] for name in found}
 
 
 def _version(package: str) -> str:

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedkd.core.errors import FedKDError
+from fedkd.core.errors import FedKDError, in_one_line, is_out_of_memory
 from fedkd.teachers.outputs.fingerprint import fingerprint, own_code
 from fedkd.teachers.teacher import Teacher
 
@@ -85,8 +85,16 @@ class Pass:
         images = images.pin_memory().to(device, non_blocking=True) if on_cuda else images.to(device)
         images = images.contiguous()  # the teacher's own memory format
         pixels = self._views_of(images, first).float() / 255
-        with torch.no_grad():
-            outputs = self.teacher(pixels) if self.gives_logits else self.teacher.features(pixels)
+        try:
+            with torch.no_grad():
+                outputs = self.teacher(pixels) if self.gives_logits else self.teacher.features(pixels)
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+            raise FedKDError(
+                f"{type(self.teacher).__name__} runs out of memory on {device} with {len(pixels)} images "
+                f"({in_one_line(error)}). Choose a smaller teacher, image_size or dtype."
+            ) from error
         if outputs.ndim != 2 or len(outputs) != len(pixels):
             raise FedKDError(
                 f"{type(self.teacher).__name__} must return one vector per image, (B, D). For {len(pixels)} images it "

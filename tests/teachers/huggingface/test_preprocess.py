@@ -155,3 +155,27 @@ def test_a_processor_that_is_not_followed_is_refused_by_name(name, settings):
     processor = getattr(transformers, name)(**settings)
     with pytest.raises(FedKDError, match=rf"{name}\w* of 'one' prepares images .* \d+ of 256 grey levels apart"):
         load_preprocess(WithProcessor(processor))
+
+
+@pytest.mark.parametrize(
+    ("channels", "settings"),
+    [(1, {}), (3, {"image_mean": [0.5, 0.5], "image_std": [0.5, 0.5]})],
+)
+def test_a_processor_for_another_number_of_channels_is_one_line(channels, settings):
+    from transformers import ViTImageProcessor
+
+    message = rf"ViTImageProcessor\w* of 'one' does not take an image of {channels} channel\(s\), as its model .*json"
+    with pytest.raises(FedKDError, match=message) as raised:
+        load_preprocess(WithProcessor(ViTImageProcessor(**settings)), channels=channels)
+    assert "\n" not in str(raised.value)
+
+
+def test_a_processor_of_one_channel_prepares_gray_and_colored_images():
+    from transformers import ViTImageProcessor
+
+    processor = ViTImageProcessor(size={"height": 8, "width": 8}, image_mean=[0.25], image_std=[0.5])
+    preprocess = load_preprocess(WithProcessor(processor), channels=1)
+    gray = torch.full((1, 1, 8, 8), 0.5)
+    assert torch.allclose(preprocess(gray), torch.full((1, 1, 8, 8), 0.5))  # (0.5 - 0.25) / 0.5
+    colored = torch.tensor([0.25, 0.5, 0.75]).view(1, 3, 1, 1).expand(1, 3, 8, 8)  # 0.5 in the mean
+    assert torch.allclose(preprocess(colored), torch.full((1, 1, 8, 8), 0.5))

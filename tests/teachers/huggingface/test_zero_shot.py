@@ -116,6 +116,11 @@ def test_a_teacher_takes_the_templates_of_its_data(tiny: Tiny) -> None:
     assert not torch.equal(auto.head.text, given.head.text)
 
 
+def test_wordnet_ids_are_no_names(tiny: Tiny) -> None:
+    with pytest.warns(UserWarning, match=r"2 of 3 class names are WordNet ids, the first is 'n01440764'\. .* name the"):
+        ZeroShotTeacher(tiny("clip")).prepare(["dog", "n01440764", "n01443537"])
+
+
 def test_siglip_is_asked_in_small_letters(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
     teacher, seen = ZeroShotTeacher(tiny("siglip2")), []
     tokenizer = teacher.tokenizer

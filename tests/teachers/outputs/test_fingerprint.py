@@ -9,10 +9,12 @@ import sys
 import threading
 from dataclasses import dataclass
 from functools import partial
+from importlib.metadata import version
 
 import numpy as np
 import pytest
 import torch
+import torchvision
 from torch import nn
 
 import fedkd
@@ -156,3 +158,34 @@ def test_a_version_counts(monkeypatch):
     before = fingerprint(Attribute(1))
     monkeypatch.setattr("fedkd.teachers.outputs.fingerprint._version", lambda package: f"{package} 99")
     assert fingerprint(Attribute(1)) != before
+
+
+class Resizing(fedkd.Teacher):
+    """Has a transform of torchvision inside."""
+
+    def __init__(self):
+        super().__init__()
+        self.resize = torchvision.transforms.Resize(8)
+
+    def features(self, images):
+        return self.resize(images).flatten(1)
+
+
+def test_the_version_of_a_package_counts_where_something_of_it_is_inside(monkeypatch, tmp_path):
+    (tmp_path / "by_function.py").write_text(
+        "import fedkd\nfrom torchvision.transforms.functional import resize\n\n\nclass Teacher(fedkd.Teacher):\n"
+        "    def features(self, images):\n        return resize(images, [2, 2]).flatten(1)\n"
+    )
+    (tmp_path / "without.py").write_text(
+        "import fedkd\n\n\nclass Teacher(fedkd.Teacher):\n    def features(self, images):\n"
+        "        return images.flatten(1)\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    teachers = [Resizing(), *(importlib.import_module(name).Teacher() for name in ("by_function", "without"))]
+    before = [fingerprint(teacher) for teacher in teachers]
+
+    def newer(package):
+        return "99" if package == "torchvision" else version(package)
+
+    monkeypatch.setattr("fedkd.teachers.outputs.fingerprint._version", newer)
+    assert [fingerprint(teacher) == old for teacher, old in zip(teachers, before, strict=True)] == [False, False, True]
