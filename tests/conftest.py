@@ -10,9 +10,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 import fedkd
 from fedkd.client import works
+
+# the same examples in every run, and few, since all tests together take minutes
+settings.register_profile("suite", derandomize=True, database=None, deadline=None, max_examples=60)
+settings.load_profile("suite")
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -139,7 +139,9 @@ def _describe(value: Any, within: tuple[int, ...]) -> Any:
     if isinstance(value, set | frozenset):
         return sorted((inner(item) for item in value), key=repr)
     if isinstance(value, Mapping):
-        return {key if isinstance(key, str) else _line(inner(key)): inner(item) for key, item in value.items()}
+        found = {key if isinstance(key, str) else _line(inner(key)): inner(item) for key, item in value.items()}
+        # as pairs where two keys have the same text, such as 1 and "1"
+        return found if len(found) == len(value) else [[inner(key), inner(item)] for key, item in value.items()]
     if isinstance(value, np.generic):
         return inner(value.item())
     if isinstance(value, Tensor | np.ndarray):
@@ -222,36 +224,64 @@ def class_path(kind: type) -> str:
     return f"{module}.{kind.__qualname__}"
 
 
-def one_line(value: Any) -> str:
-    """Write a value down in one line, as in ``KD(ce_weight=0.1, kd_weight=0.9, temperature=2.0)``."""
-    return _line(describe(value))
+def one_line(value: Any, *, paths: bool = False) -> str:
+    """Write a value down in one line, as in ``KD(ce_weight=0.1, kd_weight=0.9, temperature=2.0)``.
+
+    Args:
+        value: A setting.
+        paths: Whether classes that are neither fedkd's nor torch's stand with the module that they come from, so that
+            one is not taken for another of the same name.
+    """
+    return _line(describe(value), paths)
 
 
-def _line(plain: Any) -> str:
+def _line(plain: Any, paths: bool = False) -> str:
     if isinstance(plain, list):
-        return f"[{', '.join(map(_line, plain))}]"
+        return f"[{', '.join(_line(item, paths) for item in plain)}]"
     if not isinstance(plain, dict):
         return repr(plain)
-    if isinstance(plain.get("class_path"), str):
-        settings: Any = plain.get("init_args", plain.get("settings", {}))
-        if "groups" in plain:
-            return f"{plain['class_path'].split('.')[-1]}({'; '.join(dict.fromkeys(map(_options, plain['groups'])))})"
-        return f"{plain['class_path'].split('.')[-1]}({_items(settings)})"
-    path = plain.get("class", plain.get("function"))
-    if isinstance(path, str) and plain.keys() & {"code", "of"}:  # any dictionary may have one of these keys
-        name = path.split(".")[-1].strip("<>")  # of <lambda>
-        held = f", {_items(plain['values'])}" if "values" in plain else ""
-        return f"<{name} {_line(plain['of']) if 'of' in plain else plain['code']}{held}>"
-    return f"{{{', '.join(f'{key!r}: {_line(item)}' for key, item in plain.items())}}}"
+    match plain:  # any dictionary may have some of these keys
+        case {"class_path": str(path), "groups": [*groups]} if len(plain) == 2 and all(map(_is_settings, groups)):
+            options = dict.fromkeys(_options(group, paths) for group in groups)
+            return f"{_name(path, paths)}({'; '.join(options)})"
+        case {"class_path": str(path), "init_args": settings} | {"class_path": str(path), "settings": settings} if len(
+            plain
+        ) == 2 and _is_settings(settings):
+            return f"{_name(path, paths)}({_items(settings, paths)})"
+        case {"class_path": str(path)} if len(plain) == 1:
+            return f"{_name(path, paths)}()"
+        case {"class": str(path)} | {"function": str(path)} if _is_code(plain):
+            held = f", {_items(plain['values'], paths)}" if "values" in plain else ""
+            what = _line(plain["of"], paths) if "of" in plain else plain["code"]
+            return f"<{path.split('.')[-1].strip('<>')} {what}{held}>"  # <> of <lambda>
+    return f"{{{', '.join(f'{key!r}: {_line(item, paths)}' for key, item in plain.items())}}}"
 
 
-def _items(settings: Mapping[str, Any]) -> str:
-    return ", ".join(f"{name}={_line(item)}" for name, item in settings.items())
+def _is_settings(plain: Any) -> bool:
+    return isinstance(plain, dict) and all(isinstance(name, str) for name in plain)
 
 
-def _options(group: Mapping[str, Any]) -> str:
+def _is_code(plain: Mapping[str, Any]) -> bool:
+    """Whether a dictionary describes a class or a function."""
+    whole = len(plain.keys() - {"values"}) == 2 and (isinstance(plain.get("code"), str) or "of" in plain)
+    return (
+        whole
+        and _is_settings(plain.get("values", {}))
+        and plain.keys() <= {"class", "function", "code", "of", "values"}
+    )
+
+
+def _name(path: str, paths: bool) -> str:
+    return path if paths and not path.startswith(("fedkd.", "torch.")) else path.split(".")[-1]
+
+
+def _items(settings: Mapping[str, Any], paths: bool) -> str:
+    return ", ".join(f"{name}={_line(item, paths)}" for name, item in settings.items())
+
+
+def _options(group: Mapping[str, Any], paths: bool) -> str:
     """Show those of an optimizer's options that are on and not zero."""
-    return _items({name: item for name, item in group.items() if item})
+    return _items({name: item for name, item in group.items() if item}, paths)
 
 
 def content_hash(value: Tensor | np.ndarray) -> str:

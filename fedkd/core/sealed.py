@@ -1,14 +1,17 @@
-"""Safetensors files with a checksum of every byte, so that a damaged file is never used.
+"""Files with a checksum, so that a damaged file is never used.
 
-The header's metadata hold the SHA-256 of the file as it is with zeros in the checksum's place. So the file stays an
-ordinary safetensors file, which any reader can open.
+In a safetensors file the header's metadata hold the SHA-256 of the file as it is with zeros in the checksum's place.
+So the file stays an ordinary safetensors file, which any reader can open. In a JSON object an entry of its own holds
+the SHA-256 of the others.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from fedkd.core.errors import FedKDError, MissingResourceError
 
@@ -69,6 +72,44 @@ def is_intact(content: bytes) -> bool:
     found.update(BLANK.encode())
     found.update(memoryview(content)[stop:])
     return found.hexdigest().encode() == content[start:stop]
+
+
+def with_checksum(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a JSON object with the checksum of its other entries as its last one."""
+    return {**record, KEY: _record_checksum(record)}
+
+
+def is_whole(record: Mapping[str, Any]) -> bool:
+    """Whether a JSON object has the checksum of its other entries, or none at all, as one that others wrote."""
+    return KEY not in record or record[KEY] == _record_checksum(record)
+
+
+def read_record(path: Path) -> dict[str, Any]:
+    """Return a JSON object from a file, as it was when it was written, without the checksum.
+
+    Args:
+        path: The file.
+
+    Raises:
+        MissingResourceError: If there is none.
+        DamagedFileError: If it is damaged, or no JSON object.
+    """
+    try:
+        record = json.loads(path.read_bytes())
+    except FileNotFoundError as error:
+        raise MissingResourceError(f"There is no file {str(path)!r}.") from error
+    except OSError as error:
+        raise DamagedFileError(f"{str(path)!r} cannot be read: {error.strerror}.") from error
+    except (ValueError, RecursionError) as error:
+        raise DamagedFileError(f"{str(path)!r} is damaged: it is no JSON ({error}).") from error
+    if not (isinstance(record, dict) and is_whole(record)):
+        raise DamagedFileError(f"{str(path)!r} is damaged, or was changed: its content does not match its checksum.")
+    return {name: value for name, value in record.items() if name != KEY}
+
+
+def _record_checksum(record: Mapping[str, Any]) -> str:
+    entries = {name: value for name, value in record.items() if name != KEY}
+    return hashlib.sha256(json.dumps(entries, sort_keys=True).encode()).hexdigest()
 
 
 def _place(content: bytes) -> tuple[int, int]:

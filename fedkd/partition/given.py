@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from fedkd.core.errors import FedKDError
+from fedkd.core.sealed import is_whole
 from fedkd.partition.files import choose_column, read_file, values_by_image
 from fedkd.partition.partitioner import Partitioner
 
@@ -68,6 +69,11 @@ class Given(Partitioner):
         if isinstance(content, str | Path):
             content = read_file(content)
             if self.column is None and isinstance(content, Mapping) and "indices" in content:
+                if not is_whole(content):
+                    raise FedKDError(
+                        f"{self._name} is damaged, or was changed: its content does not match its checksum. Take its "
+                        "entry sha256 out if you changed it."
+                    )
                 content = _lists_of_run(content, self._name)
             content = choose_column(content, self.column, self._name)
         if not _is_list(content):

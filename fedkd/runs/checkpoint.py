@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,26 +14,39 @@ from fedkd.core.messages import ServerState, from_bytes, metadata_of, to_bytes
 from fedkd.core.sealed import DamagedFileError, read_sealed, sealed
 from fedkd.core.storage import write_atomically
 
-FORMAT = 5
+FORMAT = 6
 NAME = re.compile(r"round_(\d{6,})\.ckpt")
 RECORD = "run"  # where a checkpoint's metadata keep what is not the state
 
 
-def save_checkpoint(path: Path, state: ServerState, identity: Mapping[str, Any], client_files: str) -> None:
+@dataclass(frozen=True)
+class Beside:
+    """The fingerprints of what belongs to a checkpoint in files of their own.
+
+    Args:
+        client_files: What the strategy remembers for each client: `fedkd.runs.client_files.ClientFiles.fingerprint`.
+        metrics: The rows of its rounds: `fedkd.runs.metrics_file.fingerprint_of`.
+    """
+
+    client_files: str
+    metrics: str
+
+
+def save_checkpoint(path: Path, state: ServerState, identity: Mapping[str, Any], beside: Beside) -> None:
     """Save a finished round, but for its metrics and what the strategy remembers for each client.
 
     Args:
         path: The file: safetensors with a JSON header, without pickle.
         state: The server's state after the round.
         identity: What a run must agree on to go on from here, such as seed and partition.
-        client_files: The fingerprint of what is remembered for each client, in files of their own.
+        beside: What belongs to it in other files.
     """
-    record = {"format": FORMAT, "identity": dict(identity), "client_files": client_files}
+    record = {"format": FORMAT, "identity": dict(identity), **asdict(beside)}
     content = to_bytes(replace(state, client_states={}), {RECORD: json.dumps(record)})
     write_atomically(path, sealed(content))
 
 
-def load_checkpoint(path: Path, identity: Mapping[str, Any]) -> tuple[ServerState, str]:
+def load_checkpoint(path: Path, identity: Mapping[str, Any]) -> tuple[ServerState, Beside]:
     """Load what `save_checkpoint` saved.
 
     Args:
@@ -41,7 +54,7 @@ def load_checkpoint(path: Path, identity: Mapping[str, Any]) -> tuple[ServerStat
         identity: What this run is; each entry must equal the checkpoint's.
 
     Returns:
-        The state, without what the strategy remembers for each client, and the fingerprint of that.
+        The state, without what the strategy remembers for each client; and what belongs to it in other files.
 
     Raises:
         MissingResourceError: If there is no such file.
@@ -67,4 +80,4 @@ def load_checkpoint(path: Path, identity: Mapping[str, Any]) -> tuple[ServerStat
         found = record["identity"].get(key)
         if found != value:
             raise FedKDError(f"{str(path)!r} belongs to another run: its {key} is {found!r}, this run's is {value!r}.")
-    return state, record["client_files"]
+    return state, Beside(**{each.name: record[each.name] for each in fields(Beside)})

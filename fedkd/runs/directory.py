@@ -35,11 +35,11 @@ from torch import Tensor
 from fedkd.core.client_states import ClientStates
 from fedkd.core.errors import FedKDError
 from fedkd.core.messages import ClientFailure, Metrics, ServerState, Weights
-from fedkd.core.sealed import DamagedFileError
+from fedkd.core.sealed import DamagedFileError, with_checksum
 from fedkd.core.storage import write_atomically, writing
 from fedkd.data import FederatedDataModule
 from fedkd.runs import metrics_file
-from fedkd.runs.checkpoint import NAME, load_checkpoint, save_checkpoint
+from fedkd.runs.checkpoint import NAME, Beside, load_checkpoint, save_checkpoint
 from fedkd.runs.client_files import ClientFiles
 from fedkd.runs.partition import partition_record
 from fedkd.runs.student_file import LAST, student_path, write_student
@@ -114,8 +114,9 @@ class RunDirectory:
             lock.release()
 
     def write_json(self, name: str, content: Mapping[str, Any]) -> None:
-        """Write ``name`` as JSON; what is not a number (a class without test images) becomes null."""
-        write_atomically(self.path / name, json.dumps(nan_to_none(content), indent=2, allow_nan=False) + "\n")
+        """Write ``name`` as JSON, with a checksum; what is not a number (a class without test images) becomes null."""
+        whole = with_checksum(nan_to_none(content))
+        write_atomically(self.path / name, json.dumps(whole, indent=2, allow_nan=False) + "\n")
 
     def write_text(self, name: str, content: str) -> None:
         """Write ``name`` as text."""
@@ -159,7 +160,7 @@ class RunDirectory:
         files.write(states.changes, state.round)
         self.metrics.append(row)
         path = self.path / "checkpoints" / f"round_{state.round:06d}.ckpt"
-        save_checkpoint(path, state, identity, files.fingerprint)
+        save_checkpoint(path, state, identity, Beside(files.fingerprint, self.metrics.fingerprint))
         self.num_rounds = state.round
         for old in self.checkpoints(state.round)[:-KEEP_CHECKPOINTS]:
             old.unlink()
@@ -189,20 +190,20 @@ class RunDirectory:
 
         Raises:
             FedKDError: If the checkpoint is damaged or of another run, or the rows of metrics before it or the client
-                states that belong to it are not there. With "last" a damaged one is named in a warning, and the one
-                before it is taken.
+                states that belong to it are not there or are others. With "last" a damaged one is named in a
+                warning, and the one before it is taken.
         """
         if str(ckpt_path) == "last":
             newest = self._newest(identity)
             if newest is None:
                 return None
-            path, (state, fingerprint) = newest
+            path, (state, beside) = newest
         else:
             path = Path(ckpt_path).expanduser()
-            state, fingerprint = load_checkpoint(path, identity)
-        history = metrics_file.read(path.parent.parent / "metrics.csv", state.round)
+            state, beside = load_checkpoint(path, identity)
+        history = metrics_file.read(path.parent.parent / "metrics.csv", state.round, beside.metrics)
         files = ClientFiles(path.parent / "clients", state.round)
-        files.check(fingerprint)
+        files.check(beside.client_files)
         if path.parent != self.path / "checkpoints":
             files.copy_to(self.clients_folder)
         self.metrics.write(history)
@@ -210,7 +211,7 @@ class RunDirectory:
         self.num_rounds = state.round
         return replace(state, client_states=ClientStates(own)), history
 
-    def _newest(self, identity: Mapping[str, Any]) -> tuple[Path, tuple[ServerState, str]] | None:
+    def _newest(self, identity: Mapping[str, Any]) -> tuple[Path, tuple[ServerState, Beside]] | None:
         """Return the newest whole checkpoint and what it holds; None if no round was ever finished."""
         found = self.checkpoints()
         for path in reversed(found):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import inspect
 from collections.abc import Mapping, Sequence
@@ -41,6 +42,9 @@ ELSEWHERE = frozenset(
 """Trainer arguments that change no result: a run may go on with others. Every other argument counts."""
 
 
+_line = functools.partial(one_line, paths=True)
+
+
 def run_identity(
     module: DistillationModule, datamodule: FederatedDataModule, trainer: Mapping[str, Any]
 ) -> dict[str, Any]:
@@ -58,12 +62,12 @@ def run_identity(
     return {
         "teacher": module.teacher.identity() if module.teacher else None,
         "shared images": shared_identity(datamodule),
-        "label loss": one_line(module.label_loss),
-        "loss": one_line(module.loss),
-        "optimizer": one_line(module.try_optimizer() or module.optimizer),
+        "label loss": _line(module.label_loss),
+        "loss": _line(module.loss),
+        "optimizer": _line(module.try_optimizer() or module.optimizer),
         "trainer": trainer_identity(trainer),
         "data set": datamodule.train.fingerprint[:16],
-        "batches": ", ".join(f"{name}={one_line(value)}" for name, value in batches.items()),
+        "batches": ", ".join(f"{name}={_line(value)}" for name, value in batches.items()),
         "partition": shards.hexdigest()[:16],
         # a module's text has its layers and their settings, such as a rate of dropout
         "student": hashlib.sha256(f"{shapes} {module.student}".encode()).hexdigest()[:16],
@@ -85,12 +89,12 @@ def trainer_identity(trainer: Mapping[str, Any]) -> str:
         given["precision"] = PRECISIONS.get(str(given["precision"]), given["precision"])
     shown = {name: given.get(name, defaults[name]) for name in ALWAYS}
     for name in sorted(given.keys() - shown.keys() - ELSEWHERE):
-        if one_line(given[name]) != one_line(defaults.get(name)):
+        if _line(given[name]) != _line(defaults.get(name)):
             shown[name] = given[name]
-    return ", ".join(f"{name}={value if isinstance(value, str) else one_line(value)}" for name, value in shown.items())
+    return ", ".join(f"{name}={value if isinstance(value, str) else _line(value)}" for name, value in shown.items())
 
 
 def shared_identity(datamodule: FederatedDataModule) -> str | None:
     """Write down which images clients share, and how they train on them."""
     images = datamodule.shared_images
-    return None if images is None else f"{one_line(datamodule.shared)}, {len(images)} images {images.fingerprint[:16]}"
+    return None if images is None else f"{_line(datamodule.shared)}, {len(images)} images {images.fingerprint[:16]}"

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from fedkd.core.messages import ClientUpdate, Metrics
+from fedkd.runs.metrics_file import fingerprint_of
 from fedkd.teachers import TeacherOutputs
 from fedkd.training.module import DistillationModule
 
@@ -81,6 +82,7 @@ def summarize(
         "teacher": None if outputs is None else describe_teacher(module, outputs, head_bytes),
         "bytes_up": sum(row["bytes_up"] for row in history) + head_bytes[0],
         "bytes_down": sum(row["bytes_down"] for row in history) + head_bytes[1],
+        "metrics_sha256": fingerprint_of(history),
         "round_seconds": round_seconds(sum(row["seconds"] for row in history)),
         "seconds": round_seconds(seconds),
         "settings": dict(settings),

@@ -206,7 +206,7 @@ def run_settings(federation: Any, plan: Plan) -> dict[str, Any]:
     """Return what a checkpoint must agree on with the run that goes on from it."""
     return {
         "seed": federation.seed,
-        "strategy": repr(plan.strategy),
+        "strategy": one_line(plan.strategy, paths=True),
         "clients_per_round": federation.clients_per_round,
         "teaching": federation.teaching,
         "lr_schedule": federation.lr_schedule,

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from fedkd.core.sealed import DamagedFileError, read_record
 from fedkd.core.storage import write_atomically
+from fedkd.runs import metrics_file
 from fedkd.study.grid import REFERENCES, Run
 
 Row = dict[str, Any]
@@ -17,26 +18,46 @@ Row = dict[str, Any]
 
 def row_of(run: Run) -> Row:
     """Read a finished run's results. Accuracies are in [0, 1]."""
-    summary = json.loads((run.folder / "summary.json").read_text())
-    per_class, teacher = summary["per_class_accuracy"], summary["teacher"] or {}
-    return {
-        "partition": run.partition,
-        "method": run.method,
-        "seed": run.seed,
-        "rounds": summary["rounds"],
-        "final": summary["balanced_accuracy"],
-        "best": summary["best"]["balanced_accuracy"],
-        "worst_class": min(value for value in per_class.values() if value is not None),
-        "teacher": teacher.get("balanced_accuracy"),
-        "bytes_up": summary["bytes_up"],
-        "minutes": summary["round_seconds"] / 60,
-    }
+    path = run.folder / "summary.json"
+    summary = _summary(path)
+    try:
+        per_class, teacher = summary["per_class_accuracy"], summary["teacher"] or {}
+        return {
+            "partition": run.partition,
+            "method": run.method,
+            "seed": run.seed,
+            "rounds": summary["rounds"],
+            "final": summary["balanced_accuracy"],
+            "best": summary["best"]["balanced_accuracy"],
+            "worst_class": min(value for value in per_class.values() if value is not None),
+            "teacher": teacher.get("balanced_accuracy"),
+            "bytes_up": summary["bytes_up"],
+            "minutes": summary["round_seconds"] / 60,
+        }
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise DamagedFileError(f"{str(path)!r} is not the summary of a run: {error!r}.") from error
 
 
 def curve_of(run: Run) -> list[float]:
     """Read the balanced accuracy after each round."""
-    with (run.folder / "metrics.csv").open() as file:
-        return [float(row["balanced_accuracy"]) for row in csv.DictReader(file)]
+    summary, path = _summary(run.folder / "summary.json"), run.folder / "metrics.csv"
+    rows = metrics_file.read(path, summary.get("rounds"), summary.get("metrics_sha256"))
+    try:
+        return [float(row["balanced_accuracy"]) for row in rows]
+    except (KeyError, ValueError) as error:
+        raise DamagedFileError(f"{str(path)!r} has no balanced accuracy for every round.") from error
+
+
+def _summary(path: Path) -> dict[str, Any]:
+    """Read a run's ``summary.json``.
+
+    Raises:
+        DamagedFileError: If it is damaged. Without the file a run is not finished, so the study would finish it again.
+    """
+    try:
+        return read_record(path)
+    except DamagedFileError as error:
+        raise DamagedFileError(f"{error} Delete it, and it is written again from the run's last round.") from error
 
 
 def write_csv(rows: Sequence[Row], path: Path) -> None:

@@ -10,7 +10,6 @@ import random
 import signal
 import subprocess
 import sys
-import time
 from uuid import uuid4
 
 import pytest
@@ -19,10 +18,10 @@ from helpers import BrightRowTeacher, LinearStudent, datamodule, module, same, w
 
 import fedkd
 from fedkd.core.messages import ServerState, Weights
-from fedkd.core.sealed import DamagedFileError
+from fedkd.core.sealed import DamagedFileError, read_record
 from fedkd.partition import Dirichlet
 from fedkd.runs import directory
-from fedkd.runs.checkpoint import load_checkpoint, save_checkpoint
+from fedkd.runs.checkpoint import Beside, load_checkpoint, save_checkpoint
 from fedkd.runs.directory import RunDirectory, next_version
 
 
@@ -59,7 +58,7 @@ def test_a_run_leaves_all_its_files(tmp_path):
     # two clients get and give back the student: 4 bytes a parameter
     size = 4 * sum(p.numel() for p in trained.student.parameters())
     assert [int(row["bytes_up"]) for row in rows] == [int(row["bytes_down"]) for row in rows] == [2 * size] * 3
-    saved = json.loads((tmp_path / "run" / "summary.json").read_text())
+    saved = read_record(tmp_path / "run" / "summary.json")
     assert saved == json.loads(json.dumps(summary))
     assert saved["teacher"]["accuracy"] == 1.0
     assert saved["bytes_up"] == 6 * size
@@ -95,37 +94,6 @@ def test_resuming_ends_with_the_same_bits(tmp_path):
     columns = [name for name in read_metrics(tmp_path / "whole")[0] if name != "seconds"]
     left, right = read_metrics(tmp_path / "whole"), read_metrics(tmp_path / "parts")
     assert [[row[c] for c in columns] for row in left] == [[row[c] for c in columns] for row in right]
-
-
-KILLED = """
-import sys
-sys.path.insert(0, {tests!r})
-import fedkd
-from helpers import datamodule, module
-from fedkd.partition import Dirichlet
-trainer = {{"accelerator": "cpu"}}
-federation = fedkd.Federation(rounds=200, run_dir={run_dir!r}, clients_per_round=2, trainer=trainer)
-federation.fit(module("cnn"), datamodule(partitioner=Dirichlet(1.0)))
-"""
-
-
-def test_a_killed_process_goes_on_with_the_same_bits(tmp_path):
-    run_dir = tmp_path / "killed"
-    code = KILLED.format(tests=os.path.dirname(os.path.dirname(__file__)), run_dir=str(run_dir))
-    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-    deadline = time.monotonic() + 120
-    while not (run_dir / "checkpoints" / "round_000003.ckpt").exists():
-        assert process.poll() is None, process.stderr.read().decode()
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    done = len(read_metrics(run_dir))
-    rounds = max(done, 3) + 3
-    resumed, summary = fit(run_dir, rounds=rounds, ckpt_path="last")
-    whole, _ = fit(tmp_path / "whole", rounds=rounds)
-    assert summary["rounds"] == rounds
-    assert same(weights(whole), weights(resumed))
 
 
 def test_finished_work_is_never_overwritten(tmp_path):
@@ -167,7 +135,7 @@ def test_versions_count_up(tmp_path):
 
 def test_nan_becomes_null(tmp_path):
     RunDirectory(tmp_path / "run").write_json("x.json", {"a": [float("nan"), 1.0], "b": {"c": float("nan")}})
-    assert json.loads((tmp_path / "run" / "x.json").read_text()) == {"a": [None, 1.0], "b": {"c": None}}
+    assert read_record(tmp_path / "run" / "x.json") == {"a": [None, 1.0], "b": {"c": None}}
 
 
 def test_lightning_loggers_log_the_run(tmp_path):
@@ -288,7 +256,7 @@ def test_a_checkpoint_under_another_rounds_name_is_refused(tmp_path):
 
 def test_weights_that_are_not_finite_are_refused(tmp_path):
     state = ServerState(1, Weights({"w": torch.tensor([float("nan")])}))
-    save_checkpoint(tmp_path / "round_000001.ckpt", state, {}, "0:0")
+    save_checkpoint(tmp_path / "round_000001.ckpt", state, {}, Beside("0:0", ""))
     with pytest.raises(DamagedFileError, match="infinite or NaN"):
         load_checkpoint(tmp_path / "round_000001.ckpt", {})
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 import sys
 from pathlib import Path
 
@@ -16,6 +15,7 @@ import fedkd
 from fedkd.cli.display import print_clients
 from fedkd.cli.main import main
 from fedkd.core.messages import ClientTask, Weights
+from fedkd.core.sealed import read_record
 from fedkd.core.seeding import seeded
 from fedkd.data import Augmentation, FederatedDataModule
 from fedkd.partition import ClassSpecific, Dirichlet
@@ -96,7 +96,7 @@ def test_each_client_has_its_student_and_its_row(run):
     assert summary["balanced_accuracy"] == pytest.approx(sum(own) / 3)
     together = (sum(said).argmax(1) == datamodule.test.targets).float().mean()
     assert summary["ensemble"]["accuracy"] == pytest.approx(float(together))
-    assert json.loads((run_dir / "summary.json").read_text()) == summary
+    assert read_record(run_dir / "summary.json") == summary
     final = rows(run_dir)[-1]
     assert [float(final[f"client_{k}/balanced_accuracy"]) for k in range(3)] == pytest.approx(own)
     assert float(final["balanced_accuracy"]) == pytest.approx(summary["balanced_accuracy"])

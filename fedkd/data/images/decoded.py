@@ -16,6 +16,7 @@ from fedkd.data.images.image_set import ImageSet
 Sets = tuple[ImageSet, ...]
 
 _PARTS = ("train", "test")
+_TENSORS = ("images", "targets")
 
 
 def read_decoded(path: Path, source: str) -> Sets | None:
@@ -35,6 +36,8 @@ def read_decoded(path: Path, source: str) -> Sets | None:
                 return None
             classes = tuple(json.loads(metadata["classes"]))
             parts = [part for part in _PARTS if part in metadata]
+            if {f"{part}.{name}" for part in parts for name in _TENSORS} != set(file.keys()):
+                return None
             sets = tuple(
                 ImageSet(file.get_tensor(f"{part}.images"), file.get_tensor(f"{part}.targets"), classes)
                 for part in parts
@@ -57,11 +60,7 @@ def write_decoded(path: Path, source: str, sets: Sets) -> None:
         sets: One or two sets with the same classes.
     """
     parts = dict(zip(_PARTS, sets, strict=False))
-    tensors = {
-        f"{part}.{name}": getattr(data, name).contiguous()
-        for part, data in parts.items()
-        for name in ("images", "targets")
-    }
+    tensors = {f"{part}.{name}": getattr(data, name).contiguous() for part, data in parts.items() for name in _TENSORS}
     metadata = {
         "source": source,
         "classes": json.dumps(sets[0].classes),

@@ -63,7 +63,10 @@ def _layout(file: BinaryIO, dtype: np.dtype, num_images: int, num_views: int) ->
     """
     file.seek(0)
     np.lib.format.read_magic(file)
-    shape, _, found = np.lib.format.read_array_header_1_0(file)
-    if found != dtype or len(shape) != 3 or shape[:2] != (num_images, num_views):
+    try:
+        shape, _, found = np.lib.format.read_array_header_1_0(file)
+    except Exception as error:  # Python's own parser reads it, and raises what it likes for what is no Python
+        raise ValueError(f"no header: {error}") from error
+    if found != dtype or len(shape) != 3 or shape[:2] != (num_images, num_views) or shape[2] < 1:
         raise ValueError(f"unexpected header {shape} {found}")
     return file.tell(), math.prod(shape[1:]) * dtype.itemsize

@@ -107,7 +107,12 @@ def _plain(value: Any, where: str, by_type: bool) -> Any:
     if isinstance(value, list | tuple):
         return [_plain(item, where, by_type) for item in value]
     if isinstance(value, dict):
-        return {str(key): _plain(item, where, by_type) for key, item in value.items() if key not in WHERE_FROM}
+        kept = {key: _plain(item, where, by_type) for key, item in value.items() if key not in WHERE_FROM}
+        named = {str(key): item for key, item in kept.items()}
+        # as pairs where two keys have the same text, such as 1 and "1"
+        return named if len(named) == len(kept) else [[repr(key), item] for key, item in kept.items()]
+    if isinstance(value, set | frozenset):  # whose order is another one in every process
+        return ["set", sorted(json.dumps(_plain(item, where, by_type)) for item in value)]
     if isinstance(value, torch.dtype | torch.Size | torch.device | np.ndarray | np.generic | Tensor):
         return describe(value)
     if isinstance(value, nn.Module):  # in a list or a dict, where torch does not see it
