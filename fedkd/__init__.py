@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from fedkd.server.exchange import Exchange
     from fedkd.server.federation import Federation
     from fedkd.strategies import FedAvg, Strategy
+    from fedkd.study.comparison import report
     from fedkd.teachers import Teacher
     from fedkd.training.module import DistillationModule
 
@@ -38,6 +39,7 @@ _HOMES = {
     "fedkd.server.exchange": ("Exchange",),
     "fedkd.server.federation": ("Federation",),
     "fedkd.strategies": ("FedAvg", "Strategy"),
+    "fedkd.study.comparison": ("report",),
     "fedkd.teachers": ("Teacher",),
     "fedkd.training.module": ("DistillationModule",),
 }
@@ -72,6 +74,7 @@ __all__ = [
     "load_student",
     "losses",
     "partition",
+    "report",
     "strategies",
     "students",
     "teachers",

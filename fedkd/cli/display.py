@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from fedkd.core.errors import MissingResourceError
+from fedkd.core.units import format_bytes
 
 if TYPE_CHECKING:
     from fedkd.teachers import TeacherReport
@@ -109,12 +110,3 @@ def print_teacher_report(name: str, report: TeacherReport, bytes_up: int, bytes_
     table.add_row("sent to all clients for it", format_bytes(bytes_down))
     table.caption = f"a client sends: {report.sends}" if report.sends else None
     make_console().print(table)
-
-
-def format_bytes(count: float) -> str:
-    """Format a number of bytes with a decimal unit, such as ``12.3 MB``."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if count < 1000:
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1000
-    return f"{count:.1f} TB"

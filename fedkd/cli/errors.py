@@ -12,6 +12,7 @@ from typing import Any
 
 from jsonargparse import ArgumentParser
 
+from fedkd.cli.subcommands import SUBCOMMANDS
 from fedkd.core.errors import FedKDError, unknown_name
 from fedkd.data import ImageSource, SharedImages
 from fedkd.losses import DistillationLoss, LabelLoss
@@ -49,7 +50,7 @@ def explain(parser: ArgumentParser, message: str) -> str:
         One line that names the option and the value, and if they are known the allowed values and the nearest match.
     """
     if found := re.match(r"argument subcommand: invalid choice: '([^']*)' \(choose from (.*)\)", message):
-        return str(unknown_name("subcommand", found[1], [*re.findall(r"'([^']+)'", found[2]), "compare"]))
+        return str(unknown_name("subcommand", found[1], SUBCOMMANDS))
     if found := re.match(r"unrecognized arguments: (--[^\s=]+)", message):
         return unknown_option(parser, found[1])
     if found := re.match(r"Subcommand '(\w+)' does not accept option '([^']+)'", message):  # a key of a YAML file

@@ -94,6 +94,8 @@ class BaseCLI(LightningCLI):
         self.config = parser.parse_args(args)  # type: ignore[arg-type]
         if self.config.subcommand == "compare":
             raise FedKDError("compare must be the first argument: fedkd compare GRID --out DIR.")
+        if self.config.subcommand == "report":
+            raise FedKDError("report must be the first argument: fedkd report RUN [RUN ...].")
         if self.config.subcommand == "completion":
             raise FedKDError("completion takes no arguments: fedkd completion.")
 
@@ -120,7 +122,7 @@ class BaseCLI(LightningCLI):
             self._subcommand_parsers[name] = subparser
             group.add_subcommand(name, subparser, help=description)
         # `main` runs these without this parser. They are added here only to appear in error messages.
-        for name in ("compare", "completion"):
+        for name in ("compare", "report", "completion"):
             group.add_subcommand(name, Parser(), help=SUBCOMMANDS[name])
 
     def sections(self) -> tuple[str, ...]:

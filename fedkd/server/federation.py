@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shlex
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -19,6 +20,7 @@ from fedkd.core.stopping import Terminated, terminable
 from fedkd.core.tensors import load_state
 from fedkd.data import FederatedDataModule
 from fedkd.runs.directory import RunDirectory
+from fedkd.runs.report import write_report
 from fedkd.runs.summary import round_row, summarize, versions
 from fedkd.server.backends import Backend, InProcess
 from fedkd.server.lr_schedule import check_lr_schedule
@@ -180,11 +182,19 @@ class Federation:
                     )
                 metrics = strategy.evaluate(state, context)
                 metrics |= strategy.metrics(state, updates, context)
+                held_out = context.evaluated if "val_accuracy" in metrics else []
+                val_accuracy = {c: context.val_accuracy[c] for c in held_out if c in context.val_accuracy}
                 traffic = prepared.exchange.traffic - sent
                 seconds = time.perf_counter() - began
                 history.append(
                     round_row(
-                        state.round - 1, updates, metrics, bytes_up=traffic.up, bytes_down=traffic.down, seconds=seconds
+                        state.round - 1,
+                        updates,
+                        metrics,
+                        val_accuracy=val_accuracy,
+                        bytes_up=traffic.up,
+                        bytes_down=traffic.down,
+                        seconds=seconds,
                     )
                 )
                 state = run.commit(state, history[-1], settings)
@@ -201,7 +211,7 @@ class Federation:
         settings: dict[str, Any],
         start: float,
     ) -> dict[str, Any]:
-        """Write the students and the summary."""
+        """Write the students, the summary and, once these are on disk, the report."""
         plan, context = prepared.plan, prepared.context(state)
         for client, weights in plan.strategy.models(state).items():
             trained = context.module(client)
@@ -214,6 +224,7 @@ class Federation:
             head_bytes=(prepared.head_traffic.up, prepared.head_traffic.down),
             seconds=time.perf_counter() - start,
             run_dir=run.path,
+            confusion=context.confusion(state.weights) if state.weights.parameters else None,
         )
         summary |= plan.strategy.summary(state, history[-1], context)
         # after sampled cohorts the accuracies are of several rounds; a resumed run that had no round left has none
@@ -226,7 +237,18 @@ class Federation:
         each = [context.val_accuracy.get(client) for client in clients]
         summary["client_val_accuracy"] = each if prepared.held_out else None
         run.write_json("summary.json", summary)
+        self._report(run)
         return summary
+
+    def _report(self, run: RunDirectory) -> None:
+        """Write ``report.html``. The run is finished and on disk, so it does not fail by its report."""
+        try:
+            write_report(run.path)
+        except Exception as error:
+            rank_zero_warn(
+                f"{str(run.path / 'report.html')!r} was not written: {type(error).__name__}: {error}. The run itself "
+                f"is finished; fedkd report {shlex.quote(str(run.path))} --debug tries again."
+            )
 
     def _give(self, module: DistillationModule, state: ServerState) -> None:
         """Put the global student into the caller's module; a strategy without one leaves the module as it is."""

@@ -24,12 +24,15 @@ from fedkd.server.backends import Backend, SiteFactory
 from fedkd.server.exchange import Exchange, Traffic
 from fedkd.server.lr_schedule import lr_factor
 from fedkd.strategies import RoundContext, Strategy, default_strategy
+from fedkd.strategies.context import LastTest
 from fedkd.students import trained_part
 from fedkd.teachers import TeacherOutputs, prepare_teacher
 from fedkd.training.lean_trainer import has_plain_optimizer, reason_for_lightning
 from fedkd.training.module import DistillationModule
 from fedkd.training.trainer import with_defaults
 from fedkd.training.trainer_arguments import check_trainer, with_precision
+
+MAX_DATA_LINE = 300
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,6 +99,7 @@ class Prepared:
         min_clients: How many clients must train in a round; None is the whole cohort.
         trainer: Arguments of the clients' Trainers.
         val_accuracy: The last known accuracy of each client on what it holds out.
+        last_test: The last test of a global student.
     """
 
     plan: Plan
@@ -113,6 +117,7 @@ class Prepared:
     min_clients: int | None
     trainer: dict[str, Any]
     val_accuracy: dict[int, float] = field(default_factory=dict)
+    last_test: LastTest = field(default_factory=LastTest)
 
     def start(self) -> ServerState:
         """Return the state before the first round."""
@@ -141,6 +146,7 @@ class Prepared:
             seed=self.seed,
             start=state,
             val_accuracy=self.val_accuracy,
+            last_test=self.last_test,
             cohort=None if cohort is None else tuple(cohort),
             is_last=state.round + 1 >= self.rounds,
             lr_factor=lr_factor(self.lr_schedule, state.round, max(self.rounds, state.round + 1)),
@@ -224,12 +230,18 @@ def described(federation: Any, plan: Plan) -> dict[str, Any]:
         "backend": one_line(federation.backend),
         "device": str(plan.device),
         "architecture": one_line(module.student_spec) if module.student_spec else type(module.student).__name__,
-        "data": one_line(data.dataset),
+        "data": described_data(data.dataset),
         "num_clients": data.num_clients,
         "partitioner": one_line(data.partitioner),
         "public_fraction": data.public_fraction,
         "val_fraction": data.val_fraction,
     }
+
+
+def described_data(dataset: Any) -> str:
+    """Write down a data set in at most `MAX_DATA_LINE` characters: a list of images would be written image by image."""
+    text = one_line(dataset)
+    return text if len(text) <= MAX_DATA_LINE else f"{text[: MAX_DATA_LINE - 1]}…"
 
 
 def training_loop(prepared: Prepared, state: ServerState) -> str:
