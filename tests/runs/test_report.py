@@ -68,6 +68,12 @@ def test_a_finished_run_has_its_page(run):
     assert len(labels) == len(set(labels)) == 8
 
 
+def test_a_list_of_images_is_not_written_down_image_by_image(run):
+    data = run[1]["settings"]["data"]
+    assert data.startswith("Datasets(train=[[")
+    assert len(data) == 300
+
+
 def test_names_are_text_and_no_html(run):
     page = Page(run[0] / "report.html")
     assert "script" not in page.tags
