@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from fedkd.server.exchange import Exchange
     from fedkd.server.federation import Federation
     from fedkd.strategies import FedAvg, Strategy
+    from fedkd.study.comparison import report
     from fedkd.teachers import Teacher
     from fedkd.training.module import DistillationModule
 
@@ -40,6 +41,7 @@ _HOMES = {
     "fedkd.server.exchange": ("Exchange",),
     "fedkd.server.federation": ("Federation",),
     "fedkd.strategies": ("FedAvg", "Strategy"),
+    "fedkd.study.comparison": ("report",),
     "fedkd.teachers": ("Teacher",),
     "fedkd.training.module": ("DistillationModule",),
 }
@@ -78,6 +80,7 @@ __all__ = [
     "load_student",
     "losses",
     "partition",
+    "report",
     "strategies",
     "students",
     "teachers",

@@ -98,7 +98,7 @@ class FedKDCLI(BaseCLI):
             clear_cache: Whether to delete the cached outputs of all teachers, and print their size.
         """
         from fedkd.cli.display import print_teacher_report, print_teachers
-        from fedkd.core.progress import format_bytes
+        from fedkd.core.units import format_bytes
 
         if clear_cache and name:
             raise FedKDError(f"--clear-cache takes no name, got {name!r}: it deletes the outputs of all teachers.")

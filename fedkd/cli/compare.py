@@ -35,7 +35,8 @@ of a partition or a method override them.
 
 Runs are saved in OUT/PARTITION/METHOD/seed-N. If the command is run again, it skips finished runs, resumes interrupted
 runs, and starts runs that are new in the grid. OUT/results.csv has one row per run, OUT/table.md the means over the
-seeds, OUT/curves.png the accuracy by round. The exit status is 1 if a run failed."""
+seeds, OUT/curves.png the accuracy by round, OUT/comparison.html all of it as a page. The exit status is 1 if a run
+failed."""
 
 
 class Parser(argparse.ArgumentParser):
@@ -43,7 +44,7 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Raise the error for `fedkd.cli.main.main` to print."""
-        raise FedKDError(f"compare: {message}. See: fedkd compare --help")
+        raise FedKDError(f"{self.prog.removeprefix('fedkd ')}: {message}. See: {self.prog} --help")
 
 
 def run_compare(args: Sequence[str]) -> None:

@@ -33,8 +33,8 @@ class _Found(Exception):  # noqa: N818 (no error: it ends the parser's set-up)
 
 def options_of_subcommands() -> dict[str, list[str]]:
     """Return the options of each subcommand, as the parser has them."""
+    from fedkd.cli import compare, report
     from fedkd.cli.commands import FedKDCLI
-    from fedkd.cli.compare import make_parser
 
     class Listing(FedKDCLI):
         def parse_arguments(self, parser: Any, args: Any) -> None:
@@ -43,7 +43,8 @@ def options_of_subcommands() -> dict[str, list[str]]:
     try:
         Listing([])
     except _Found as found:
-        return {**found.options, "compare": _options(make_parser())}
+        others = {"compare": compare.make_parser(), "report": report.make_parser()}
+        return {**found.options, **{name: _options(parser) for name, parser in others.items()}}
     raise AssertionError("the parser was not set up")
 
 

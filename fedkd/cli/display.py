@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from fedkd.core.errors import MissingResourceError
-from fedkd.core.progress import format_bytes
+from fedkd.core.units import format_bytes
 
 if TYPE_CHECKING:
     from fedkd.teachers import TeacherReport

@@ -14,6 +14,7 @@ from typing import Any
 from jsonargparse import ArgumentParser
 from torch import Tensor, nn
 
+from fedkd.cli.subcommands import SUBCOMMANDS
 from fedkd.core.errors import unknown_name
 
 OF_CLASSES = ("--model.optimizer.lr", "--model.optimizer.weight_decay", "--data.partitioner.alpha")
@@ -37,7 +38,7 @@ def explain(parser: ArgumentParser, message: str) -> str:
         One line that names the option and the value, and if they are known the allowed values and the nearest match.
     """
     if found := re.match(r"argument subcommand: invalid choice: '([^']*)' \(choose from (.*)\)", message):
-        return str(unknown_name("subcommand", found[1], re.findall(r"'([^']+)'", found[2])))
+        return str(unknown_name("subcommand", found[1], SUBCOMMANDS))
     if found := re.match(r"unrecognized arguments: (--[^\s=]+)", message):
         return unknown_option(parser, found[1])
     if found := re.match(r"unrecognized arguments: (\S*)", message):

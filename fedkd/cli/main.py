@@ -59,6 +59,10 @@ def run(given: Sequence[str]) -> None:
             from fedkd.cli.compare import run_compare
 
             run_compare(given[1:])
+        elif given[:1] == ["report"]:
+            from fedkd.cli.report import run_report
+
+            run_report(given[1:])
         else:
             from fedkd.cli.commands import run_command
 

@@ -103,6 +103,8 @@ class BaseCLI(LightningCLI):
         self.config = parser.parse_args(args)  # type: ignore[arg-type]
         if self.config.subcommand == "compare":
             raise FedKDError("compare must be the first argument: fedkd compare GRID --out DIR.")
+        if self.config.subcommand == "report":
+            raise FedKDError("report must be the first argument: fedkd report RUN [RUN ...].")
         if self.config.subcommand == "completion":
             raise FedKDError("completion takes no arguments: fedkd completion.")
 
@@ -128,7 +130,7 @@ class BaseCLI(LightningCLI):
             )
             self._subcommand_parsers[name] = subparser
             group.add_subcommand(name, subparser, help=description)
-        # Not what this parser runs (`main` runs compare and completion). They appear in error messages.
+        # Not what this parser runs; `main` runs some without it. They appear in error messages.
         for name in [each for each in SUBCOMMANDS if each not in self._wanted]:
             group.add_subcommand(name, Parser(), help=SUBCOMMANDS[name])
 

@@ -15,6 +15,7 @@ SUBCOMMANDS = {
     "partition": "Show which client holds how many images of which class, and plot it; nothing trains.",
     "teachers": "List the teachers with a short name; or measure one on the data: fedkd teachers NAME --config FILE.",
     "compare": "Run a grid of partitions, methods and seeds, and tabulate it: fedkd compare GRID --out DIR.",
+    "report": "Write a run's report.html again, or a page that compares runs: fedkd report RUN [RUN ...].",
     "completion": "Print a script that completes subcommands and options in bash and zsh.",
 }
 

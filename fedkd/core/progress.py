@@ -1,4 +1,4 @@
-"""Progress bars, shown only on a terminal or in a notebook; and how sizes are written."""
+"""Progress bars, shown only on a terminal or in a notebook."""
 
 from __future__ import annotations
 
@@ -62,12 +62,3 @@ def as_bar(console: Console) -> Progress:
         TextColumn("{task.fields[note]}"),
     )
     return Progress(*columns, console=console, disable=not (console.is_terminal or console.is_jupyter))
-
-
-def format_bytes(count: float) -> str:
-    """Format a number of bytes with a decimal unit, such as ``12.3 MB``."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if count < 1000:
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1000
-    return f"{count:.1f} TB"

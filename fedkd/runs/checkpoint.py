@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
@@ -13,10 +12,9 @@ from fedkd.core.errors import FedKDError, MissingResourceError
 from fedkd.core.messages import ServerState, from_bytes, metadata_of, to_bytes
 from fedkd.core.sealed import DamagedFileError, read_sealed, sealed
 from fedkd.core.storage import write_atomically
+from fedkd.runs.layout import CHECKPOINT, RECORD
 
 FORMAT = 6
-NAME = re.compile(r"round_(\d{6,})\.ckpt")
-RECORD = "run"  # where a checkpoint's metadata keep what is not the state
 
 
 @dataclass(frozen=True)
@@ -71,7 +69,7 @@ def load_checkpoint(path: Path, identity: Mapping[str, Any]) -> tuple[ServerStat
         raise DamagedFileError(f"{str(path)!r} is not a round checkpoint: {error}") from error
     if record.get("format") != FORMAT:
         raise DamagedFileError(f"{str(path)!r} is not a round checkpoint of fedkd, format {FORMAT}.")
-    named = NAME.fullmatch(path.name)
+    named = CHECKPOINT.fullmatch(path.name)
     if named and int(named[1]) != state.round:
         raise DamagedFileError(f"{str(path)!r} is named after another round: it is of round {state.round}.")
     if not state.weights.is_finite:

@@ -12,7 +12,8 @@
     best.safetensors      the best one so far, with `fedkd.server.callbacks.SaveBest`
     clients.csv           a row a round and client, with `fedkd.server.callbacks.ClientTable`
     clients/K/            client K's own student, where students differ (`fedkd.strategies.FedMD`)
-    summary.json          final and best accuracy, teacher, bytes, seconds, versions
+    summary.json          final and best accuracy, confusion matrix, teacher, bytes, seconds, versions
+    report.html           all of this to look at, in one file
 """
 
 from __future__ import annotations
@@ -39,14 +40,17 @@ from fedkd.core.sealed import DamagedFileError, with_checksum
 from fedkd.core.storage import write_atomically, writing
 from fedkd.data import FederatedDataModule
 from fedkd.runs import metrics_file
-from fedkd.runs.checkpoint import NAME, Beside, load_checkpoint, save_checkpoint
+from fedkd.runs.checkpoint import Beside, load_checkpoint, save_checkpoint
 from fedkd.runs.client_files import ClientFiles
+from fedkd.runs.layout import round_checkpoints
 from fedkd.runs.partition import partition_record
 from fedkd.runs.student_file import LAST, student_path, write_student
 
 KEEP_CHECKPOINTS = 2  # one would do, since writing is atomic; the second is for disks that lie
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 """Errors of file systems that have no locks, such as some network file systems."""
+NUMBERS = re.compile(r"\[\n([-\d.,eE+nul\s]*)\]")
+"""A list of numbers and nulls that JSON's indentation spreads over lines. No JSON text has a line break in it."""
 LEFTOVER = re.compile(r"\..+\.[0-9a-f]{32}\.tmp")
 
 
@@ -114,9 +118,13 @@ class RunDirectory:
             lock.release()
 
     def write_json(self, name: str, content: Mapping[str, Any]) -> None:
-        """Write ``name`` as JSON, with a checksum; what is not a number (a class without test images) becomes null."""
-        whole = with_checksum(nan_to_none(content))
-        write_atomically(self.path / name, json.dumps(whole, indent=2, allow_nan=False) + "\n")
+        """Write ``name`` as JSON, with a checksum; what is not a number (a class without test images) becomes null.
+
+        A list of numbers is one line.
+        """
+        text = json.dumps(with_checksum(nan_to_none(content)), indent=2, allow_nan=False)
+        lines = NUMBERS.sub(lambda found: f"[{' '.join(found[1].split())}]", text)
+        write_atomically(self.path / name, lines + "\n")
 
     def write_text(self, name: str, content: str) -> None:
         """Write ``name`` as text."""
@@ -128,9 +136,8 @@ class RunDirectory:
         Args:
             newest: The number of finished rounds of the newest; None is any.
         """
-        found = {path: NAME.fullmatch(path.name) for path in (self.path / "checkpoints").glob("round_*.ckpt")}
-        rounds = {path: int(name[1]) for path, name in found.items() if name}
-        return sorted((p for p, each in rounds.items() if newest is None or each <= newest), key=rounds.__getitem__)
+        found = round_checkpoints(self.path)
+        return [path for number, path in found.items() if newest is None or number <= newest]
 
     def start(self, datamodule: FederatedDataModule, config: str | None) -> None:
         """Write what is known before the first round: the partition, and the command line's configuration."""

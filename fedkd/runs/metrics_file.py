@@ -12,13 +12,15 @@ import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fedkd.core.errors import FedKDError
-from fedkd.core.messages import Metrics
 from fedkd.core.storage import write_atomically, writing
 
-TEXTS = ("cohort",)
+if TYPE_CHECKING:  # `fedkd report` reads the file without torch
+    from fedkd.core.messages import Metrics
+
+TEXTS = ("cohort", "client_val_accuracy")
 """Columns that are text, even if they look like a number: a cohort of one client."""
 
 

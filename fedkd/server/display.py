@@ -13,7 +13,8 @@ from rich.live import Live
 from rich.table import Table
 
 from fedkd.core.messages import Metrics
-from fedkd.core.progress import as_bar, format_bytes
+from fedkd.core.progress import as_bar
+from fedkd.core.units import format_bytes
 
 ROWS = 8
 """The table shows so many of the last rounds."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import shlex
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -28,6 +29,7 @@ from fedkd.core.storage import FULL, CannotWriteError
 from fedkd.core.tensors import load_state
 from fedkd.data import FederatedDataModule
 from fedkd.runs.directory import RunDirectory, check_branch
+from fedkd.runs.report import write_report
 from fedkd.runs.student_file import LAST
 from fedkd.runs.summary import round_row, summarize, versions
 from fedkd.server.backends import Backend, InProcess
@@ -183,7 +185,6 @@ class Federation(Shown):
     ) -> Iterator[RunEvent]:
         """Run the rounds that are left, and yield the event of each once it is on disk; rows join the history."""
         strategy, clients, state = prepared.plan.strategy, list(prepared.clients), event.state
-        held_out = prepared.held_out
         with self._finalized_loggers(), show_rounds(self.rounds, history, run.path) as display:
             while state.round < self.rounds and not (history and event.reasons):
                 began = time.perf_counter()
@@ -207,11 +208,19 @@ class Federation(Shown):
                     )
                 metrics = strategy.evaluate(state, context)
                 metrics |= strategy.metrics(state, updates, context)
+                held_out = context.evaluated if "val_accuracy" in metrics else []
+                val_accuracy = {c: context.val_accuracy[c] for c in held_out if c in context.val_accuracy}
                 traffic = prepared.exchange.traffic - sent
                 seconds = time.perf_counter() - began
                 history.append(
                     round_row(
-                        state.round - 1, updates, metrics, bytes_up=traffic.up, bytes_down=traffic.down, seconds=seconds
+                        state.round - 1,
+                        updates,
+                        metrics,
+                        val_accuracy=val_accuracy,
+                        bytes_up=traffic.up,
+                        bytes_down=traffic.down,
+                        seconds=seconds,
                     )
                 )
                 state = run.commit(state, history[-1], settings)
@@ -219,8 +228,7 @@ class Federation(Shown):
                 yield event
                 self._log(history[-1])
                 display.add(history[-1])
-                accuracies = {u.client: context.val_accuracy[u.client] for u in updates if u.client in held_out}
-                round_event = RoundEvent(**vars(event), row=history[-1], updates=updates, val_accuracy=accuracies)
+                round_event = RoundEvent(**vars(event), row=history[-1], updates=updates, val_accuracy=val_accuracy)
                 for callback in self.callbacks:
                     callback.on_round_end(round_event)
 
@@ -233,7 +241,7 @@ class Federation(Shown):
         settings: dict[str, Any],
         start: float,
     ) -> dict[str, Any]:
-        """Write the students and the summary."""
+        """Write the students, the summary and, once these are on disk, the report."""
         state = event.state
         plan, context = prepared.plan, prepared.context(state)
         _save_students(run, prepared, state, LAST, {})
@@ -253,6 +261,7 @@ class Federation(Shown):
             seconds=time.perf_counter() - start,
             run_dir=run.path,
             stopped=event.reasons[0] if event.reasons else None,
+            confusion=context.confusion(state.weights) if state.weights.parameters else None,
         )
         summary |= plan.strategy.summary(state, history[-1], context)
         # after sampled cohorts the accuracies are of several rounds; a resumed run that had no round left has none
@@ -265,6 +274,7 @@ class Federation(Shown):
         each = [context.val_accuracy.get(client) for client in clients]
         summary["client_val_accuracy"] = each if prepared.held_out else None
         run.write_json("summary.json", summary)
+        self._report(run)
         return summary
 
     def _event(self, run: RunDirectory, prepared: Prepared, state: ServerState, history: Sequence[Metrics]) -> RunEvent:
@@ -277,6 +287,16 @@ class Federation(Shown):
             has_validation=bool(prepared.held_out),
             save=functools.partial(_save_students, run, prepared, state),
         )
+
+    def _report(self, run: RunDirectory) -> None:
+        """Write ``report.html``. The run is finished and on disk, so it does not fail by its report."""
+        try:
+            write_report(run.path)
+        except Exception as error:
+            rank_zero_warn(
+                f"{str(run.path / 'report.html')!r} was not written: {type(error).__name__}: {error}. The run itself "
+                f"is finished; fedkd report {shlex.quote(str(run.path))} --debug tries again."
+            )
 
     def _give(self, module: DistillationModule, state: ServerState) -> None:
         """Put the global student into the caller's module; a strategy without one leaves the module as it is."""

@@ -24,6 +24,7 @@ from fedkd.server.backends import Backend, SiteFactory
 from fedkd.server.exchange import Exchange, Traffic
 from fedkd.server.lr_schedule import lr_factor
 from fedkd.strategies import RoundContext, Strategy, default_strategy
+from fedkd.strategies.context import LastTest
 from fedkd.students import trained_part
 from fedkd.teachers import TeacherOutputs, prepare_teacher
 from fedkd.training.lean_trainer import has_plain_optimizer, reason_for_lightning
@@ -96,6 +97,7 @@ class Prepared:
         min_clients: How many clients must train in a round; None is the whole cohort.
         trainer: Arguments of the clients' Trainers.
         val_accuracy: The last known accuracy of each client on what it holds out.
+        last_test: The last test of a global student.
     """
 
     plan: Plan
@@ -113,6 +115,7 @@ class Prepared:
     min_clients: int | None
     trainer: dict[str, Any]
     val_accuracy: dict[int, float] = field(default_factory=dict)
+    last_test: LastTest = field(default_factory=LastTest)
 
     def start(self) -> ServerState:
         """Return the state before the first round."""
@@ -141,6 +144,7 @@ class Prepared:
             seed=self.seed,
             start=state,
             val_accuracy=self.val_accuracy,
+            last_test=self.last_test,
             cohort=None if cohort is None else tuple(cohort),
             is_last=state.round + 1 >= self.rounds,
             lr_factor=lr_factor(self.lr_schedule, state.round, max(self.rounds, state.round + 1)),

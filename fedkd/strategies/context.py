@@ -24,6 +24,19 @@ from fedkd.training.unlabeled import distill, distill_features, predict_logits
 Which = Literal["public", "shared"]
 
 
+@dataclass(eq=False)
+class LastTest:
+    """The last test of a global student on the test set.
+
+    Attributes:
+        weights: Whose test it was; None before the first.
+        confusion: Images by true and by predicted class, int64 (K, K), on the device where it was counted.
+    """
+
+    weights: Weights | None = None
+    confusion: Tensor | None = None
+
+
 @dataclass(frozen=True, eq=False)
 class RoundContext:
     """The exchange with the clients, and tools for the server. The tools work on the server's own copy of the student.
@@ -44,6 +57,7 @@ class RoundContext:
         seed: The run's seed.
         start: The state that the round started from.
         val_accuracy: The last known accuracy of each client on what it holds out.
+        last_test: The last test of a global student.
         cohort: The clients of the round, without those that failed in it; None outside of one.
         is_last: Whether the run ends with this round.
         lr_factor: By what clients' learning rates are multiplied in this round.
@@ -62,6 +76,7 @@ class RoundContext:
     seed: int
     start: ServerState
     val_accuracy: dict[int, float] = field(default_factory=dict)
+    last_test: LastTest = field(default_factory=LastTest)
     cohort: tuple[int, ...] | None = None
     is_last: bool = False
     lr_factor: float = 1.0
@@ -162,8 +177,23 @@ class RoundContext:
         return metrics | self.evaluate_held_out(tasks)
 
     def evaluate_on_test(self, weights: Weights) -> Metrics:
-        """Evaluate a global student on the global test set alone."""
-        return evaluate(self.module(), weights, self.test, self.trainer, self.eval_batch_size)
+        """Evaluate a global student on the global test set alone, and note its confusion matrix in `last_test`."""
+        module = self.module()
+        metrics = evaluate(module, weights, self.test, self.trainer, self.eval_batch_size)
+        self.last_test.weights, self.last_test.confusion = weights, module.confusion
+        return metrics
+
+    def confusion(self, weights: Weights) -> Tensor:
+        """Return the test images by true and by predicted class, int64 (K, K), on the CPU.
+
+        Args:
+            weights: The global student's. It is evaluated only if it is not the one that was evaluated last.
+        """
+        if self.last_test.weights is not weights or self.last_test.confusion is None:
+            self.evaluate_on_test(weights)
+        counts = self.last_test.confusion
+        assert counts is not None
+        return counts.cpu()
 
     def evaluate_held_out(self, tasks: Sequence[ClientTask]) -> Metrics:
         """Evaluate models on what their clients hold out, and note each client's accuracy in `val_accuracy`.

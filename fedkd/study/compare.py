@@ -8,6 +8,7 @@ from contextlib import closing
 from pathlib import Path
 
 from fedkd.core.errors import FedKDError, check_range
+from fedkd.study.comparison import NAME, compare_grid
 from fedkd.study.grid import Run, read_grid, runs_of
 from fedkd.study.plots import plot_curves
 from fedkd.study.report import write_tables
@@ -25,11 +26,11 @@ def compare(
     further: Sequence[str] = (),
     log: Callable[[str], None] = print,
 ) -> int:
-    """Run the missing runs of a grid. Write ``results.csv``, ``table.md`` and ``curves.png`` of all finished runs.
+    """Run the missing runs of a grid. Write ``results.csv``, ``table.md``, ``curves.png`` and ``comparison.html``.
 
     Runs are saved in ``OUT/PARTITION/METHOD/seed-N``. If it is called again, it skips finished runs, resumes
-    interrupted runs, and starts runs that are new in the grid. If it is interrupted, it ends the running processes and
-    writes the results of the finished runs.
+    interrupted runs, and starts runs that are new in the grid. The results are those of all finished runs. If it is
+    interrupted, it ends the running processes and writes the results of the finished runs.
 
     Args:
         grid: The grid's YAML file; see `fedkd.study.grid.read_grid`.
@@ -72,3 +73,4 @@ def write_results(done: Sequence[Run], out: Path) -> None:
         write_csv(rows, out / "results.csv")
         write_tables(rows, out / "table.md")
         plot_curves(done, out / "curves.png")
+        compare_grid(done, out / NAME)

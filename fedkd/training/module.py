@@ -103,6 +103,7 @@ class DistillationModule(LightningModule):
         self.image_shape: tuple[int, int, int] = (0, 0, 0)
         self.feature_layer: str | None = None
         self._train_sums, self._eval_sums = EpochSums(), EpochSums()
+        self.confusion: Tensor | None = None  # counts (K, K) of the last evaluation, rows are true classes
         self.was_federated = False  # whether the student's weights are what a federation made of them
 
     @property
@@ -434,8 +435,8 @@ class DistillationModule(LightningModule):
 
     def evaluation_metrics(self, stage: str) -> dict[str, Tensor]:
         """Return ``STAGE/loss`` and the accuracies of `fedkd.core.metrics.accuracies`, ``STAGE/NAME``."""
-        counts = self.trainer.strategy.reduce(self._confusion, reduce_op="sum")
-        found = self._eval_sums.means() | accuracies(counts, self.classes)
+        self.confusion = self.trainer.strategy.reduce(self._confusion, reduce_op="sum")
+        found = self._eval_sums.means() | accuracies(self.confusion, self.classes)
         return {f"{stage}/{name}": value for name, value in found.items()}
 
     def predict_step(self, batch: Any, batch_idx: int) -> Tensor:

@@ -31,6 +31,7 @@ def run(*arguments: str) -> tuple[str, list[str]]:
         (["--version"], ["fedkd 0."]),
         (["teachers"], ["dinov2-s", "facebook/dinov2-small", "(in the package)", "CLIP"]),
         (["compare", "--help"], ["usage: fedkd compare GRID --out DIR"]),
+        (["report", "--help"], ["usage: fedkd report RUN [RUN ...]"]),
     ],
 )
 def test_no_library_is_imported(arguments, expected):
@@ -65,5 +66,6 @@ def test_bash_completes_subcommands_and_their_options(tmp_path):
     assert complete("fedkd", "te") == ["test", "teachers"]
     assert complete("fedkd", "fit", "--federation.rou") == ["--federation.rounds"]
     assert complete("fedkd", "compare", "--j") == ["--jobs"]
+    assert complete("fedkd", "report", "--o") == ["--out"]
     assert complete("fedkd", "partition", "--federation.rou") == []
-    assert set(SECTIONS) | {"compare", "completion"} == set(SUBCOMMANDS)
+    assert set(SECTIONS) | {"compare", "report", "completion"} == set(SUBCOMMANDS)

@@ -47,6 +47,7 @@ def test_a_run_leaves_all_its_files(tmp_path):
         "checkpoints/round_000003.ckpt",
         "metrics.csv",
         "partition.json",
+        "report.html",
         "student.safetensors",
         "summary.json",
     ]

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from pages import Page
 
 from fedkd.cli import compare as command
 from fedkd.cli.main import main
@@ -56,6 +57,11 @@ def test_a_grid_is_run_once_and_goes_on_where_it_was(tmp_path: Path, capsys: pyt
     for row in rows:  # in the table of all partitions, and in that of its own
         assert table.count(f"| {row['method']} | {100 * float(row['final']):.1f} |") == 2
     assert (out / "curves.png").stat().st_size > 1000
+    page = Page(out / "comparison.html")
+    page.check_it_loads_nothing()
+    assert page.links == ["even/fedavg/seed-0/report.html", "even/distilled/seed-0/report.html"]
+    assert all((out / link).is_file() for link in page.links)
+    assert "FeatureTeacher" in page.text  # the setting in which they differ
     assert (out / "even" / "fedavg" / "seed-0" / "partition.json").read_text().count('"num_clients": 3') == 1
 
     # one is finished, one was killed before its last round, one is new

@@ -106,5 +106,7 @@ def test_results_are_written_of_what_is_finished(tmp_path):
     write_results([], tmp_path / "nothing")
     assert not (tmp_path / "nothing").exists()
     write_results([finished(tmp_path, "even", "FedAvg", 0, final=0.2)], tmp_path)
-    assert {path.name for path in tmp_path.iterdir()} == {"even", "results.csv", "table.md", "curves.png"}
+    assert {path.name for path in tmp_path.iterdir()} == {
+        *("even", "results.csv", "table.md", "curves.png", "comparison.html")
+    }
     assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")

@@ -1,0 +1,50 @@
+"""``fedkd report``: the page of a run, or one that compares several."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from fedkd.cli.compare import Parser
+from fedkd.cli.subcommands import SUBCOMMANDS
+from fedkd.core.errors import unknown_name
+
+EPILOG = """With one run the page is RUN/report.html, which a finished run has already: settings, partition, curves by
+round, accuracy by class, confusion matrix, bytes and seconds, and how to load the student. A run that was stopped gets
+a page of the rounds that it has. With several runs it is comparison.html in the current folder: a table of the results,
+the curves, and the settings that differ. A page is one file that loads nothing."""
+
+
+def make_parser() -> Parser:
+    """Return the parser of ``fedkd report``."""
+    parser = Parser(
+        "fedkd report",
+        usage="fedkd report RUN [RUN ...] [--out FILE.html]",
+        description=SUBCOMMANDS["report"],
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="a run directory")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        metavar="FILE",
+        help="the page (default: RUN/report.html; for several runs comparison.html in the current folder)",
+    )
+    return parser
+
+
+def run_report(args: Sequence[str]) -> None:
+    """Parse the arguments after ``fedkd report``, write the page and print where it is.
+
+    Raises:
+        FedKDError: If an argument is wrong, or a run is not there.
+    """
+    from fedkd.study.comparison import report
+
+    options, further = make_parser().parse_known_args(list(args))
+    if further:
+        raise unknown_name("option of report", further[0].partition("=")[0], ["--out"])
+    print(report(*options.runs, out=options.out))
