@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -52,8 +52,30 @@ class Digits(ImageSource):
             pixels, targets = file["images"], file["labels"].astype(np.int64)  # 0..16, (1797, 8, 8)
         images = np.rint(pixels * (255 / 16)).astype(np.uint8)[:, None]
         digits = ImageSet(torch.from_numpy(images), torch.from_numpy(targets), tuple("0123456789"))
-        test = stratified_split(targets, self.test_fraction, "digits-test")
-        return digits.subset(np.setdiff1d(np.arange(len(digits)), test)), digits.subset(test)
+        return split_off_test(digits, self.test_fraction, "digits-test")
+
+
+def split_off_test(data: ImageSet, fraction: float, purpose: str = "test") -> tuple[ImageSet, ImageSet]:
+    """Split off the same fraction of every class as a test set. The choice is the same in every run.
+
+    Args:
+        data: All images.
+        fraction: The fraction of each class, rounded to the nearest number of images.
+        purpose: The name of the split, as for `stratified_split`.
+
+    Returns:
+        The training and the test set.
+
+    Raises:
+        FedKDError: If one of them has no image.
+    """
+    test = stratified_split(data.targets.numpy(), fraction, purpose)
+    if not 0 < len(test) < len(data):
+        raise FedKDError(
+            f"test_fraction {fraction} of each class makes a test set of {len(test)} of {len(data)} images: both sets "
+            "need an image."
+        )
+    return data.subset(np.setdiff1d(np.arange(len(data)), test)), data.subset(test)
 
 
 @dataclass(frozen=True)
@@ -120,4 +142,4 @@ def _image_set(dataset: Any, classes: Sequence[str] | None) -> ImageSet:
         if isinstance(dataset, str) or not (hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")):
             raise FedKDError(f"Expected a map-style dataset of (image, label) or an ImageSet, got {dataset!r}.")
         return ImageSet.from_dataset(dataset, classes)
-    return dataset if classes is None else ImageSet(dataset.images, dataset.targets, tuple(classes))
+    return dataset if classes is None else replace(dataset, classes=tuple(classes))

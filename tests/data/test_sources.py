@@ -12,6 +12,7 @@ import torchvision.datasets as tv
 
 from fedkd.core.errors import FedKDError, MissingResourceError
 from fedkd.data import CIFAR10, CIFAR100, Digits, FashionMNIST, Subset
+from fedkd.data.sources import split_off_test
 from fedkd.data.splits import stratified_split
 
 
@@ -53,6 +54,14 @@ def test_stratified_split_counts_by_class_and_grows() -> None:
     assert list(large) == sorted(set(large))
     assert len(stratified_split(targets, 0, "x")) == 0
     assert set(stratified_split(targets, 0.5, "y")) != set(large)
+
+
+def test_a_test_set_that_would_be_empty_is_one_line() -> None:
+    three = Digits().load()[0].subset([0, 1, 2])  # three digits that differ: a fifth of one image is none
+    with pytest.raises(FedKDError, match=r"test_fraction 0\.2 of each class makes a test set of 0 of 3 images"):
+        split_off_test(three, 0.2)
+    with pytest.raises(FedKDError, match="a test set of 3 of 3 images"):
+        split_off_test(three, 0.9)
 
 
 @pytest.fixture
