@@ -42,6 +42,19 @@ def folders() -> None:
                 picture().save(Path("pets", part, name, f"{i}.png"))
 
 
+def scans() -> None:
+    Path("scans").mkdir()
+    lines = []
+    for i in range(40):
+        picture().save(Path("scans", f"{i}.png"))
+        lines.append(f"{i}.png,{('benign', 'other')[i % 2]},h{i % 4}")
+    write = {"all": lines, "train": lines[:30], "test": lines[30:]}
+    for name, rows in write.items():
+        Path(f"{name}.csv").write_text("\n".join(["path,label,hospital", *rows]))
+    both = [f"{row},{'train' if i < 30 else 'test'}" for i, row in enumerate(lines)]
+    Path("scans.csv").write_text("\n".join(["path,label,hospital,split", *both]))
+
+
 def huggingface() -> None:
     datasets = pytest.importorskip("datasets")
     columns = {"image": [picture() for _ in range(12)], "label": [i % 3 for i in range(12)]}
@@ -56,7 +69,7 @@ def small(source: ImageSource) -> tuple[ImageSet, ImageSet]:
     return data, data
 
 
-PREPARE = {"Your data": folders, "Folders": folders, "HuggingFace datasets": huggingface}
+PREPARE = {"Your data": folders, "Folders": folders, "CSV": scans, "HuggingFace datasets": huggingface}
 """What a section's snippets find on disk."""
 
 SNIPPETS = [name for name, text in sections().items() if re.search(r"^```(python|yaml|bash)", text, re.MULTILINE)]

@@ -6,6 +6,7 @@ from fedkd.data.images.dead_leaves import DeadLeaves
 from fedkd.data.images.downloads import CIFAR10, CIFAR100, FashionMNIST
 from fedkd.data.images.folder import ImageFolder
 from fedkd.data.images.hf_dataset import HFDataset
+from fedkd.data.images.image_csv import ImageCSV
 from fedkd.data.images.image_set import ImageSet
 from fedkd.data.images.shared_folder import FolderImages
 from fedkd.data.images.views import Views
@@ -31,6 +32,7 @@ __all__ = [
     "FederatedDataModule",
     "FolderImages",
     "HFDataset",
+    "ImageCSV",
     "ImageFolder",
     "ImageSet",
     "ImageSource",
