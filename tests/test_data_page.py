@@ -69,7 +69,13 @@ def small(source: ImageSource) -> tuple[ImageSet, ImageSet]:
     return data, data
 
 
-PREPARE = {"Your data": folders, "Folders": folders, "CSV": scans, "HuggingFace datasets": huggingface}
+PREPARE = {
+    "Your data": folders,
+    "Folders": folders,
+    "CSV": scans,
+    "Natural clients": scans,
+    "HuggingFace datasets": huggingface,
+}
 """What a section's snippets find on disk."""
 
 SNIPPETS = [name for name, text in sections().items() if re.search(r"^```(python|yaml|bash)", text, re.MULTILINE)]

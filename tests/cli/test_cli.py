@@ -243,7 +243,7 @@ def test_print_config_is_complete(tmp_path):
     ("arguments", "message"),
     [
         (["--data.partitioner.alpha", "-1"], "alpha must be >= 1e-100"),
-        (["--data.num_clients", "many"], "data.num_clients: 'many' is not of type int."),
+        (["--data.num_clients", "many"], "data.num_clients: 'many' is none of int, null."),
         (["--data.partitioner.alfa", "1"], "data.partitioner: Unknown option 'alfa'. Did you mean 'alpha'?"),
         (
             ["--data.partitioner", "Dirichlett"],
