@@ -5,6 +5,8 @@ from fedkd.data.images.augmentation import Augmentation
 from fedkd.data.images.dead_leaves import DeadLeaves
 from fedkd.data.images.downloads import CIFAR10, CIFAR100, FashionMNIST
 from fedkd.data.images.folder import ImageFolder
+from fedkd.data.images.hf_dataset import HFDataset
+from fedkd.data.images.image_csv import ImageCSV
 from fedkd.data.images.image_set import ImageSet
 from fedkd.data.images.shared_folder import FolderImages
 from fedkd.data.images.views import Views
@@ -29,6 +31,8 @@ __all__ = [
     "FashionMNIST",
     "FederatedDataModule",
     "FolderImages",
+    "HFDataset",
+    "ImageCSV",
     "ImageFolder",
     "ImageSet",
     "ImageSource",

@@ -28,6 +28,9 @@ from fedkd.data.sources import Datasets, Digits, ImageSource
 from fedkd.data.splits import hold_out, stratified_split
 from fedkd.partition import Dirichlet, Partitioner, PartitionReport
 
+CLIENTS = 10
+"""Their number where neither the caller nor the partitioner says it."""
+
 MOST_CLIENTS = 10_000_000
 """A larger number is a mistake: the lists of shards alone would fill the memory."""
 
@@ -41,7 +44,8 @@ class FederatedDataModule(Shown, LightningDataModule):
 
     Args:
         dataset: Where the images come from.
-        num_clients: How many clients there are.
+        num_clients: How many clients there are. None is as many as the partitioner fixes (`ByAttribute`, `Given`), or
+            else 10.
         partitioner: How the training images are distributed over them.
         batch_size: Images in a training batch.
         eval_batch_size: Images in a batch that is only predicted; None suits the device: 64 on a CPU, where larger
@@ -79,7 +83,7 @@ class FederatedDataModule(Shown, LightningDataModule):
     def __init__(
         self,
         dataset: ImageSource = Digits(),  # noqa: B008 (frozen)
-        num_clients: int = 10,
+        num_clients: int | None = None,
         partitioner: Partitioner = Dirichlet(0.1),  # noqa: B008 (frozen)
         batch_size: int = 32,
         eval_batch_size: int | None = None,
@@ -92,7 +96,8 @@ class FederatedDataModule(Shown, LightningDataModule):
     ) -> None:
         super().__init__()
         refuse_classes(dataset=dataset, partitioner=partitioner, augmentation=augmentation, shared=shared)
-        check_range("num_clients", num_clients, low=1, high=MOST_CLIENTS, whole=True)
+        if num_clients is not None:
+            check_range("num_clients", num_clients, low=1, high=MOST_CLIENTS, whole=True)
         check_range("batch_size", batch_size, low=1, whole=True)
         if eval_batch_size is not None:
             check_range("eval_batch_size", eval_batch_size, low=1, whole=True)
@@ -101,7 +106,9 @@ class FederatedDataModule(Shown, LightningDataModule):
         check_range("public_fraction", public_fraction, low=0, high=1, high_open=True)
         check_range("val_fraction", val_fraction, low=0, high=1, high_open=True)
         self.dataset = dataset
-        self.num_clients = num_clients
+        self._num_clients = num_clients
+        if num_clients is None and not partitioner.fixes_clients:
+            self._num_clients = CLIENTS
         self.partitioner = partitioner
         self.batch_size = batch_size
         self.eval_batch_size = eval_batch_size
@@ -149,9 +156,12 @@ class FederatedDataModule(Shown, LightningDataModule):
             raise FedKDError(
                 f"public_fraction {self.public_fraction} leaves the clients none of the {len(targets)} training images."
             )
+        partitioner = self.partitioner.for_data(self.train.attributes)
+        if self._num_clients is None:
+            self._num_clients = partitioner.count_clients(len(targets))
         self.shared_images = None if self.shared is None else self.shared.load(self.train, self.public_indices)
         rng = np.random.default_rng(derive_seed(self.seed, "partition"))
-        shards = self.partitioner(targets, self.num_clients, rng, among=private)
+        shards = partitioner(targets, self._num_clients, rng, among=private)
         self.val_shards = hold_out(shards, targets, self.val_fraction, self.seed)
         self.shards = [np.setdiff1d(shard, held) for shard, held in zip(shards, self.val_shards, strict=True)]
 
@@ -166,6 +176,14 @@ class FederatedDataModule(Shown, LightningDataModule):
             )
         check_classes(train, test)
         self.train, self.test = train, test
+
+    @property
+    def num_clients(self) -> int:
+        """Return the number of clients. Where the data decide it, they are loaded first."""
+        if self._num_clients is None:
+            self.setup()
+        assert self._num_clients is not None  # set by `setup`
+        return self._num_clients
 
     @property
     def num_classes(self) -> int:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,8 @@ from fedkd.core.config import one_line
 from fedkd.core.errors import FedKDError, check_range
 from fedkd.data.images.image_set import ImageSet, class_names, plain_names
 from fedkd.data.splits import stratified_split
+
+DIGITS = Path(__file__).parent / "digits" / "digits.npz"
 
 
 class ImageSource(ABC):
@@ -38,9 +41,10 @@ class ImageSource(ABC):
 
 @dataclass(frozen=True)
 class Digits(ImageSource):
-    """Handwritten digits from scikit-learn: 1,797 grayscale images of 8x8. Nothing is downloaded.
+    """Handwritten digits (UCI): 1,797 grayscale images of 8x8. They come with fedkd, so nothing is downloaded.
 
-    The data set has no test set of its own. A stratified split, the same in every run, provides one.
+    They are the images of `sklearn.datasets.load_digits`, in its order. There is no test set among them. A stratified
+    split, the same in every run, provides one.
 
     Args:
         test_fraction: The fraction of every class that becomes the test set, in (0, 1).
@@ -53,13 +57,34 @@ class Digits(ImageSource):
 
     def load(self) -> tuple[ImageSet, ImageSet]:
         """Return the training and the test set."""
-        from sklearn.datasets import load_digits
+        with np.load(DIGITS) as file:
+            pixels, targets = file["images"], file["labels"].astype(np.int64)  # 0..16, (1797, 8, 8)
+        images = np.rint(pixels * (255 / 16)).astype(np.uint8)[:, None]
+        digits = ImageSet(torch.from_numpy(images), torch.from_numpy(targets), tuple("0123456789"))
+        return split_off_test(digits, self.test_fraction, "digits-test")
 
-        pixels, targets = load_digits(return_X_y=True)  # 0..16, (1797, 64)
-        images = np.rint(pixels * (255 / 16)).astype(np.uint8).reshape(-1, 1, 8, 8)
-        digits = ImageSet(torch.from_numpy(images), torch.from_numpy(targets).long(), tuple("0123456789"))
-        test = stratified_split(targets, self.test_fraction, "digits-test")
-        return digits.subset(np.setdiff1d(np.arange(len(digits)), test)), digits.subset(test)
+
+def split_off_test(data: ImageSet, fraction: float, purpose: str = "test") -> tuple[ImageSet, ImageSet]:
+    """Split off the same fraction of every class as a test set. The choice is the same in every run.
+
+    Args:
+        data: All images.
+        fraction: The fraction of each class, rounded to the nearest number of images.
+        purpose: The name of the split, as for `stratified_split`.
+
+    Returns:
+        The training and the test set.
+
+    Raises:
+        FedKDError: If one of them has no image.
+    """
+    test = stratified_split(data.targets.numpy(), fraction, purpose)
+    if not 0 < len(test) < len(data):
+        raise FedKDError(
+            f"test_fraction {fraction} of each class makes a test set of {len(test)} of {len(data)} images: both sets "
+            "need an image."
+        )
+    return data.subset(np.setdiff1d(np.arange(len(data)), test)), data.subset(test)
 
 
 @dataclass(frozen=True)
@@ -144,4 +169,4 @@ def _image_set(dataset: Any, classes: Sequence[str] | None) -> ImageSet:
                 f"got {shown}."
             )
         return ImageSet.from_dataset(dataset, classes)
-    return dataset if classes is None else ImageSet(dataset.images, dataset.targets, plain_names(classes))
+    return dataset if classes is None else replace(dataset, classes=plain_names(classes))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -26,7 +26,7 @@ class Given(Partitioner):
     gives the same shards under the same ``public_fraction``. A file with a client for every image works for every
     ``public_fraction``. Entries of public images are ignored. No seed changes the partition.
 
-    ``num_clients`` must be the number of clients in the file.
+    ``num_clients`` must be the number of clients in the file. If it is not given, it is that number.
 
     Args:
         clients: A list of integers, the client of each image; or a list of lists, the positions of each client's
@@ -43,6 +43,12 @@ class Given(Partitioner):
 
     clients: list[int] | list[list[int]] | str | Path
     column: str | None = None
+
+    fixes_clients: ClassVar[bool] = True
+
+    def count_clients(self, size: int) -> int:
+        """Return the number of clients in the file or list."""
+        return self._read(size)[1]
 
     def assign(self, labels: np.ndarray, num_clients: int, rng: np.random.Generator) -> np.ndarray:
         """Return the client of each image (N,): see `Partitioner.assign`."""

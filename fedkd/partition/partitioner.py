@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -18,6 +19,9 @@ class Partitioner(ABC):
     A new partitioner is a frozen dataclass with one method, `assign`, which returns exactly one client for each image.
     So shards are always disjoint and sorted, and cover every image.
     """
+
+    fixes_clients: ClassVar[bool] = False
+    """Whether the number of clients follows from what is partitioned: then `count_clients` returns it."""
 
     def __call__(
         self,
@@ -63,6 +67,21 @@ class Partitioner(ABC):
                 f"got {clients.min()} to {clients.max()}."
             )
         return [among[part] for part in positions_by_value(clients, num_clients)]
+
+    def for_data(self, attributes: Mapping[str, Any]) -> Partitioner:
+        """Return the partitioner for a data set whose images have these attributes; most need none.
+
+        Args:
+            attributes: One value for each image, by the attribute's name.
+
+        Raises:
+            FedKDError: If the partitioner needs an attribute that is not there.
+        """
+        return self
+
+    def count_clients(self, size: int) -> int:
+        """Return how many clients there are for a data set of ``size`` images, if that is fixed."""
+        raise NotImplementedError(f"{type(self).__name__} works for any number of clients.")
 
     def assign_among(
         self, labels: np.ndarray, among: np.ndarray, num_clients: int, rng: np.random.Generator

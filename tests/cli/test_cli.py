@@ -144,12 +144,13 @@ def test_what_lightning_refuses_later_is_one_error_too(tmp_path):
 
 def test_predict_takes_image_files(run, tmp_path):
     from PIL import Image
-    from sklearn.datasets import load_digits
+
+    from fedkd.data import Digits
 
     run_dir, _ = run
     (tmp_path / "pictures").mkdir()
-    for i, pixels in enumerate(load_digits().images[:3]):
-        Image.fromarray((pixels * 15).astype("uint8")).resize((40, 40)).save(tmp_path / "pictures" / f"{i}.png")
+    for i, pixels in enumerate(Digits().load()[0].images[:3]):
+        Image.fromarray(pixels[0].numpy()).resize((40, 40)).save(tmp_path / "pictures" / f"{i}.png")
     fedkd("predict", run_dir, "--images", tmp_path / "pictures", "--output", tmp_path / "p.csv", cwd=tmp_path)
     rows = list(csv.reader((tmp_path / "p.csv").read_text().splitlines()))
     assert [Path(row[0]).name for row in rows[1:]] == ["0.png", "1.png", "2.png"]

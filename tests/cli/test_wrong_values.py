@@ -25,7 +25,7 @@ WRONG: dict[str, list[tuple[str, str]]] = {
         ("--data.num_clients 0", "data.num_clients must be >= 1 and <= 10000000, got 0."),
         ("--data.num_clients 1000000000000", "data.num_clients must be >= 1 and <= 10000000, got 1000000000000."),
         ("--data.num_clients 2.5", "data.num_clients: '2.5' is not of type int."),
-        ("--data.num_clients many", "data.num_clients: 'many' is not of type int."),
+        ("--data.num_clients many", "data.num_clients: 'many' is none of int, null."),
         ("--data.num_clients", "argument --data.num_clients: expected one argument"),
         ("--data.num_cliets 1", "There is no option --data.num_cliets. Did you mean --data.num_clients?"),
         ("--data.batch_size 0", "data.batch_size must be >= 1, got 0."),

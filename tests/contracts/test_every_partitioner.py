@@ -111,6 +111,24 @@ def test_only_some_of_the_images(kind: type[Partitioner]) -> None:
 
 
 @pytest.mark.parametrize("kind", EXAMPLES)
+def test_a_partitioner_that_fixes_the_number_of_clients_accepts_it(kind: type[Partitioner]) -> None:
+    partitioner = EXAMPLES[kind](1000, 10)
+    assert kind.fixes_clients == (kind in FIXED)
+    if kind.fixes_clients:
+        count = partitioner.count_clients(1000)
+        check_partition(timed(partitioner, labels_of(1000), count), np.arange(1000), count)
+    else:
+        with pytest.raises(NotImplementedError):
+            partitioner.count_clients(1000)
+
+
+@pytest.mark.parametrize("kind", EXAMPLES)
+def test_only_a_partitioner_that_reads_an_attribute_depends_on_it(kind: type[Partitioner]) -> None:
+    partitioner = EXAMPLES[kind](1000, 10)
+    assert partitioner.for_data({"writer": np.arange(1000)}) is partitioner
+
+
+@pytest.mark.parametrize("kind", EXAMPLES)
 def test_no_image_at_all(kind: type[Partitioner]) -> None:
     with pytest.raises(FedKDError, match="at least one image to partition, got none"):
         EXAMPLES[kind](10, 1)(labels_of(10), 1, np.random.default_rng(0), among=np.empty(0, int))

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,8 +12,9 @@ import torch
 from jsonargparse import ArgumentParser
 from lightning.pytorch import LightningModule, Trainer
 
+import fedkd
 from fedkd.core.errors import FedKDError
-from fedkd.data import CIFAR10, Augmentation, Batch, Digits, FederatedDataModule, ImageSet
+from fedkd.data import CIFAR10, Augmentation, Batch, Datasets, Digits, FederatedDataModule, ImageSet
 from fedkd.data.splits import hold_out
 from fedkd.partition import IID, ByAttribute, Dirichlet, Given
 from fedkd.runs.partition import partition_record
@@ -165,6 +167,37 @@ def test_a_file_for_all_images_serves_every_public_fraction(digits: tuple[ImageS
         for partitioner in (Given(owners.tolist()), ByAttribute(owners.tolist())):
             shards = make(digits, partitioner=partitioner, num_clients=3, public_fraction=fraction).shards
             assert all(set(owners[shard].tolist()) == {client} for client, shard in enumerate(shards))
+
+
+def test_natural_clients_are_as_many_as_there_are(digits: tuple[ImageSet, ImageSet], tmp_path: Path) -> None:
+    train, test = digits
+    writers = np.array(["ann", "bob", "eve"])[np.arange(len(train)) % 3]
+    natural = replace(train, attributes={"writer": writers}), test
+    data = FederatedDataModule(Datasets(*natural), partitioner=ByAttribute(column="writer"), public_fraction=0.3)
+    assert data.num_clients == 3  # asked before setup
+    assert [set(writers[shard]) for shard in data.shards] == [{"ann"}, {"bob"}, {"eve"}]
+    assert make(natural, partitioner=ByAttribute(column="writer", merge=True), num_clients=2).num_clients == 2
+    assert repr(data.partitioner) == "ByAttribute(values=None, column='writer', merge=False)"  # as it was given
+    given = FederatedDataModule(Datasets(*digits), partitioner=Given((np.arange(len(train)) % 4).tolist()))
+    assert given.num_clients == 4
+    assert FederatedDataModule(Datasets(*digits)).num_clients == 10
+    with pytest.raises(FedKDError, match=r"column 'writer' has 3 groups for 2 clients: use num_clients=3, or merge"):
+        make(natural, partitioner=ByAttribute(column="writer"), num_clients=2)
+    with pytest.raises(FedKDError, match=r"Unknown column of the data set 'wirter'\. Did you mean 'writer'\?"):
+        make(natural, partitioner=ByAttribute(column="wirter"))
+
+
+def test_a_federation_of_natural_clients_runs(tmp_path: Path) -> None:
+    from helpers import images, module
+
+    rows = [{"image": image, "label": label, "site": f"s{i % 4}"} for i, (image, label) in enumerate(images(40))]
+    data = FederatedDataModule.from_datasets(rows, images(30, seed=1), partitioner=ByAttribute(column="site"))
+    federation = fedkd.Federation(rounds=1, clients_per_round=4, run_dir=tmp_path / "run")
+    federation.fit(module(), data)
+    record = json.loads((tmp_path / "run" / "partition.json").read_text())
+    assert record["indices"] == [list(range(site, 40, 4)) for site in range(4)]
+    with pytest.raises(FedKDError, match="clients_per_round must be >= 1 and <= 4, got 5"):
+        fedkd.Federation(rounds=1, clients_per_round=5, run_dir=tmp_path / "more").fit(module(), data)
 
 
 @pytest.mark.parametrize(

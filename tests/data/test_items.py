@@ -41,3 +41,24 @@ def test_rows_with_columns(image, label):
 def test_other_items_are_one_line(items, message):
     with pytest.raises(fedkd.FedKDError, match=message):
         ImageSet.from_dataset(items)
+
+
+def test_further_columns_become_attributes_and_go_with_their_images():
+    rows = [
+        {"image": IMAGES[i], "label": i % 2, "site": site, "age": 30 + i, "flip": i > 1, "score": 0.5, "n": n}
+        for i, (site, n) in enumerate([("b", 1), ("a", 2), (None, 3), ("b", "x")])
+    ]
+    found = ImageSet.from_dataset(rows)
+    assert {name: values.tolist() for name, values in found.attributes.items()} == {
+        "site": ["b", "a", "", "b"],
+        "age": [30, 31, 32, 33],
+        "flip": ["False", "False", "True", "True"],
+        "n": ["1", "2", "3", "x"],
+    }  # no score: a fraction names no group
+    assert found.subset([3, 1]).attributes["site"].tolist() == ["b", "a"]
+    assert found.fingerprint == ImageSet(found.images, found.targets, found.classes).fingerprint
+
+
+def test_an_attribute_of_another_length_is_one_line():
+    with pytest.raises(fedkd.FedKDError, match=r"attribute 'site' must have one value for each of the 4 images, got 3"):
+        ImageSet(IMAGES, torch.tensor([0, 1, 0, 1]), ("a", "b"), {"site": [1, 2, 3]})

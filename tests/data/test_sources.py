@@ -12,13 +12,13 @@ import torchvision.datasets as tv
 
 from fedkd.core.errors import FedKDError, MissingResourceError
 from fedkd.data import CIFAR10, CIFAR100, Digits, FashionMNIST, Subset
+from fedkd.data.sources import split_off_test
 from fedkd.data.splits import stratified_split
 
 
 def test_digits_are_scikit_learns_split_once_for_all() -> None:
-    from sklearn.datasets import load_digits
-
-    pixels, labels = load_digits(return_X_y=True)
+    datasets = pytest.importorskip("sklearn.datasets")
+    pixels, labels = datasets.load_digits(return_X_y=True)
     train, test = Digits().load()
     everything = sorted((p.tobytes(), y) for p, y in zip(pixels.astype(np.uint8), labels, strict=True))
     got = [
@@ -32,6 +32,11 @@ def test_digits_are_scikit_learns_split_once_for_all() -> None:
     share = torch.bincount(test.targets) / torch.from_numpy(np.bincount(labels))
     assert ((share - 0.2).abs() < 0.003).all()  # stratified: half an image of 174 is 0.0029
     assert Digits().load()[1].fingerprint == test.fingerprint
+
+
+def test_digits_have_the_bits_and_the_order_of_earlier_releases() -> None:
+    """The fingerprint counts pixels, labels, class names and their order, so every seed's results stay the same."""
+    assert [part.fingerprint[:16] for part in Digits().load()] == ["20727f37b22167a3", "baa476e455ec7239"]
 
 
 @pytest.mark.parametrize("fraction", [0, 1, -0.1])
@@ -49,6 +54,14 @@ def test_stratified_split_counts_by_class_and_grows() -> None:
     assert list(large) == sorted(set(large))
     assert len(stratified_split(targets, 0, "x")) == 0
     assert set(stratified_split(targets, 0.5, "y")) != set(large)
+
+
+def test_a_test_set_that_would_be_empty_is_one_line() -> None:
+    three = Digits().load()[0].subset([0, 1, 2])  # three digits that differ: a fifth of one image is none
+    with pytest.raises(FedKDError, match=r"test_fraction 0\.2 of each class makes a test set of 0 of 3 images"):
+        split_off_test(three, 0.2)
+    with pytest.raises(FedKDError, match="a test set of 3 of 3 images"):
+        split_off_test(three, 0.9)
 
 
 @pytest.fixture

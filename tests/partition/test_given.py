@@ -205,6 +205,41 @@ def test_groups_are_merged_whole_and_about_equal() -> None:
     assert np.ptp([len(shard) for shard in shards]) <= 10
 
 
+def test_a_column_of_the_data_set() -> None:
+    attributes = {"hospital": np.array(["z", "a", "a", "m", "z", "z"], dtype=object), "age": [1, 2, 3, 4, 5, 6]}
+    partitioner = ByAttribute(column="hospital").for_data(attributes)
+    assert partitioner.count_clients(6) == 3
+    assert deal(partitioner) == SHARDS
+    # by hand: "z" has three images, "a" two, "m" one: client 0 gets "z", client 1 "a", then "m" (2 < 3)
+    assert deal(ByAttribute(column="hospital", merge=True).for_data(attributes), 2) == [[0, 4, 5], [1, 2, 3]]
+    own = ByAttribute(OWNERS, column="hospital")  # values of one's own go first
+    assert own.for_data(attributes) is own
+
+
+@pytest.mark.parametrize(
+    ("attributes", "message"),
+    [
+        ({}, r"The data set has no column 'hospital', and no other: ByAttribute needs a CSV, HuggingFace data"),
+        (
+            {"hopsital": OWNERS, "age": OWNERS},
+            r"Unknown column of the data set 'hospital'\. Did you mean 'hopsital'\?",
+        ),
+        ({"hospital": ["a", "b", "", "a", "", "c"]}, r"column 'hospital' has no value for the image at position 2\."),
+        ({"hospital": ["a", "b", "c", "d", "a", "a"]}, r"column 'hospital' has 4 groups for 3 clients: use num_cl"),
+    ],
+)
+def test_a_column_of_the_data_set_wrong(attributes: dict[str, Any], message: str) -> None:
+    with pytest.raises(FedKDError, match=message):
+        deal(ByAttribute(column="hospital").for_data(attributes))
+
+
+def test_by_attribute_must_know_where_values_are() -> None:
+    with pytest.raises(FedKDError, match=r"ByAttribute needs column, a column of the data set such as 'hospital', or"):
+        ByAttribute()
+    with pytest.raises(FedKDError, match=r"column 'hospital' is the data set's: FederatedDataModule reads it, or call"):
+        deal(ByAttribute(column="hospital"))
+
+
 def test_sizes_are_those_of_what_is_dealt_out() -> None:
     """Group 0 has six images, but five are public: it counts for one."""
     values = [0] * 6 + [1] * 3 + [2] * 2

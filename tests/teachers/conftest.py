@@ -37,9 +37,8 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], str]:
 @pytest.fixture(scope="session")
 def photo() -> np.ndarray:
     """Return a real photograph, uint8 (H, W, 3), oblong."""
-    from sklearn.datasets import load_sample_image
-
-    return np.ascontiguousarray(load_sample_image("china.jpg"))  # (427, 640, 3)
+    datasets = pytest.importorskip("sklearn.datasets")
+    return np.ascontiguousarray(datasets.load_sample_image("china.jpg"))  # (427, 640, 3)
 
 
 @pytest.fixture

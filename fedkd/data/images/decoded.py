@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import safetensors.torch
@@ -10,13 +12,31 @@ from lightning.pytorch.utilities import rank_zero_warn
 from safetensors import SafetensorError, safe_open
 
 from fedkd.core.errors import FedKDError, in_one_line
-from fedkd.core.storage import CannotWriteError, replacing
+from fedkd.core.storage import CannotWriteError, cache_dir, replacing
 from fedkd.data.images.image_set import ImageSet
 
 Sets = tuple[ImageSet, ...]
 
 _PARTS = ("train", "test")
 _TENSORS = ("images", "targets")
+
+
+def decoded_once(name: str, recipe: str, source: str, decode: Callable[[], Sets]) -> Sets:
+    """Return image sets from fedkd's cache, or decode them and keep them there.
+
+    Args:
+        name: A name for people who look into the cache.
+        recipe: Where the images come from and how they are decoded. Sets with one recipe replace each other.
+        source: The state of the image files, such as their sizes and times. Another state is decoded again.
+        decode: Makes the sets.
+    """
+    state = hashlib.sha256(source.encode()).hexdigest()
+    file = cache_dir("images") / f"{name}-{hashlib.sha256(recipe.encode()).hexdigest()[:16]}.safetensors"
+    sets = read_decoded(file, state)
+    if sets is None:
+        sets = decode()
+        write_decoded(file, state, sets)
+    return sets
 
 
 def read_decoded(path: Path, source: str) -> Sets | None:

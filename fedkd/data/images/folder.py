@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, BinaryIO, NamedTuple, TypeVar
 
 import numpy as np
 import torch
 
 from fedkd.core.errors import MOST_PIXELS, FedKDError, MissingResourceError, check_range, unknown_name
-from fedkd.core.storage import cache_dir
-from fedkd.data.images.decoded import read_decoded, write_decoded
+from fedkd.data.images.decoded import Sets, decoded_once
 from fedkd.data.images.image_set import ImageSet, with_same_channels
 from fedkd.data.images.pixels import pil_pixels, stack_pixels
 from fedkd.data.sources import ImageSource
@@ -25,7 +23,8 @@ from fedkd.data.sources import ImageSource
 EXTENSIONS = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 FORMAT = 3  # of the cached file: increase it when the same image files decode to other pixels
 ORIENTATION = 0x0112  # the EXIF tag
-_CHUNK = 64  # files per task: for single small images the overhead of a task exceeds the decoding
+T = TypeVar("T")
+_CHUNK = 64  # images per task: for single small images the overhead of a task exceeds the decoding
 
 
 class ImageFile(NamedTuple):
@@ -80,19 +79,17 @@ class ImageFolder(ImageSource):
             if name not in classes:
                 raise unknown_name(f"class in {root / 'test'}", name, classes)
         recipe = json.dumps([FORMAT, str(root), self.image_size])
-        files = hashlib.sha256(json.dumps([recipe, classes, train, test]).encode()).hexdigest()
-        cache = cache_dir("images") / f"{root.name}-{hashlib.sha256(recipe.encode()).hexdigest()[:16]}.safetensors"
-        sets = read_decoded(cache, files)
-        if sets is None:
-            sets = self._decode(root, classes, train), self._decode(root, classes, test)
-            write_decoded(cache, files, sets)
-        train_set, test_set = sets
+        files = json.dumps([recipe, classes, train, test])
+
+        def decode() -> Sets:
+            return self._decode(root, classes, train), self._decode(root, classes, test)
+
+        train_set, test_set = decoded_once(root.name, recipe, files, decode)
         return with_same_channels(train_set, test_set)
 
     def _decode(self, root: Path, classes: list[str], files: list[ImageFile]) -> ImageSet:
         names = [file.path for file in files]
-        size = None if self.image_size is None else (self.image_size, self.image_size)
-        with closing(decode_files(root, names, size)) as pixels:
+        with closing(decode_files(root, names, square(self.image_size))) as pixels:
             images = stack_pixels(pixels, len(names), names)
         numbers = {name: i for i, name in enumerate(classes)}
         return ImageSet(images, torch.tensor([numbers[file.class_name] for file in files]), tuple(classes))
@@ -150,17 +147,27 @@ def walk(folder: Path, relative: str, above: frozenset[str] = frozenset()) -> It
             yield ImageFile(f"{relative}/{entry.name}", stat.st_size, stat.st_mtime_ns)
 
 
+def square(image_size: int | None) -> tuple[int, int] | None:
+    """Return (width, height) of images whose shorter side has ``image_size`` pixels before they are cropped."""
+    return None if image_size is None else (image_size, image_size)
+
+
 def decode_files(root: Path, names: list[str], size: tuple[int, int] | None) -> Generator[np.ndarray, None, None]:
-    """Decode files with `decode_file` in threads, and yield their pixels in order. A terminal shows a progress bar."""
+    """Decode files with `decode_file`, as `decode_each` does."""
+    return decode_each(names, lambda name: decode_file(root, name, size))
+
+
+def decode_each(items: Sequence[T], decode: Callable[[T], np.ndarray]) -> Generator[np.ndarray, None, None]:
+    """Call ``decode`` on items in threads, and yield their pixels in order. A terminal shows a progress bar."""
     from rich.console import Console
     from rich.progress import track
 
     console = Console(stderr=True)
-    chunks = [names[i : i + _CHUNK] for i in range(0, len(names), _CHUNK)]
+    chunks = [items[i : i + _CHUNK] for i in range(0, len(items), _CHUNK)]
     pool = ThreadPoolExecutor(min(16, os.cpu_count() or 1))
     try:
-        decoded = pool.map(lambda chunk: [decode_file(root, name, size) for name in chunk], chunks)
-        description = f"Decoding {len(names):,} images"
+        decoded = pool.map(lambda chunk: [decode(item) for item in chunk], chunks)
+        description = f"Decoding {len(items):,} images"
         for images in track(decoded, description, len(chunks), console=console, disable=not console.is_terminal):
             yield from images
     finally:  # if the reader stops early, the remaining files are not decoded
@@ -168,11 +175,16 @@ def decode_files(root: Path, names: list[str], size: tuple[int, int] | None) -> 
 
 
 def decode_file(root: Path, name: str, size: tuple[int, int] | None) -> np.ndarray:
-    """Decode one file to uint8 (C, H, W).
+    """Decode a file below ``root``, or of an absolute name, to uint8 (C, H, W): see `decode_image`."""
+    return decode_image(os.path.join(root, name), root / name, size)
+
+
+def decode_image(source: str | BinaryIO, called: str | Path, size: tuple[int, int] | None) -> np.ndarray:
+    """Decode one image to uint8 (C, H, W).
 
     Args:
-        root: The folder that ``name`` is relative to.
-        name: The file.
+        source: The file, by its path or open.
+        called: Its name in an error.
         size: (width, height): resize the image (bicubic, antialiased) to cover it, then crop the center. None keeps the
             image's own size.
 
@@ -182,14 +194,20 @@ def decode_file(root: Path, name: str, size: tuple[int, int] | None) -> np.ndarr
     from PIL import Image, ImageOps
 
     try:
-        with Image.open(f"{root}{os.sep}{name}") as opened:
+        with Image.open(source) as opened:
             turned = opened.getexif().get(ORIENTATION, 1) != 1  # as phones write photographs
-            image = ImageOps.exif_transpose(opened) if turned else opened
-            if size is None or image.size == size:
-                return pil_pixels(image)
-            gray = image.mode in ("L", "1")  # other modes, such as palettes, cannot be resized: convert them to RGB
-            return pil_pixels(ImageOps.fit(image.convert("L" if gray else "RGB"), size, Image.Resampling.BICUBIC))
+            return fitted_pixels(ImageOps.exif_transpose(opened) if turned else opened, size)
     except FedKDError as error:
-        raise FedKDError(f"{printable(root / name)}: {error}") from error
+        raise FedKDError(f"{printable(called)}: {error}") from error
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise FedKDError(f"{printable(root / name)} could not be read as an image ({error}).") from error
+        raise FedKDError(f"{printable(called)} could not be read as an image ({error}).") from error
+
+
+def fitted_pixels(image: Any, size: tuple[int, int] | None) -> np.ndarray:
+    """Return a PIL image's pixels, uint8 (C, H, W), resized and cropped to ``size`` as `decode_image` says."""
+    from PIL import Image, ImageOps
+
+    if size is None or image.size == size:
+        return pil_pixels(image)
+    gray = image.mode in ("L", "1")  # other modes, such as palettes, cannot be resized: convert them to RGB
+    return pil_pixels(ImageOps.fit(image.convert("L" if gray else "RGB"), size, Image.Resampling.BICUBIC))

@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -27,14 +27,18 @@ class ImageSet:
             batches are gathered without a further copy.
         targets: int64 (N,), each in ``[0, K)``.
         classes: The K class names, in the order of the labels.
+        attributes: What else is known of each image, by name: one integer or string per image, such as the hospital
+            that it comes from. `fedkd.partition.ByAttribute` reads them. Nothing that trains sees them.
 
     Raises:
-        FedKDError: If a dtype or shape is wrong, a label is outside ``[0, K)``, or a class name occurs twice.
+        FedKDError: If a dtype or shape is wrong, a label is outside ``[0, K)``, a class name occurs twice, or an
+            attribute has not one value for each image.
     """
 
     images: Tensor
     targets: Tensor
     classes: tuple[str, ...]
+    attributes: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         images, targets = self.images, self.targets
@@ -53,7 +57,14 @@ class ImageSet:
             raise FedKDError(
                 f"The class name {twice!r} occurs twice. Names must differ, since results are reported by name."
             )
+        for name, values in self.attributes.items():
+            if len(values) != len(images):
+                raise FedKDError(
+                    f"The attribute {name!r} must have one value for each of the {len(images)} images, got "
+                    f"{len(values)}."
+                )
         object.__setattr__(self, "images", images.contiguous(memory_format=torch.channels_last))
+        object.__setattr__(self, "attributes", {name: one_by_one(each) for name, each in self.attributes.items()})
         outside = targets[(targets < 0) | (targets >= len(self.classes))]
         if len(outside):
             raise FedKDError(
@@ -78,7 +89,7 @@ class ImageSet:
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256, in hex, of pixels, labels and class names. Equal exactly when the sets are equal."""
+        """SHA-256, in hex, of pixels, labels and class names. Equal exactly when these are equal."""
         sha256 = hashlib.sha256(json.dumps([list(self.images.shape), list(self.classes)]).encode())
         sha256.update(self.images.contiguous().numpy().data)
         sha256.update(self.targets.contiguous().numpy().data)
@@ -87,7 +98,8 @@ class ImageSet:
     def subset(self, indices: Sequence[int] | np.ndarray | Tensor) -> ImageSet:
         """Return a copy of the images at ``indices``, in that order, with the same K classes."""
         chosen = torch.as_tensor(indices, dtype=torch.int64)
-        return ImageSet(select(self.images, chosen), self.targets[chosen], self.classes)
+        attributes = {name: values[chosen.numpy()] for name, values in self.attributes.items()}
+        return ImageSet(select(self.images, chosen), self.targets[chosen], self.classes, attributes)
 
     @classmethod
     def from_dataset(cls, dataset: Any, classes: Sequence[str] | None = None) -> ImageSet:
@@ -101,7 +113,7 @@ class ImageSet:
                 columns: one of `IMAGE_COLUMNS` and one of `LABEL_COLUMNS`. An image is a PIL image (modes "L" and "1"
                 give one channel, all others RGB), a tensor (C, H, W) or (H, W), or an array (H, W, C) or (H, W).
                 Tensors and arrays are uint8, or float in [0, 1]. All images have the same size. If some are grayscale
-                and some RGB, all become RGB.
+                and some RGB, all become RGB. Further columns of integers or strings become ``attributes``.
             classes: The class names. The default is ``dataset.classes``, or that of the dataset inside a ``Subset``,
                 the names of a HuggingFace dataset's ``ClassLabel``, or else the numbers from 0 to the largest label.
                 Of a class with several names, as torchvision's ImageNet has them, the first counts: see `plain_names`.
@@ -113,12 +125,19 @@ class ImageSet:
         if not len(dataset):
             raise FedKDError("The dataset is empty. It needs at least one image.")
         labels: list[int] = []
+        others: dict[str, list[Any]] = {}
         first: list[np.ndarray] = []
 
         def read() -> Iterator[np.ndarray]:
             for i in range(len(dataset)):
-                image, label = _pair(dataset[i], i)
+                item = dataset[i]
+                image, label = _pair(item, i)
                 labels.append(_label(label, i))
+                if isinstance(item, Mapping):
+                    used = _columns(item, i)
+                    for name, value in item.items():
+                        if name not in used and isinstance(value, PLAIN):
+                            others.setdefault(str(name), []).append(value)
                 pixels = to_pixels(image)
                 if i < READ_AGAIN:
                     first.append(pixels.copy())
@@ -134,15 +153,43 @@ class ImageSet:
         names = class_names(dataset) if classes is None else plain_names(classes)
         if names is None:
             names = tuple(str(k) for k in range(max(labels) + 1))
-        return cls(images, torch.tensor(labels, dtype=torch.int64), names)
+        return cls(images, torch.tensor(labels, dtype=torch.int64), names, attributes_of(others, len(labels)))
 
 
 IMAGE_COLUMNS = ("image", "img", "images", "pixels")
 LABEL_COLUMNS = ("label", "labels", "target", "fine_label", "class")
 """Names of columns, the likeliest first."""
 
+PLAIN = (int, str, np.integer, np.bool_, type(None))
+"""Types of the values of an attribute, bool included."""
+
 READ_AGAIN = 16
 """So many items are read twice: a flip at random is then missed once in 65,536 times."""
+
+
+def attributes_of(columns: Mapping[str, Sequence[Any]], size: int) -> dict[str, Sequence[Any]]:
+    """Return the columns that can be attributes: those with an integer, a string, a bool or None for each image.
+
+    A bool becomes its name. None becomes the empty string, which stands for a missing value.
+
+    Args:
+        columns: Values by name.
+        size: The number of images; columns with another number of values are left out.
+    """
+    found: dict[str, Sequence[Any]] = {}
+    for name, values in columns.items():
+        plain = [value.item() if isinstance(value, np.generic) else value for value in values]
+        if len(plain) == size and all(isinstance(value, PLAIN) for value in plain):
+            whole = all(isinstance(value, int) and not isinstance(value, bool) for value in plain)
+            found[name] = plain if whole else ["" if value is None else str(value) for value in plain]
+    return found
+
+
+def one_by_one(values: Sequence[Any] | np.ndarray) -> np.ndarray:
+    """Return values as objects, (N,). In an array of text each value would take as much memory as the longest."""
+    array = np.empty(len(values), dtype=object)
+    array[:] = values.tolist() if isinstance(values, np.ndarray) else list(values)
+    return array
 
 
 def select(images: Tensor, rows: Tensor) -> Tensor:
@@ -212,17 +259,23 @@ def plain_names(names: Iterable[Any]) -> tuple[str, ...]:
 def _pair(item: Any, position: int) -> tuple[Any, Any]:
     """Return an item's image and label."""
     if isinstance(item, Mapping):
-        found = [next((n for n in names if n in item), None) for names in (IMAGE_COLUMNS, LABEL_COLUMNS)]
-        if None in found:
-            raise FedKDError(
-                f"Item {position} of the dataset has the columns {', '.join(map(str, item))}: it needs an image, one "
-                f"of {', '.join(IMAGE_COLUMNS)}, and a label, one of {', '.join(LABEL_COLUMNS)}. Rename the columns."
-            )
-        return item[found[0]], item[found[1]]
+        image, label = _columns(item, position)
+        return item[image], item[label]
     if not isinstance(item, tuple | list) or len(item) != 2:
         parts = f"{len(item)} parts" if isinstance(item, tuple | list) else f"a {type(item).__name__}"
         raise FedKDError(f"Item {position} of the dataset must be a pair (image, label), got {parts}.")
     return item[0], item[1]
+
+
+def _columns(item: Mapping[str, Any], position: int) -> tuple[str, str]:
+    """Return the names of a row's image and label."""
+    image, label = (next((n for n in names if n in item), None) for names in (IMAGE_COLUMNS, LABEL_COLUMNS))
+    if image is None or label is None:
+        raise FedKDError(
+            f"Item {position} of the dataset has the columns {', '.join(map(str, item))}: it needs an image, one of "
+            f"{', '.join(IMAGE_COLUMNS)}, and a label, one of {', '.join(LABEL_COLUMNS)}. Rename the columns."
+        )
+    return image, label
 
 
 def _label(label: Any, position: int) -> int:

@@ -34,7 +34,7 @@ def to_pixels(image: Any) -> np.ndarray:
         array = (image.float() if image.is_floating_point() else image).numpy()
         array = array[None] if array.ndim == 2 else array
     elif isinstance(image, np.ndarray):
-        array = image[None] if image.ndim == 2 else np.moveaxis(image, -1, 0)
+        array = image[None] if image.ndim == 2 else np.moveaxis(image, -1, 0) if image.ndim else image
     else:
         raise FedKDError(f"An image must be a PIL image, a tensor or an array, got {type(image).__name__}.")
     if array.ndim != 3 or array.shape[0] not in (1, 3):
@@ -64,6 +64,13 @@ def pil_pixels(image: Any) -> np.ndarray:
     mode = "L" if image.mode in ("L", "1") else "RGB"
     array = np.asarray(image if image.mode == mode else image.convert(mode))
     return array[None] if mode == "L" else np.moveaxis(array, -1, 0)
+
+
+def to_image(pixels: np.ndarray) -> Any:
+    """Convert uint8 pixels (C, H, W) to a PIL image."""
+    from PIL import Image
+
+    return Image.fromarray(pixels[0] if len(pixels) == 1 else np.ascontiguousarray(np.moveaxis(pixels, 0, -1)))
 
 
 def stack_pixels(pixels: Iterable[np.ndarray], count: int, names: Sequence[str] | None = None) -> Tensor:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterator
 from contextlib import closing
@@ -13,8 +12,7 @@ import numpy as np
 from torch import Tensor
 
 from fedkd.core.errors import MissingResourceError
-from fedkd.core.storage import cache_dir
-from fedkd.data.images.decoded import read_decoded, write_decoded
+from fedkd.data.images.decoded import Sets, decoded_once
 from fedkd.data.images.folder import EXTENSIONS, FORMAT, ImageFile, decode_files, walk
 from fedkd.data.images.image_set import ImageSet
 from fedkd.data.images.pixels import stack_pixels
@@ -47,14 +45,13 @@ class FolderImages(SharedImages):
         if not files:
             raise MissingResourceError(f"{root} has no image to share. Put {', '.join(EXTENSIONS)} files there.")
         recipe = json.dumps([FORMAT, "shared", str(root), train.image_shape])
-        source = hashlib.sha256(json.dumps([recipe, train.classes, files]).encode()).hexdigest()
-        cache = cache_dir("images") / f"{root.name}-{hashlib.sha256(recipe.encode()).hexdigest()[:16]}.safetensors"
-        sets = read_decoded(cache, source)
-        if sets is None:
-            shared = _decode(root.parent, files, train.image_shape)
-            sets = (Unlabeled.of(shared, train.classes).data,)
-            write_decoded(cache, source, sets)
-        return Unlabeled(sets[0], np.arange(len(sets[0])))
+        source = json.dumps([recipe, train.classes, files])
+
+        def decode() -> Sets:
+            return (Unlabeled.of(_decode(root.parent, files, train.image_shape), train.classes).data,)
+
+        (data,) = decoded_once(root.name, recipe, source, decode)
+        return Unlabeled(data, np.arange(len(data)))
 
 
 def _decode(root: Path, files: list[ImageFile], shape: tuple[int, int, int]) -> Tensor:

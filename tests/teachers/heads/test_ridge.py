@@ -71,11 +71,10 @@ def test_equals_the_centralized_solution_for_every_partition(name: str) -> None:
 
 
 def test_equals_scikit_learn() -> None:
-    from sklearn.linear_model import Ridge
-
+    linear_model = pytest.importorskip("sklearn.linear_model")
     features, targets = problem()
     _, _, penalty = centralized(features, targets, 0.3)
-    reference = Ridge(alpha=penalty).fit(features.astype(np.float64), np.eye(K)[targets.numpy()])
+    reference = linear_model.Ridge(alpha=penalty).fit(features.astype(np.float64), np.eye(K)[targets.numpy()])
     statistics = RidgeStatistics.from_features(torch.from_numpy(features), targets, K)
     solution = solve_ridge(statistics, 0.3)
     np.testing.assert_allclose(solution.weight.T, reference.coef_, atol=1e-10)
