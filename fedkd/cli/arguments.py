@@ -12,7 +12,7 @@ import yaml
 
 from fedkd.core.errors import FedKDError, MissingResourceError
 
-POSITIONAL = {"test": "RUN_DIR", "predict": "RUN_DIR", "teachers": "[NAME]"}
+POSITIONAL = {"test": "RUN_DIR", "predict": "RUN_DIR", "export": "RUN_DIR", "teachers": "[NAME]"}
 """The positional argument of each subcommand that has one."""
 
 
@@ -107,7 +107,8 @@ def _short(value: Any) -> str:
 def expand(args: Sequence[str]) -> list[str]:
     """Turn the positional argument of a subcommand into options.
 
-    - ``test RUN_DIR ...`` becomes ``test --config RUN_DIR/config.yaml --run_dir RUN_DIR ...``; ``predict`` likewise.
+    - ``test RUN_DIR ...`` becomes ``test --config RUN_DIR/config.yaml --run_dir RUN_DIR ...``; ``predict`` and
+      ``export`` likewise. A run that was made from Python has no configuration.
       For one of several students, in RUN_DIR/clients/K, the configuration is that of the whole run;
     - ``teachers NAME ...`` becomes ``teachers --name NAME ...``;
     - ``fit FILE.yaml ...`` becomes ``fit --config FILE.yaml ...``; ``partition`` likewise;
@@ -133,5 +134,13 @@ def expand(args: Sequence[str]) -> list[str]:
     folder = Path(name)
     config = (folder.parents[1] if folder.parent.name == "clients" else folder) / "config.yaml"
     if not config.is_file():
-        raise MissingResourceError(f"No run at {name!r}: there is no {str(config)!r}. 'fedkd fit' writes it.")
+        if not any(folder.glob("*.safetensors")):
+            raise MissingResourceError(f"No run at {name!r}: there is no student in it.")
+        reads_data = command == "test" or (command == "predict" and not any(a.startswith("--images") for a in rest))
+        if reads_data and not any(arg.startswith(("--data", "--config", "-c")) for arg in rest):
+            raise FedKDError(
+                f"The run {name!r} was made from Python, so its data set is not known here: give --config FILE, or "
+                "--data.dataset CLASS."
+            )
+        return [command, "--run_dir", name, *rest]
     return [command, "--config", str(config), "--run_dir", name, *rest]

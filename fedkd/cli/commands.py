@@ -57,17 +57,43 @@ class FedKDCLI(BaseCLI):
         """Write a run's predictions as CSV: fedkd predict RUN_DIR.
 
         Args:
-            images: An image file or a folder of images; the global test set if not given.
-            output: The CSV file; RUN_DIR/predictions.csv if not given.
+            images: An image file, a folder of images, or a CSV of paths; the global test set if not given.
+            output: The CSV file; RUN_DIR/predictions.csv if not given, or predictions_2.csv if that is there. Beside it
+                comes a PNG of the images with the least certain predictions.
             which: last is the student of the last round, best that of the callback SaveBest.
         """
         from fedkd.runs.inference import predict_run
 
         run_dir = self.run_dir()
-        path = Path(output) if output else run_dir / "predictions.csv"
+        path = Path(output) if output else free_file(run_dir / "predictions.csv")
         with about("output"):
+            if path.exists():
+                raise FedKDError(
+                    f"output: {str(path)!r} exists, and no predictions are written over. Name another file."
+                )
             make_parent(path)
         print(predict_run(run_dir, self.datamodule, self.trainer_arguments, images, path, self.student, which))
+
+    def export(
+        self,
+        format: Literal["onnx", "torch", "safetensors"] = "onnx",
+        output: str | None = None,
+        which: str = "last",
+        push: str | None = None,
+    ) -> None:
+        """Export a run's student, and compare what was exported with it: fedkd export RUN_DIR.
+
+        Args:
+            format: onnx is for ONNX Runtime; torch is a program that torch.export.load reads, with torch alone;
+                safetensors is a folder for the HuggingFace hub, with weights, a model card and that program.
+            output: The file or folder; student.onnx, student.pt2 or student_published in RUN_DIR if not given.
+            which: last is the student of the last round, best that of the callback SaveBest.
+            push: A repository of the HuggingFace hub to push the folder to, such as me/student.
+        """
+        from fedkd.runs.export import export_student
+
+        exported = export_student(self.run_dir(), format, output, which, self.student, push)
+        print(f"{exported.path} (logits differ from the student's by {exported.max_difference:.2g} at most)")
 
     def partition(self, output: str = "partition_report.png", kind: Literal["heat", "bubble"] = "heat") -> None:
         """Show and plot how many images of each class each client holds, without training.
@@ -144,6 +170,15 @@ class FedKDCLI(BaseCLI):
         config = self.chosen.clone()
         config.run_dir = config.ckpt_path = None
         return self._parser(self.subcommand).dump(config, skip_unset=False)
+
+
+def free_file(path: Path) -> Path:
+    """Return a path, or the next one with a number that is free: ``predictions_2.csv`` after ``predictions.csv``."""
+    number, free = 1, path
+    while free.exists():
+        number += 1
+        free = path.with_stem(f"{path.stem}_{number}")
+    return free
 
 
 def run_command(args: Sequence[str]) -> None:

@@ -6,8 +6,8 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
 
+from fedkd.cli.plain import PlainParser
 from fedkd.cli.subcommands import SUBCOMMANDS
 from fedkd.core.errors import FedKDError, unknown_name
 from fedkd.core.stopping import Terminated
@@ -39,15 +39,7 @@ seeds, OUT/curves.png the accuracy by round, OUT/comparison.html all of it as a 
 failed."""
 
 
-class Parser(argparse.ArgumentParser):
-    """Reports a wrong value in one line."""
-
-    def error(self, message: str) -> NoReturn:
-        """Raise the error for `fedkd.cli.main.main` to print."""
-        raise FedKDError(f"{self.prog.removeprefix('fedkd ')}: {message}. See: {self.prog} --help")
-
-
-def run_compare(args: Sequence[str]) -> None:
+def run(args: Sequence[str]) -> None:
     """Parse the arguments after ``fedkd compare`` and run the grid.
 
     Raises:
@@ -77,9 +69,9 @@ def run_compare(args: Sequence[str]) -> None:
         raise SystemExit(1)
 
 
-def make_parser() -> Parser:
+def make_parser() -> PlainParser:
     """Return the parser of ``fedkd compare``."""
-    parser = Parser(
+    parser = PlainParser(
         "fedkd compare",
         usage="fedkd compare GRID --out DIR [--jobs N] [--only REGEX] [--set NAME=VALUE] [--SECTION.OPTION VALUE ...]",
         description=SUBCOMMANDS["compare"],

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 from typing import Any
 
-from fedkd.cli.subcommands import SUBCOMMANDS
+from fedkd.cli.subcommands import PLAIN, SUBCOMMANDS
 
 SCRIPT = """\
 # fedkd's completion for bash; for zsh put first: autoload -U +X bashcompinit && bashcompinit
@@ -33,7 +34,6 @@ class _Found(Exception):  # noqa: N818 (no error: it ends the parser's set-up)
 
 def options_of_subcommands() -> dict[str, list[str]]:
     """Return the options of each subcommand, as the parser has them."""
-    from fedkd.cli import compare, report
     from fedkd.cli.commands import FedKDCLI
 
     class Listing(FedKDCLI):
@@ -43,7 +43,7 @@ def options_of_subcommands() -> dict[str, list[str]]:
     try:
         Listing([])
     except _Found as found:
-        others = {"compare": compare.make_parser(), "report": report.make_parser()}
+        others = {name: importlib.import_module(module).make_parser() for name, module in PLAIN.items()}
         return {**found.options, **{name: _options(parser) for name, parser in others.items()}}
     raise AssertionError("the parser was not set up")
 

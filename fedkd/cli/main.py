@@ -5,11 +5,12 @@
 
 from __future__ import annotations
 
+import importlib
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from fedkd.cli.subcommands import quick_parser
+from fedkd.cli.subcommands import PLAIN, quick_parser
 from fedkd.core.errors import FedKDError
 from fedkd.core.stopping import SIGINT_STATUS, terminable
 
@@ -55,14 +56,8 @@ def run(given: Sequence[str]) -> None:
             from fedkd.cli.completion import completion_script
 
             print(completion_script(), end="")
-        elif given[:1] == ["compare"]:
-            from fedkd.cli.compare import run_compare
-
-            run_compare(given[1:])
-        elif given[:1] == ["report"]:
-            from fedkd.cli.report import run_report
-
-            run_report(given[1:])
+        elif given and given[0] in PLAIN:
+            importlib.import_module(PLAIN[given[0]]).run(given[1:])
         else:
             from fedkd.cli.commands import run_command
 

@@ -12,7 +12,7 @@ from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCL
 
 from fedkd import __version__, teachers
 from fedkd.cli.arguments import POSITIONAL
-from fedkd.cli.subcommands import DESCRIPTION, SECTIONS, SUBCOMMANDS
+from fedkd.cli.subcommands import DESCRIPTION, PLAIN, SECTIONS, SUBCOMMANDS
 from fedkd.core.errors import FedKDError, check_range
 from fedkd.core.lazy import import_all
 from fedkd.data import FederatedDataModule
@@ -101,10 +101,9 @@ class BaseCLI(LightningCLI):
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         """Parse the arguments. LightningCLI's own method warns if it is given arguments, as in `main`."""
         self.config = parser.parse_args(args)  # type: ignore[arg-type]
-        if self.config.subcommand == "compare":
-            raise FedKDError("compare must be the first argument: fedkd compare GRID --out DIR.")
-        if self.config.subcommand == "report":
-            raise FedKDError("report must be the first argument: fedkd report RUN [RUN ...].")
+        if self.config.subcommand in PLAIN:
+            name = self.config.subcommand
+            raise FedKDError(f"{name} must be the first argument: {SUBCOMMANDS[name].rpartition(': ')[2]}")
         if self.config.subcommand == "completion":
             raise FedKDError("completion takes no arguments: fedkd completion.")
 
@@ -145,7 +144,7 @@ class BaseCLI(LightningCLI):
         for section in wanted:
             if not isinstance(config.get(section), Namespace):
                 raise FedKDError(f"{section}: must be a section of options, got {config.get(section)!r}.")
-        if self.config.subcommand in ("test", "predict"):
+        if self.config.subcommand in ("test", "predict", "export"):
             config.model.teacher = None  # inference uses only the student
         with self.located(ValueError):
             made = self._parser(self.subcommand).instantiate(

@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from fedkd.cli.compare import Parser
+from fedkd.cli.plain import PlainParser
 from fedkd.cli.subcommands import SUBCOMMANDS
 from fedkd.core.errors import unknown_name
 
@@ -16,9 +16,9 @@ a page of the rounds that it has. With several runs it is comparison.html in the
 the curves, and the settings that differ. A page is one file that loads nothing."""
 
 
-def make_parser() -> Parser:
+def make_parser() -> PlainParser:
     """Return the parser of ``fedkd report``."""
-    parser = Parser(
+    parser = PlainParser(
         "fedkd report",
         usage="fedkd report RUN [RUN ...] [--out FILE.html]",
         description=SUBCOMMANDS["report"],
@@ -36,7 +36,7 @@ def make_parser() -> Parser:
     return parser
 
 
-def run_report(args: Sequence[str]) -> None:
+def run(args: Sequence[str]) -> None:
     """Parse the arguments after ``fedkd report``, write the page and print where it is.
 
     Raises:

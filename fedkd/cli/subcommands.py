@@ -12,8 +12,11 @@ SUBCOMMANDS = {
     "fit": "Run a federation.",
     "test": "Test a run's student on the global test set: fedkd test RUN_DIR.",
     "predict": "Write a run's predictions as CSV: fedkd predict RUN_DIR.",
+    "export": "Export a run's student, as ONNX and others: fedkd export RUN_DIR.",
     "partition": "Show which client holds how many images of which class, and plot it; nothing trains.",
     "teachers": "List the teachers with a short name; or measure one on the data: fedkd teachers NAME --config FILE.",
+    "students": "List the students with a short name, and what each costs: fedkd students [NAME ...].",
+    "init": "Write a configuration with comments, to start from: fedkd init [--template NAME].",
     "compare": "Run a grid of partitions, methods and seeds, and tabulate it: fedkd compare GRID --out DIR.",
     "report": "Write a run's report.html again, or a page that compares runs: fedkd report RUN [RUN ...].",
     "completion": "Print a script that completes subcommands and options in bash and zsh.",
@@ -23,8 +26,16 @@ SECTIONS = {  # the sections of the configuration that each subcommand instantia
     "fit": ("data", "model", "federation", "trainer"),
     "test": ("data", "model", "trainer"),
     "predict": ("data", "model", "trainer"),
+    "export": ("model",),
     "partition": ("data",),
     "teachers": (),
+}
+
+PLAIN = {  # the subcommands without sections, each with the module whose ``run`` runs it
+    "students": "fedkd.cli.students",
+    "init": "fedkd.cli.init",
+    "compare": "fedkd.cli.compare",
+    "report": "fedkd.cli.report",
 }
 
 

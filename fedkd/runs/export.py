@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib.util
 import io
 import json
@@ -15,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fedkd.core.errors import FedKDError, MissingResourceError, unknown_name
+from fedkd.core.errors import FedKDError, MissingResourceError, in_one_line, unknown_name
 from fedkd.core.storage import write_atomically
 from fedkd.runs.student_file import LAST, load_student, read_spec
 
@@ -45,6 +46,7 @@ def export_student(
     output: str | Path | None = None,
     which: str = LAST,
     student: nn.Module | None = None,
+    push: str | None = None,
 ) -> Exported:
     """Export a run's student, and compare what was exported with it.
 
@@ -56,6 +58,7 @@ def export_student(
         output: The file or folder; by default it lies in the run directory.
         which: Which of the run's students: see `fedkd.load_student`.
         student: A module like the run's student, where that was not made by name.
+        push: A repository of the HuggingFace hub to push the folder of "safetensors" to.
 
     Raises:
         MissingResourceError: If there is no student, or a package is not installed.
@@ -63,17 +66,30 @@ def export_student(
     """
     if format not in FORMATS:
         raise unknown_name("format", format, FORMATS)
+    if push is not None and format != "safetensors":
+        raise FedKDError(f"push {push!r} needs the format 'safetensors', got {format!r}.")
     spec = read_spec(run_dir, which)
-    module = load_student(run_dir, student, which)
+    given = None if spec["student"] else student
+    module = load_student(run_dir, given, which)
     name = "student" if which == LAST else which
     if format == "safetensors":
         from fedkd.runs.published import PublishedStudent, card_facts
 
         path = Path(output or Path(run_dir).expanduser() / f"{name}_published")
         published = PublishedStudent(spec, module)
-        published.save_pretrained(path, model_card_kwargs=card_facts(run_dir, spec))
-        loaded = PublishedStudent.from_pretrained(path, student=student)
-        return Exported(path, compare(loaded, module, spec["image_shape"]))
+        facts = card_facts(run_dir, spec)
+        published.save_pretrained(path, model_card_kwargs=facts)
+        loaded = PublishedStudent.from_pretrained(path, student=copy.deepcopy(given))
+        exported = Exported(path, compare(loaded, module, spec["image_shape"]))
+        if push is not None:
+            try:
+                published.push_to_hub(push, model_card_kwargs=facts)
+            except Exception as error:  # whatever the hub's client raises: no network, no token, no such account
+                raise FedKDError(
+                    f"The student is in {str(path)!r}, but could not be pushed to {push!r}: "
+                    f"{type(error).__name__}: {in_one_line(error)}"
+                ) from error
+        return exported
     path = Path(output or Path(run_dir).expanduser() / f"{name}{SUFFIXES[format]}")
     content = as_onnx(module, spec) if format == "onnx" else as_program(module, spec)
     difference = compare(run_onnx(content) if format == "onnx" else run_program(content), module, spec["image_shape"])

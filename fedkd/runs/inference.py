@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,14 @@ from fedkd.core.storage import write_atomically
 from fedkd.core.tensors import split_state
 from fedkd.data import BatchLoader, FederatedDataModule, ImageSet, Rows
 from fedkd.data.images.folder import EXTENSIONS, decode_file, printable, walk
+from fedkd.data.images.image_csv import PATH_COLUMNS
 from fedkd.runs.student_file import LAST, load_student, read_spec
 from fedkd.training.evaluation import evaluate
 from fedkd.training.module import DistillationModule
 from fedkd.training.trainer import evaluator_for, predict
+
+SHEET, SHEET_COLUMNS = 24, 6
+"""How many images a contact sheet has, and how many in a row."""
 
 
 def load_module(run_dir: Path, student: nn.Module | None, which: str) -> tuple[DistillationModule, dict[str, Any]]:
@@ -88,8 +93,8 @@ def predict_run(
         run_dir: The run.
         datamodule: Its test set is read when ``images`` is None.
         trainer: Arguments of the Lightning Trainer.
-        images: An image file, or a folder of them (searched recursively).
-        output: The CSV file.
+        images: An image file, a folder of them (searched recursively), or a CSV of paths.
+        output: The CSV file. `contact_sheet` stands beside it, as PNG.
         student: A module like the run's student, where that was not made by name.
         which: Which of the run's students: see `fedkd.load_student`.
 
@@ -114,16 +119,67 @@ def predict_run(
         best = max(range(len(row)), key=row.__getitem__)
         writer.writerow([name, spec["classes"][best], *(f"{value:.6f}" for value in row)])
     write_atomically(output, text.getvalue())
+    write_atomically(output.with_suffix(".png"), contact_sheet(data.images, names, probabilities, spec["classes"]))
     return output
 
 
+def contact_sheet(images: Tensor, names: Sequence[str], probabilities: Tensor, classes: Sequence[str]) -> bytes:
+    """Return a PNG of the images whose predicted class has the lowest probability, at most `SHEET`, lowest first.
+
+    Args:
+        images: uint8 (N, C, H, W).
+        names: Of each image.
+        probabilities: (N, K).
+        classes: K names.
+    """
+    from matplotlib.figure import Figure
+
+    certainty, predicted = probabilities.max(1)
+    chosen = certainty.argsort(stable=True)[:SHEET].tolist()
+    columns = min(SHEET_COLUMNS, len(chosen))
+    rows = math.ceil(len(chosen) / columns)
+    figure = Figure(figsize=(1.6 * columns, 2.0 * rows), layout="constrained")
+    for number, i in enumerate(chosen):
+        axes = figure.add_subplot(rows, columns, number + 1)
+        axes.imshow(images[i].permute(1, 2, 0).expand(-1, -1, 3).numpy(), interpolation="nearest")
+        axes.set_axis_off()
+        title = f"{classes[int(predicted[i])]} {certainty[i]:.0%}\n{Path(names[i]).name}"
+        axes.set_title(title.replace("$", r"\$"), fontsize=7)  # else matplotlib takes what is between two for a formula
+    file = io.BytesIO()
+    figure.savefig(file, format="png", dpi=120)
+    return file.getvalue()
+
+
 def find_images(path: Path) -> list[Path]:
-    """Return the image files at or below ``path``, sorted; those below as `fedkd.data.ImageFolder` finds them."""
+    """Return the image files at or below ``path``, sorted; those below as `fedkd.data.ImageFolder` finds them.
+
+    Args:
+        path: An image file, a folder, or a CSV whose first line names a column of paths: one of `PATH_COLUMNS`. Paths
+            are relative to the CSV's folder, and keep its order.
+    """
+    if path.suffix.lower() == ".csv" and path.is_file():
+        return listed_images(path)
     if path.is_file():
         return [path]
     found = sorted(path / file.path[1:] for file in walk(path, "")) if path.is_dir() else []
     if not found:
         raise MissingResourceError(f"No images at {str(path)!r}; looked for {', '.join(EXTENSIONS)}.")
+    return found
+
+
+def listed_images(path: Path) -> list[Path]:
+    """Return the image files that a CSV lists."""
+    with path.open(newline="", encoding="utf-8-sig") as file:
+        rows = csv.DictReader(file)
+        column = next((name for name in PATH_COLUMNS if name in (rows.fieldnames or ())), None)
+        if column is None:
+            raise FedKDError(f"{str(path)!r} needs a column of paths: one of {', '.join(PATH_COLUMNS)}.")
+        found = [path.parent / (row[column] or "") for row in rows]
+    for line, image in enumerate(found, start=2):
+        if not image.is_file():
+            raise MissingResourceError(f"{str(path)!r}, line {line}: there is no {str(image)!r}.")
+    if not found:
+        raise MissingResourceError(f"{str(path)!r} lists no image.")
     return found
 
 

@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from fedkd.cli.completion import completion_script
-from fedkd.cli.subcommands import SECTIONS, SUBCOMMANDS
+from fedkd.cli.subcommands import PLAIN, SECTIONS, SUBCOMMANDS
 
 HEAVY = ("torch", "lightning", "jsonargparse", "transformers", "torchvision", "numpy")
 
@@ -32,6 +32,8 @@ def run(*arguments: str) -> tuple[str, list[str]]:
         (["teachers"], ["dinov2-s", "facebook/dinov2-small", "(in the package)", "CLIP"]),
         (["compare", "--help"], ["usage: fedkd compare GRID --out DIR"]),
         (["report", "--help"], ["usage: fedkd report RUN [RUN ...]"]),
+        (["init", "--help"], ["usage: fedkd init", "medical"]),
+        (["students", "--help"], ["usage: fedkd students", "--image_size"]),
     ],
 )
 def test_no_library_is_imported(arguments, expected):
@@ -68,4 +70,4 @@ def test_bash_completes_subcommands_and_their_options(tmp_path):
     assert complete("fedkd", "compare", "--j") == ["--jobs"]
     assert complete("fedkd", "report", "--o") == ["--out"]
     assert complete("fedkd", "partition", "--federation.rou") == []
-    assert set(SECTIONS) | {"compare", "report", "completion"} == set(SUBCOMMANDS)
+    assert set(SECTIONS) | set(PLAIN) | {"completion"} == set(SUBCOMMANDS)

@@ -1,0 +1,96 @@
+"""Subcommands without sections: ``fedkd init`` and ``fedkd students``."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from test_cli import fedkd
+from torch import nn
+
+from fedkd.cli.init import FOLDER, templates
+from fedkd.students.cost import measure_cost
+
+
+@pytest.mark.parametrize("template", templates())
+def test_a_template_is_a_whole_configuration(tmp_path, template):
+    done = fedkd("init", "--template", template, "--output", "mine.yaml", cwd=tmp_path)
+    assert done.stdout.startswith("mine.yaml: ")
+    text = (tmp_path / "mine.yaml").read_text()
+    assert "fedkd fit --config mine.yaml" in text
+    assert "{output}" not in text
+    given = yaml.safe_load(text)
+    printed = yaml.safe_load(fedkd("fit", "--config", "mine.yaml", "--print_config", cwd=tmp_path).stdout)
+    assert printed["federation"]["rounds"] == given["federation"]["rounds"]
+    assert printed["data"]["batch_size"] == given["data"]["batch_size"]
+    assert "#" in text.split("data:")[1]
+
+
+def write_scans(folder: Path) -> None:
+    from PIL import Image
+
+    rows = []
+    for i in range(36):
+        color = (200, 20, 20) if i % 2 else (20, 20, 200)
+        Image.new("RGB", (70, 64), color).save(folder / f"{i}.png")
+        row = {"path": f"{i}.png", "label": ("benign", "other")[i % 2]}
+        rows.append({**row, "hospital": ("north", "south", "west")[i % 3], "split": "test" if i > 29 else "train"})
+    with (folder / "scans.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def test_the_medical_template_trains_on_a_csv_of_hospitals(tmp_path):
+    write_scans(tmp_path)
+    fedkd("init", "--template", "medical", cwd=tmp_path)
+    small = ["--model.teacher", "null", "--federation.rounds", "1", "--model.student", "cnn", "--run_dir", "run"]
+    fedkd("fit", "run.yaml", *small, "--model.student_options", "{}", "--trainer.accelerator", "cpu", cwd=tmp_path)
+    found = list(csv.DictReader((tmp_path / "run" / "clients.csv").open()))
+    assert [(row["client"], row["num_examples"]) for row in found] == [("0", "9"), ("1", "9"), ("2", "9")]
+    assert (tmp_path / "run" / "best.safetensors").exists()
+
+
+def test_nothing_is_written_over(tmp_path):
+    (tmp_path / "run.yaml").write_text("mine")
+    done = fedkd("init", cwd=tmp_path, check=False)
+    assert (done.returncode, done.stderr) == (
+        2,
+        "fedkd: error: 'run.yaml' exists: give another file with --output.\n",
+    )
+    assert (tmp_path / "run.yaml").read_text() == "mine"
+
+
+def test_an_unknown_template_gets_the_nearest(tmp_path):
+    done = fedkd("init", "--template", "foldr", cwd=tmp_path, check=False)
+    assert done.returncode == 2
+    assert "Unknown template 'foldr'. Did you mean 'folder'?" in done.stderr
+    assert {path.name for path in FOLDER.iterdir()} == {f"{name}.yaml" for name in templates()}
+
+
+def test_costs_are_those_counted_by_hand():
+    # 8 filters of 3 x 3 x 1 at 6 x 6 places, and 288 x 5; biases are no multiplication
+    student = nn.Sequential(nn.Conv2d(1, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(288, 5))
+    cost = measure_cost(student, (1, 8, 8), repeats=2)
+    assert cost.parameters == 8 * 9 + 8 + 288 * 5 + 5
+    assert cost.macs == 8 * 9 * 36 + 288 * 5
+    assert cost.milliseconds > 0
+    assert student.training
+    student[0].weight.requires_grad_(False)
+    assert measure_cost(student, (1, 8, 8), repeats=1).parameters == cost.parameters - 72
+
+
+def test_students_are_listed_with_their_costs(tmp_path):
+    threads = torch.get_num_threads()
+    printed = fedkd("students", "resnet8", "--image_size", "8", cwd=tmp_path).stdout
+    assert torch.get_num_threads() == threads
+    (row,) = [line for line in printed.splitlines() if "resnet8" in line]
+    assert "75,290" in row
+    done = fedkd("students", "resnt8", cwd=tmp_path, check=False)
+    assert "Did you mean 'resnet8'?" in done.stderr
+    done = fedkd("students", "resnet8", "--image_size", "4", cwd=tmp_path, check=False)
+    assert done.returncode == 2
+    assert len(done.stderr.splitlines()) == 1
