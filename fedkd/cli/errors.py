@@ -150,16 +150,22 @@ def _classes(hint: Any) -> Iterator[type]:
         yield from _classes(part)
 
 
-def subclass_names(base: type[Any]) -> Iterator[str]:
-    """Yield the names of the exported classes that are allowed where ``base`` is expected."""
+def subclass_names(base: type[Any]) -> list[str]:
+    """Return the names of the exported classes that are allowed where ``base`` is expected."""
+    return [subclass.__name__ for subclass in subclasses(base)]
+
+
+def subclasses(base: type[Any]) -> Iterator[type[Any]]:
+    """Yield the exported classes that are allowed where ``base`` is expected; no class of a function has a path."""
     for subclass in base.__subclasses__():
         parts = subclass.__module__.split(".")
         packages = [".".join(parts[:end]) for end in range(1, len(parts))]  # a public class is exported by one of these
         known = [each for each in packages if each in sys.modules]
         hidden = bool(packages) and not any(hasattr(sys.modules[each], subclass.__name__) for each in known)
-        if not inspect.isabstract(subclass) and not hidden and not subclass.__name__.startswith("_"):
-            yield subclass.__name__
-        yield from subclass_names(subclass)
+        hidden = hidden or "<locals>" in subclass.__qualname__ or subclass.__name__.startswith("_")
+        if not inspect.isabstract(subclass) and not hidden:
+            yield subclass
+        yield from subclasses(subclass)
 
 
 def parameters_of(class_path: str) -> list[str]:

@@ -108,8 +108,10 @@ def read_run(run_dir: str | Path) -> RunRecord:
             raise FedKDError(f"The run {str(folder)!r} has no finished round yet.")
         raise MissingResourceError(f"No run at {str(folder)!r}: there is no {str(folder / 'metrics.csv')!r}.")
     summary, checkpoints, notes = read_json(folder / "summary.json"), round_checkpoints(folder), []
-    # a row that was written shortly before a kill does not count without its checkpoint
-    finished = max(checkpoints, default=summary.get("rounds"))
+    # A row that was written shortly before a kill does not count without its checkpoint, nor does a checkpoint without
+    # its row.
+    num_lines = (folder / "metrics.csv").read_bytes().count(b"\n") - 1
+    finished = max((each for each in checkpoints if each <= num_lines), default=summary.get("rounds"))
     rows = metrics_file.read(folder / "metrics.csv", finished)
     if not rows:
         raise FedKDError(f"The run {str(folder)!r} has no finished round yet.")

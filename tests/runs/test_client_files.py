@@ -93,7 +93,7 @@ def test_a_commit_that_cannot_write_its_checkpoint_leaves_the_states_of_those_be
         save(path, state, *rest)
 
     monkeypatch.setattr(directory, "save_checkpoint", full)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(fedkd.FedKDError, match=r"No space left.*3 finished|No space left.*4 finished"):
         federate(tmp_path / "parts", 6, "last")
     monkeypatch.undo()
     (tmp_path / "parts" / "checkpoints" / "round_000004.ckpt").unlink()  # the second is for disks that lie

@@ -97,7 +97,7 @@ def test_threads_are_set_for_the_clients_and_given_back(tmp_path):
     assert seen == [1, 1, 1]
     assert torch.get_num_threads() == 2
     torch.set_num_threads(before)
-    with pytest.raises(fedkd.FedKDError, match="threads must be >= 1, got 0"):
+    with pytest.raises(fedkd.FedKDError, match="threads must be >= 1 and <= 1024, got 0"):
         fedkd.InProcess(threads=0)
 
 

@@ -254,7 +254,6 @@ class LearnsFromState(nn.Module):
     [
         ({"student": "resnet8"}, {}, r"student's .*norm.* is a BatchNorm2d, which keeps running statistics"),
         ({"student": nn.Sequential(nn.Flatten(), nn.Dropout(0.1), nn.Linear(64, 3))}, {}, r"student's 1 is a Dropout"),
-        ({"optimizer": torch.optim.LBFGS}, {}, "takes a closure"),
         ({"optimizer": functools.partial(torch.optim.Adafactor, lr=0.1)}, {}, "optimizer Adafactor may mix"),
         ({}, {"precision": "16-mixed"}, "precision is 16-mixed"),
         ({}, {"accumulate_grad_batches": 2}, "accumulate_grad_batches is set"),
