@@ -73,7 +73,7 @@ def test_a_strategy_with_a_memory_for_each_client_and_a_loss_train(tmp_path):
         summary = federation.fit(trained, datamodule())
     finally:
         del sys.modules["a_module"]
-    assert summary["strategy"] == "Mine(pull=0.5)"
+    assert summary["strategy"] == "a_module.Mine(pull=0.5)"
     state, _ = RunDirectory(tmp_path / "run", resume=True).load("last", {})
     assert sorted(state.client_states) == [0, 1, 2]
     assert all(torch.isfinite(value).all() for each in state.client_states.values() for value in each.values())

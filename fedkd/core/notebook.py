@@ -33,7 +33,7 @@ class Shown:
 
     def settings(self) -> dict[str, str]:
         """Return the constructor's arguments by name, each in a line."""
-        names = (name for name in inspect.signature(type(self)).parameters if name in vars(self))
+        names = (name for name in inspect.signature(type(self)).parameters if hasattr(self, name))
         values = {name: getattr(self, name) for name in names}
         return {name: repr(value) if isinstance(value, str) else str(value) for name, value in values.items()}
 

@@ -6,9 +6,7 @@ import copy
 import importlib.util
 import io
 import json
-import warnings
 from collections.abc import Mapping
-from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,13 +16,13 @@ from torch import Tensor, nn
 
 from fedkd.core.errors import FedKDError, MissingResourceError, in_one_line, unknown_name
 from fedkd.core.storage import write_atomically
+from fedkd.runs.program import as_program, described, quiet, trace
 from fedkd.runs.student_file import LAST, load_student, read_spec
 
 SUFFIXES = {"onnx": ".onnx", "torch": ".pt2"}
 FORMATS = (*SUFFIXES, "safetensors")
 TOLERANCE = 1e-3
 """What a logit may differ by from the student's, in units of the largest logit."""
-INPUT = "float32 images (B, C, H, W) with values in [0, 1], of any batch size; the student normalizes them itself"
 
 
 @dataclass(frozen=True)
@@ -97,14 +95,6 @@ def export_student(
     return Exported(path, difference)
 
 
-def as_program(student: nn.Module, spec: Mapping[str, Any]) -> bytes:
-    """Return a student as a program of ``torch.export`` of any batch size, with its spec as ``fedkd.json``."""
-    program, file = _trace(student, spec["image_shape"]), io.BytesIO()
-    with _quiet():
-        torch.export.save(program, file, extra_files={"fedkd.json": json.dumps(described(spec))})
-    return file.getvalue()
-
-
 def as_onnx(student: nn.Module, spec: Mapping[str, Any]) -> bytes:
     """Return a student as an ONNX model from ``images`` to ``logits``, with its spec in the metadata.
 
@@ -114,24 +104,14 @@ def as_onnx(student: nn.Module, spec: Mapping[str, Any]) -> bytes:
     for package in ("onnx", "onnxscript", "onnxruntime"):
         if importlib.util.find_spec(package) is None:
             raise MissingResourceError(f"Export to ONNX needs {package}: pip install fedkd[export].")
-    program = _trace(student, spec["image_shape"])
-    with _quiet():
+    program = trace(student, spec["image_shape"])
+    with quiet():
         exported: Any = torch.onnx.export(program, dynamo=True, input_names=["images"], output_names=["logits"])
     model = exported.model_proto
     for key, value in described(spec).items():
         entry = model.metadata_props.add()
         entry.key, entry.value = key, value if isinstance(value, str) else json.dumps(value)
     return model.SerializeToString()
-
-
-def described(spec: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what somebody who has the file alone needs to know."""
-    return {
-        "classes": spec["classes"],
-        "image_shape": list(spec["image_shape"]),
-        "input": INPUT,
-        "output": "logits (B, K)",
-    }
 
 
 def run_program(content: bytes) -> Any:
@@ -168,24 +148,3 @@ def compare(exported: Any, student: nn.Module, image_shape: tuple[int, int, int]
                 )
             largest = max(largest, difference)
     return largest
-
-
-def _trace(student: nn.Module, image_shape: tuple[int, int, int]) -> torch.export.ExportedProgram:
-    example = torch.rand(2, *image_shape)
-    try:
-        with _quiet():
-            batch = torch.export.Dim("batch")
-            return torch.export.export(student, (example,), dynamic_shapes=({0: batch},))
-    except Exception as error:  # torch.export raises many kinds, and its first line says what it could not follow
-        first = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
-        raise FedKDError(
-            f"The student cannot be exported for any batch size: {type(error).__name__}: {first}"
-        ) from error
-
-
-@contextmanager
-def _quiet() -> Any:
-    """Keep torch's exporters from printing their progress and warning of their own internals."""
-    with warnings.catch_warnings(), redirect_stdout(io.StringIO()):
-        warnings.simplefilter("ignore")
-        yield

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from fedkd.core.errors import MissingResourceError
 from fedkd.core.sealed import read_sealed, sealed
 from fedkd.core.storage import write_atomically
+from fedkd.runs.program import as_program
 from fedkd.runs.student_file import restore_student
 from fedkd.students import ProjectedStudent
 from fedkd.teachers.catalogue import teachers
@@ -85,8 +86,6 @@ class PublishedStudent(
         return self.student(images)
 
     def _save_pretrained(self, save_directory: Path) -> None:
-        from fedkd.runs.export import as_program
-
         constants = self.student.constants() if isinstance(self.student, ProjectedStudent) else {}
         tensors = {**self.student.state_dict(), **constants}
         content = save({name: value.contiguous() for name, value in tensors.items()})

@@ -45,7 +45,7 @@ import fedkd
 HERE = Path(__file__).resolve().parent
 TREE = HERE.parents[1]
 HASHES = HERE / "hashes.json"
-ACCURACIES = re.compile(r"accuracy.*|balanced_accuracy|val_accuracy|ensemble/.*|client_.*")
+ACCURACIES = re.compile(r"accuracy.*|balanced_accuracy|val_accuracy|ensemble/.*|client_(?!val_accuracy).*")
 """The columns of metrics.csv that are hashed."""
 
 

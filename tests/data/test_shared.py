@@ -211,5 +211,5 @@ def test_what_is_missing_or_out_of_range_is_said(tmp_path: Path) -> None:
         PublicImages(fraction=1.0)
     with pytest.raises(FedKDError, match="weight must be >= 0, got -1"):
         PublicImages(weight=-1)
-    with pytest.raises(FedKDError, match="count must be >= 1, got 0"):
+    with pytest.raises(FedKDError, match="count must be >= 1 and <= 10000000, got 0"):
         DeadLeaves(count=0)

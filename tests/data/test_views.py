@@ -137,7 +137,7 @@ def test_an_empty_shard_has_no_batches() -> None:
 
 
 def test_wrong_values_are_named() -> None:
-    with pytest.raises(FedKDError, match="views must be >= 1, got 0"):
+    with pytest.raises(FedKDError, match="views must be >= 1 and <= 10000, got 0"):
         FederatedDataModule(views=0)
     with pytest.raises(FedKDError, match=r"teacher_logits must be of 1 view or 4, as the images are, got 3 views"):
         loader(teacher_logits=torch.zeros(50, 3, 7))

@@ -55,6 +55,6 @@ def test_a_draw_that_fails_is_one_line(folder: Path, capsys: pytest.CaptureFixtu
     assert stopped.value.code == 2
     error = capsys.readouterr().err
     assert error.startswith(
-        "fedkd: error: Dirichlet with alpha=0.001: none of 100 draws gave each of 10 clients min_ex"
+        "fedkd: error: data.partitioner: Dirichlet with alpha=0.001: none of 100 draws gave each of 10 clients min_ex"
     )
     assert len(error.splitlines()) == 1

@@ -313,7 +313,7 @@ def test_one_class_clients_learn_the_others_from_shared_images(tmp_path):
     [
         ("--data.shared DeadLeves", "data.shared: Unknown class 'DeadLeves'. Did you mean 'DeadLeaves'?"),
         ("--data.shared DeadLeaves --data.shared.cout 3", "data.shared: Unknown option 'cout'. Did you mean 'count'?"),
-        ("--data.shared FolderImages", "data.shared: the following arguments are required: root"),
+        ("--data.shared FolderImages", "data.shared.root must be set."),
         ("--data.shared PublicImages --data.shared.fraction 1", "fraction must be >= 0 and < 1, got 1.0"),
         ("--model.label_loss BalancedSofmax", "model.label_loss: Unknown class 'BalancedSofmax'. Did you mean"),
         ("--model.label_loss LogitCalibration --model.label_loss.tau -1", "tau must be >= 0, got -1.0"),

@@ -11,7 +11,7 @@ from helpers import LinearStudent, datamodule, images, module, same, weights
 from torch import nn
 
 import fedkd
-from fedkd.runs.student_file import write_student
+from fedkd.runs.student_file import student_path, write_student
 from fedkd.strategies import FedMD
 from fedkd.students import LogitsStudent, as_student, create, register, students
 from fedkd.training.stacked import reason_against_stacking
@@ -180,7 +180,7 @@ def test_oblong_images(name, tmp_path):
     trained = fedkd.DistillationModule(name)
     trained.build(("a", "b", "c"), shape)
     assert trained.student(torch.rand(2, *shape)).shape == (2, 3)
-    write_student(tmp_path, trained.student.state_dict(), trained.describe())
+    write_student(student_path(tmp_path), trained.student.state_dict(), trained.describe())
     loaded = fedkd.load_student(tmp_path)
     assert same(loaded.state_dict(), trained.student.state_dict())
 
