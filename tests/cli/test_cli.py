@@ -111,6 +111,61 @@ def test_test_and_predict_take_a_run_directory(run):
     assert all(max("0123456789", key=lambda k, row=row: float(row[k])) == row["prediction"] for row in rows)
 
 
+def test_predictions_are_never_written_over(run, tmp_path):
+    from PIL import Image
+
+    run_dir, _ = run
+    for name, gray in (("a", 0), ("b", 200), ("c", 90)):
+        Image.new("L", (8, 8), gray).save(tmp_path / f"{name}.png")
+    (tmp_path / "list.csv").write_text("label,path\nx,c.png\ny,a.png\n")
+    images = ["--images", tmp_path / "list.csv"]
+    first = fedkd("predict", run_dir, *images, "--output", "out/p.csv", cwd=tmp_path)
+    assert first.stdout.strip() == "out/p.csv"
+    with open(tmp_path / "out" / "p.csv") as file:
+        assert [Path(row["image"]).name for row in csv.DictReader(file)] == ["c.png", "a.png"]
+    with Image.open(tmp_path / "out" / "p.png") as sheet:
+        assert sheet.width > sheet.height
+    again = fedkd("predict", run_dir, *images, "--output", "out/p.csv", cwd=tmp_path, check=False)
+    assert (again.returncode, "exists" in again.stderr) == (2, True)
+    before = len(list(run_dir.glob("predictions*.csv")))
+    for _ in range(2):
+        fedkd("predict", run_dir, *images, cwd=tmp_path)
+    assert len(list(run_dir.glob("predictions*.csv"))) == before + 2
+    (tmp_path / "list.csv").write_text("path\nnone.png\n")
+    lost = fedkd("predict", run_dir, *images, cwd=tmp_path, check=False)
+    assert "line 2: there is no" in lost.stderr
+
+
+def test_the_best_student_is_tested_predicted_and_exported(run, tmp_path):
+    run_dir, _ = run
+    wrong = fedkd("test", run_dir, "--which", "best", cwd=tmp_path, check=False)
+    assert (wrong.returncode, wrong.stderr.count("Unknown student 'best'")) == (2, 1)
+    done = fedkd("export", run_dir, "--format", "torch", "--output", tmp_path / "s.pt2", cwd=tmp_path)
+    assert done.stdout.startswith(f"{tmp_path / 's.pt2'} (logits differ from the student's by ")
+    refused = fedkd("export", run_dir, "--push", "me/it", cwd=tmp_path, check=False)
+    assert "push 'me/it' needs the format 'safetensors', got 'onnx'" in refused.stderr
+
+
+def test_a_run_from_python_is_tested_and_predicted(tmp_path):
+    import torch
+    from PIL import Image
+
+    from fedkd import DistillationModule, FederatedDataModule, Federation
+    from fedkd.data import Digits
+
+    data = FederatedDataModule(Digits(), num_clients=2)
+    summary = Federation(1, run_dir=tmp_path / "run", trainer={"accelerator": "cpu"}).fit(
+        DistillationModule("cnn", optimizer=lambda p: torch.optim.SGD(p, 0.02)), data
+    )
+    told = fedkd("test", "run", cwd=tmp_path, check=False)
+    assert told.stderr.startswith("fedkd: error: The run 'run' was made from Python, so its data set is not known here")
+    done = fedkd("test", "run", "--data.dataset", "Digits", cwd=tmp_path)
+    assert f"{summary['balanced_accuracy']:.4f}" in done.stdout
+    Image.new("L", (8, 8), 200).save(tmp_path / "a.png")
+    fedkd("predict", "run", "--images", "a.png", cwd=tmp_path)
+    assert (tmp_path / "run" / "predictions.csv").exists()
+
+
 def test_a_logger_and_callbacks_can_be_named(tmp_path):
     logger = ["--trainer.logger", "CSVLogger", "--trainer.logger.save_dir", "logs"]
     callback = [
