@@ -7,7 +7,6 @@ import logging
 import shlex
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -31,16 +30,16 @@ from fedkd.data import FederatedDataModule
 from fedkd.runs.directory import RunDirectory, check_branch
 from fedkd.runs.report import write_report
 from fedkd.runs.student_file import LAST
-from fedkd.runs.summary import round_row, summarize, versions
+from fedkd.runs.summary import round_row, summarize
 from fedkd.server.backends import Backend, InProcess
 from fedkd.server.callbacks import RoundCallback, RoundEvent, RunEvent
 from fedkd.server.display import show_rounds
 from fedkd.server.lr_schedule import check_lr_schedule
+from fedkd.server.run_loggers import RunLoggers, check_loggers, confusion_figure
 from fedkd.server.sampling import sample_cohort
 from fedkd.server.setup import Prepared, described, plan_run, prepare_run, run_settings, training_loop
 from fedkd.strategies import Strategy
 from fedkd.training.module import DistillationModule
-from fedkd.training.trainer_arguments import as_loggers
 
 TEACHING = ("fixed", "consistent")
 
@@ -103,7 +102,7 @@ class Federation(Shown):
         self.lr_schedule, self.min_clients = lr_schedule, min_clients
         self.strategy, self.backend = strategy, backend
         arguments = dict(trainer or {})
-        self.loggers = as_loggers(arguments.pop("logger", None))
+        self.logger = check_loggers(arguments.pop("logger", None))
         self.trainer = arguments
         self.run_dir, self.seed = run_dir, int(seed)  # jsonargparse has an int of its own
         self.config: str | None = None  # the command line's YAML, kept with the run
@@ -139,6 +138,7 @@ class Federation(Shown):
         if ckpt_path is not None:
             check_branch(ckpt_path, settings)
         run = RunDirectory(self.run_dir, resume=str(ckpt_path) == "last")
+        loggers = RunLoggers(self.logger, run.path)
         with terminable(), run.held():
             found = run.load(ckpt_path, settings) if ckpt_path is not None else None
             run.start(datamodule, self.config)
@@ -148,15 +148,15 @@ class Federation(Shown):
                     rank_zero_info(f"training loop: {training_loop(prepared, state)}")
                     if found:
                         self._give(module, state)
-                    for logger in self.loggers:
-                        logger.log_hyperparams({**record, **versions()})
-                    for row in history:
-                        self._log(row)
+                    loggers.start(record, history)
+                    loggers.log_figure("partition", lambda: datamodule.partition_report().figure(), state.round)
                     event = start_event = self._event(run, prepared, state, history)
                     for callback in self.callbacks:
                         callback.on_run_start(event)
-                    for event in self._rounds(run, prepared, start_event, history, settings):
-                        self._give(module, event.state)
+                    with loggers.finalized():
+                        for event in self._rounds(run, prepared, start_event, history, settings, loggers):
+                            self._give(module, event.state)
+                        self._log_confusion(loggers, prepared, event)
                     for callback in self.callbacks:
                         callback.on_run_end(event)
                     return self._finish(run, prepared, event, history, record, start)
@@ -182,10 +182,11 @@ class Federation(Shown):
         event: RunEvent,
         history: list[Metrics],
         settings: dict[str, Any],
+        loggers: RunLoggers,
     ) -> Iterator[RunEvent]:
         """Run the rounds that are left, and yield the event of each once it is on disk; rows join the history."""
         strategy, clients, state = prepared.plan.strategy, list(prepared.clients), event.state
-        with self._finalized_loggers(), show_rounds(self.rounds, history, run.path) as display:
+        with show_rounds(self.rounds, history, run.path) as display:
             while state.round < self.rounds and not (history and event.reasons):
                 began = time.perf_counter()
                 # the first round counts what the strategy sent before it
@@ -226,7 +227,7 @@ class Federation(Shown):
                 state = run.commit(state, history[-1], settings)
                 event = self._event(run, prepared, state, history)
                 yield event
-                self._log(history[-1])
+                loggers.log(history[-1])
                 display.add(history[-1])
                 round_event = RoundEvent(**vars(event), row=history[-1], updates=updates, val_accuracy=val_accuracy)
                 for callback in self.callbacks:
@@ -303,21 +304,15 @@ class Federation(Shown):
         if state.weights.parameters:
             load_state(module.student, state.weights.parameters, state.weights.buffers)
 
-    @contextmanager
-    def _finalized_loggers(self) -> Iterator[None]:
-        status = "failed"
-        try:
-            yield
-            status = "success"
-        finally:
-            for logger in self.loggers:
-                logger.finalize(status)
-
-    def _log(self, row: Metrics) -> None:
-        numbers = {name: value for name, value in row.items() if isinstance(value, int | float)}
-        for logger in self.loggers:
-            logger.log_metrics(numbers, step=row["round"])
-            logger.save()
+    def _log_confusion(self, loggers: RunLoggers, prepared: Prepared, event: RunEvent) -> None:
+        """Give the loggers the confusion matrix of the final global student, where there is one."""
+        if event.state.weights.parameters and event.history:
+            context, classes = prepared.context(event.state), prepared.plan.datamodule.classes
+            loggers.log_figure(
+                "confusion",
+                lambda: confusion_figure(context.confusion(event.state.weights), classes),
+                event.state.round,
+            )
 
 
 def check_callbacks(callbacks: list[RoundCallback] | RoundCallback | None) -> tuple[RoundCallback, ...]:

@@ -9,22 +9,9 @@ from typing import Any
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import DeviceStatsMonitor, LearningRateMonitor
-from lightning.pytorch.loggers import Logger
 
 from fedkd.core.errors import FedKDError, check_range
 from fedkd.training.trainer import configured_callbacks, make_trainer
-
-
-def as_loggers(logger: Any) -> list[Logger]:
-    """Normalize the Trainer's ``logger`` argument: None and False are none, True is a CSV logger."""
-    if isinstance(logger, Logger):
-        return [logger]
-    if logger is True:
-        from lightning.pytorch.loggers import CSVLogger
-
-        return [CSVLogger("lightning_logs")]
-    return list(logger or [])
-
 
 HOPPER = (9, 0)
 """The compute capability from which on bfloat16 is the default."""
