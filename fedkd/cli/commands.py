@@ -67,10 +67,11 @@ class FedKDCLI(BaseCLI):
         run_dir = self.run_dir()
         path = Path(output) if output else free_file(run_dir / "predictions.csv")
         with about("output"):
-            if path.exists():
-                raise FedKDError(
-                    f"output: {str(path)!r} exists, and no predictions are written over. Name another file."
-                )
+            if path.suffix.lower() != ".csv":
+                raise FedKDError(f"{str(path)!r} must end in .csv; a .png comes beside it.")
+            for each in (path, path.with_suffix(".png")):
+                if each.exists():
+                    raise FedKDError(f"{str(each)!r} exists, and no predictions are written over. Name another file.")
             make_parent(path)
         print(predict_run(run_dir, self.datamodule, self.trainer_arguments, images, path, self.student, which))
 
@@ -86,12 +87,16 @@ class FedKDCLI(BaseCLI):
         Args:
             format: onnx is for ONNX Runtime; torch is a program that torch.export.load reads, with torch alone;
                 safetensors is a folder for the HuggingFace hub, with weights, a model card and that program.
-            output: The file or folder; student.onnx, student.pt2 or student_published in RUN_DIR if not given.
+            output: The file or folder; student.onnx, student.pt2 or student_published in RUN_DIR if not given,
+                with the name in which in place of student.
             which: last is the student of the last round, best that of the callback SaveBest.
             push: A repository of the HuggingFace hub to push the folder to, such as me/student.
         """
         from fedkd.runs.export import export_student
 
+        if output is not None:
+            with about("output"):
+                make_parent(Path(output))
         exported = export_student(self.run_dir(), format, output, which, self.student, push)
         print(f"{exported.path} (logits differ from the student's by {exported.max_difference:.2g} at most)")
 
@@ -173,9 +178,9 @@ class FedKDCLI(BaseCLI):
 
 
 def free_file(path: Path) -> Path:
-    """Return a path, or the next one with a number that is free: ``predictions_2.csv`` after ``predictions.csv``."""
+    """Return a path, or the next one with a number that is free, with the PNG beside it: ``predictions_2.csv``."""
     number, free = 1, path
-    while free.exists():
+    while free.exists() or free.with_suffix(".png").exists():
         number += 1
         free = path.with_stem(f"{path.stem}_{number}")
     return free

@@ -1,4 +1,4 @@
-"""The ``fedkd`` command: LightningCLI with a section for the federation, and ``fedkd compare``.
+"""The ``fedkd`` command: LightningCLI with a section for the federation, and subcommands without sections.
 
 ``fedkd fit --config run.yaml --data.num_clients 20 --federation.rounds 3 --trainer.precision bf16-mixed``
 """

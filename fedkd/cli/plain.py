@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import re
 from typing import NoReturn
 
-from fedkd.core.errors import FedKDError
+from fedkd.core.errors import FedKDError, unknown_name
 
 
 class PlainParser(argparse.ArgumentParser):
@@ -13,4 +14,7 @@ class PlainParser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Raise the error for `fedkd.cli.main.main` to print."""
+        if found := re.match(r"unrecognized arguments: (--[^\s=]+)", message):
+            known = [name for action in self._actions for name in action.option_strings if name.startswith("--")]
+            raise unknown_name(f"option of {self.prog.removeprefix('fedkd ')}", found[1], known)
         raise FedKDError(f"{self.prog.removeprefix('fedkd ')}: {message}. See: {self.prog} --help")

@@ -8,7 +8,6 @@ from pathlib import Path
 
 from fedkd.cli.plain import PlainParser
 from fedkd.cli.subcommands import SUBCOMMANDS
-from fedkd.core.errors import unknown_name
 
 EPILOG = """With one run the page is RUN/report.html, which a finished run has already: settings, partition, curves by
 round, accuracy by class, confusion matrix, bytes and seconds, and how to load the student. A run that was stopped gets
@@ -44,7 +43,5 @@ def run(args: Sequence[str]) -> None:
     """
     from fedkd.study.comparison import report
 
-    options, further = make_parser().parse_known_args(list(args))
-    if further:
-        raise unknown_name("option of report", further[0].partition("=")[0], ["--out"])
+    options = make_parser().parse_args(list(args))
     print(report(*options.runs, out=options.out))

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from fedkd.cli.plain import PlainParser
 from fedkd.cli.subcommands import SUBCOMMANDS
-from fedkd.core.errors import FedKDError
+from fedkd.core.errors import FedKDError, in_one_line
 
 EPILOG = """timm/NAME is any network of timm (pip install fedkd[timm]); with the option pretrained: true it starts from
 timm's weights.
@@ -56,8 +56,8 @@ def run(args: Sequence[str]) -> None:
             cost = measure_cost(student, shape)
         except (FedKDError, RuntimeError) as error:  # a network that needs larger images
             if options.names:
-                raise FedKDError(f"{name} cannot be measured on images {shape}: {error}") from error
-            table.add_row(name, f"(not for such images) {str(error).splitlines()[0]}")
+                raise FedKDError(f"{name} cannot be measured on images {shape}: {in_one_line(error)}") from error
+            table.add_row(name, f"(not for such images) {in_one_line(error)}")
             continue
         table.add_row(name, f"{cost.parameters:,}", f"{cost.macs:,}", f"{cost.milliseconds:.1f}")
     make_console().print(table)

@@ -23,7 +23,7 @@ from fedkd.data.site import ClientSite
 from fedkd.training.evaluation import predict_classes
 from fedkd.training.learning_rate import LearningRateFactor
 from fedkd.training.module import DistillationModule
-from fedkd.training.stacked import CannotStackError, Member, check_callbacks, fit_stacked, reason_against_stacking
+from fedkd.training.stacked import CannotStackError, Member, check_stackable, fit_stacked, reason_against_stacking
 from fedkd.training.trainer import fit, trainer_for, warn_of_lost_state
 from fedkd.training.unlabeled import distill, predict_features, predict_logits
 
@@ -100,7 +100,7 @@ def train_stacked(sites: Sequence[ClientSite], tasks: Sequence[ClientTask]) -> I
         keys = (site.seed, "client", task.round, task.client)
         with seeded(*keys):
             callbacks = task.rule.callbacks(task)
-            check_callbacks(callbacks)
+            check_stackable(callbacks)
             loader = site.train_loader(derive_seed(*keys, "batches"), trainer.strategy.root_device)
             members.append(Member(task.rule.start(task), callbacks, loader))
     factors = {lr_factor_of(task) for task in tasks}

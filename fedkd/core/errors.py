@@ -32,7 +32,7 @@ def in_one_line(error: BaseException) -> str:
 
 
 NO_MEMORY = ("out of memory", "not enough memory", "can't allocate memory")
-"""How PyTorch says it."""
+"""Texts of PyTorch's out-of-memory errors."""
 
 
 def is_out_of_memory(error: BaseException) -> bool:

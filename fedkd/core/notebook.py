@@ -28,18 +28,23 @@ def as_html(*parts: RenderableType) -> str:
 class Shown:
     """A mixin that shows an object's constructor's arguments: by ``repr``, and as a table in a notebook.
 
-    The constructor keeps each argument that is to be shown under its own name.
+    The constructor keeps each argument that is to be shown under its own name, or under that with a ``_`` before it.
     """
 
     def settings(self) -> dict[str, str]:
         """Return the constructor's arguments by name, each in a line."""
-        names = (name for name in inspect.signature(type(self)).parameters if hasattr(self, name))
-        values = {name: getattr(self, name) for name in names}
+        kept = vars(self)
+        names = {name: name if name in kept else f"_{name}" for name in inspect.signature(type(self)).parameters}
+        values = {name: kept[key] for name, key in names.items() if key in kept}
         return {name: repr(value) if isinstance(value, str) else str(value) for name, value in values.items()}
 
     def __repr__(self) -> str:
         """Show the constructor's arguments."""
         return f"{type(self).__name__}({', '.join(f'{name}={value}' for name, value in self.settings().items())})"
+
+    def __str__(self) -> str:
+        """Show the constructor's arguments, also where another base class has a text of its own."""
+        return repr(self)
 
     def _repr_html_(self) -> str:
         """Show the arguments in a notebook, and what else there is to see."""

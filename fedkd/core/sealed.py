@@ -109,6 +109,7 @@ def read_record(path: Path) -> dict[str, Any]:
 
 def _record_checksum(record: Mapping[str, Any]) -> str:
     entries = {name: value for name, value in record.items() if name != KEY}
+    entries = json.loads(json.dumps(entries))  # keys that are numbers become text, which sorts otherwise
     return hashlib.sha256(json.dumps(entries, sort_keys=True).encode()).hexdigest()
 
 

@@ -12,7 +12,7 @@ from uuid import uuid4
 from fedkd.core.errors import FedKDError
 
 FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
-"""What the operating system says where there is no room left."""
+"""Error numbers of a full disk, of a full quota and of a file that is too large."""
 
 CACHE_ADVICE = "Set FEDKD_CACHE to another folder"
 

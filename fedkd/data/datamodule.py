@@ -29,7 +29,7 @@ from fedkd.data.splits import hold_out, stratified_split
 from fedkd.partition import Dirichlet, Partitioner, PartitionReport
 
 CLIENTS = 10
-"""Their number where neither the caller nor the partitioner says it."""
+"""Default number of clients."""
 
 MOST_CLIENTS = 10_000_000
 """A larger number is a mistake: the lists of shards alone would fill the memory."""

@@ -13,7 +13,7 @@
     clients.csv           a row a round and client, with `fedkd.server.callbacks.ClientTable`
     clients/K/            client K's own student, where students differ (`fedkd.strategies.FedMD`)
     summary.json          final and best accuracy, confusion matrix, teacher, bytes, seconds, versions
-    report.html           all of this to look at, in one file
+    report.html           a page with all results
 """
 
 from __future__ import annotations

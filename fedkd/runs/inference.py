@@ -18,7 +18,7 @@ from fedkd.core.storage import write_atomically
 from fedkd.core.tensors import split_state
 from fedkd.data import BatchLoader, FederatedDataModule, ImageSet, Rows
 from fedkd.data.images.folder import EXTENSIONS, decode_file, printable, walk
-from fedkd.data.images.image_csv import PATH_COLUMNS
+from fedkd.data.images.image_csv import PATH_COLUMNS, ImageTable
 from fedkd.runs.student_file import LAST, load_student, read_spec
 from fedkd.training.evaluation import evaluate
 from fedkd.training.module import DistillationModule
@@ -169,18 +169,8 @@ def find_images(path: Path) -> list[Path]:
 
 def listed_images(path: Path) -> list[Path]:
     """Return the image files that a CSV lists."""
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        rows = csv.DictReader(file)
-        column = next((name for name in PATH_COLUMNS if name in (rows.fieldnames or ())), None)
-        if column is None:
-            raise FedKDError(f"{str(path)!r} needs a column of paths: one of {', '.join(PATH_COLUMNS)}.")
-        found = [path.parent / (row[column] or "") for row in rows]
-    for line, image in enumerate(found, start=2):
-        if not image.is_file():
-            raise MissingResourceError(f"{str(path)!r}, line {line}: there is no {str(image)!r}.")
-    if not found:
-        raise MissingResourceError(f"{str(path)!r} lists no image.")
-    return found
+    table = ImageTable.read(path, ",")
+    return [Path(file.path) for file in table.image_files(None, table.column("path", None, PATH_COLUMNS))]
 
 
 def read_image(path: Path, image_shape: tuple[int, int, int]) -> Tensor:

@@ -12,9 +12,10 @@ from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from fedkd.core.errors import MissingResourceError
-from fedkd.core.sealed import read_sealed, sealed
+from fedkd.core.sealed import read_record, read_sealed, sealed
 from fedkd.core.storage import write_atomically
 from fedkd.runs.program import as_program
+from fedkd.runs.report.page import percent
 from fedkd.runs.student_file import restore_student
 from fedkd.students import ProjectedStudent
 from fedkd.teachers.catalogue import teachers
@@ -31,7 +32,7 @@ CARD = """---
 # {{ title | default("A student trained with fedkd", true) }}
 
 An image classifier that several clients trained together by federated distillation, with
-[fedkd](https://pypi.org/project/fedkd). Clients sent weights and sums, no images.
+fedkd. Clients sent no images.
 
 {{ facts | default("", true) }}
 
@@ -113,10 +114,13 @@ def card_facts(run_dir: str | Path, spec: Mapping[str, Any]) -> dict[str, Any]:
         run_dir: The run directory. Without a summary the card has the classes alone.
         spec: The student's.
     """
-    path = Path(run_dir).expanduser() / "summary.json"
+    folder = Path(run_dir).expanduser()
+    if folder.parent.name == "clients":  # one of several students
+        folder = folder.parents[1]
+    path = folder / "summary.json"
     if not path.is_file():
         return {"facts": f"Classes: {', '.join(spec['classes'])}."}
-    summary = json.loads(path.read_text())
+    summary = read_record(path)
     settings, teacher = summary["settings"], summary["teacher"]
     rows = {
         "student": (spec["student"] or {}).get("name", settings.get("architecture")),
@@ -127,8 +131,8 @@ def card_facts(run_dir: str | Path, spec: Mapping[str, Any]) -> dict[str, Any]:
         "loss": "cross-entropy" if teacher is None else settings.get("loss"),
         "rounds": summary["rounds"],
         "teacher": "none" if teacher is None else f"{teacher['name']} (license: {teacher_license(teacher['name'])})",
-        "balanced accuracy on the test set": share(summary["balanced_accuracy"]),
-        "accuracy on the test set": share(summary["accuracy"]),
+        "balanced accuracy on the test set": percent(summary["balanced_accuracy"]),
+        "accuracy on the test set": percent(summary["accuracy"]),
     }
     lines = ["| | |", "|---|---|", *(f"| {name} | {cell(value)} |" for name, value in rows.items())]
     if "round" in spec:
@@ -142,7 +146,8 @@ def card_facts(run_dir: str | Path, spec: Mapping[str, Any]) -> dict[str, Any]:
         of_teacher = {} if teacher is None else teacher["per_class_accuracy"]
         lines += ["", "## Accuracy by class", "", "| class | student | teacher |", "|---|---|---|"]
         lines += [
-            f"| {cell(name)} | {share(value)} | {share(of_teacher.get(name))} |" for name, value in accuracies.items()
+            f"| {cell(name)} | {percent(value)} | {percent(of_teacher.get(name))} |"
+            for name, value in accuracies.items()
         ]
     return {"facts": "\n".join(lines)}
 
@@ -157,11 +162,6 @@ def teacher_license(name: str) -> str:
         if name in (known, entry.checkpoint):
             return entry.license
     return "see its own page"
-
-
-def share(value: float | None) -> str:
-    """Return a fraction in percent; nothing for a class without test images."""
-    return "" if value is None else f"{value:.1%}"
 
 
 def cell(value: object) -> str:

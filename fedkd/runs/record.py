@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fedkd.core.errors import FedKDError, MissingResourceError
+from fedkd.core.sealed import read_record
 from fedkd.runs import metrics_file
 from fedkd.runs.layout import RECORD, round_checkpoints
 
@@ -111,8 +112,12 @@ def read_run(run_dir: str | Path) -> RunRecord:
     # A row that was written shortly before a kill does not count without its checkpoint, nor does a checkpoint without
     # its row.
     num_lines = (folder / "metrics.csv").read_bytes().count(b"\n") - 1
-    finished = max((each for each in checkpoints if each <= num_lines), default=summary.get("rounds"))
-    rows = metrics_file.read(folder / "metrics.csv", finished)
+    finished = max([summary.get("rounds") or 0, *(each for each in checkpoints if each <= num_lines)]) or None
+    is_of_summary = summary.get("rounds") == finished
+    fingerprint = (
+        summary.get("metrics_sha256") if is_of_summary else _metrics_fingerprint(checkpoints.get(finished or 0))
+    )
+    rows = metrics_file.read(folder / "metrics.csv", finished, fingerprint)
     if not rows:
         raise FedKDError(f"The run {str(folder)!r} has no finished round yet.")
     settings = dict(summary.get("settings") or {})
@@ -133,23 +138,18 @@ def read_json(path: Path) -> dict[str, Any]:
     """Return what a file of a run holds; empty if there is no such file.
 
     Raises:
-        FedKDError: If it is damaged.
+        DamagedFileError: If it is damaged.
     """
-    if not path.is_file():
-        return {}
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise FedKDError(f"{str(path)!r} is damaged: {error}.") from error
-    if not isinstance(found, dict):
-        raise FedKDError(f"{str(path)!r} is damaged: it holds no mapping.")
-    return found
+    return read_record(path) if path.is_file() else {}
 
 
 def read_each_client(cell: str) -> dict[int, float]:
     """Return what `fedkd.runs.summary.each_client` wrote."""
     pairs = (pair.partition("=") for pair in cell.split())
-    return {int(client): float(value) for client, _, value in pairs}
+    try:
+        return {int(client): float(value) for client, _, value in pairs}
+    except ValueError as error:
+        raise FedKDError(f"metrics.csv is damaged: {cell!r} is no list of clients and accuracies.") from error
 
 
 def finite(value: Any) -> float | None:
@@ -166,6 +166,12 @@ def _identity(checkpoints: Mapping[int, Path]) -> tuple[dict[str, Any], list[Pat
             return dict(json.loads(record).get("identity", {})), unread
         unread.append(path)
     return {}, unread
+
+
+def _metrics_fingerprint(checkpoint: Path | None) -> str | None:
+    """Return the fingerprint of the rows that belong to a checkpoint; None if it is not known."""
+    record = {} if checkpoint is None else json.loads(_header(checkpoint).get(RECORD, "{}"))
+    return record.get("metrics")
 
 
 def _header(path: Path) -> Mapping[str, str]:

@@ -87,7 +87,7 @@ class Federation(Shown):
         seed: int = 0,
     ) -> None:
         refuse_classes(strategy=strategy, backend=backend)
-        self.callbacks = check_callbacks(callbacks)
+        self.callbacks = check_round_callbacks(callbacks)
         check_range("rounds", rounds, low=1, whole=True)
         if clients_per_round is not None:
             check_range("clients_per_round", clients_per_round, low=1, whole=True)
@@ -148,12 +148,12 @@ class Federation(Shown):
                     rank_zero_info(f"training loop: {training_loop(prepared, state)}")
                     if found:
                         self._give(module, state)
-                    loggers.start(record, history)
-                    loggers.log_figure("partition", lambda: datamodule.partition_report().figure(), state.round)
-                    event = start_event = self._event(run, prepared, state, history)
-                    for callback in self.callbacks:
-                        callback.on_run_start(event)
                     with loggers.finalized():
+                        loggers.start(record, history)
+                        loggers.log_figure("partition", lambda: datamodule.partition_report().figure(), state.round)
+                        event = start_event = self._event(run, prepared, state, history)
+                        for callback in self.callbacks:
+                            callback.on_run_start(event)
                         for event in self._rounds(run, prepared, start_event, history, settings, loggers):
                             self._give(module, event.state)
                         self._log_confusion(loggers, prepared, event)
@@ -246,9 +246,10 @@ class Federation(Shown):
         state = event.state
         plan, context = prepared.plan, prepared.context(state)
         _save_students(run, prepared, state, LAST, {})
-        if event.reasons:
-            rank_zero_info(f"stopped after {state.round} of {self.rounds} rounds: {event.reasons[0]}")
-            if plan.strategy.needs_last_round and state.round < self.rounds:
+        stopped = event.reasons[0] if event.reasons and state.round < self.rounds else None
+        if stopped is not None:
+            rank_zero_info(f"stopped after {state.round} of {self.rounds} rounds: {stopped}")
+            if plan.strategy.needs_last_round:
                 rank_zero_warn(
                     f"{one_line(plan.strategy)} has work to do in a run's last round, and the run stopped before it: "
                     "the student is as the last round's row of metrics.csv says."
@@ -261,7 +262,7 @@ class Federation(Shown):
             head_bytes=(prepared.head_traffic.up, prepared.head_traffic.down),
             seconds=time.perf_counter() - start,
             run_dir=run.path,
-            stopped=event.reasons[0] if event.reasons else None,
+            stopped=stopped,
             confusion=context.confusion(state.weights) if state.weights.parameters else None,
         )
         summary |= plan.strategy.summary(state, history[-1], context)
@@ -315,11 +316,11 @@ class Federation(Shown):
             )
 
 
-def check_callbacks(callbacks: list[RoundCallback] | RoundCallback | None) -> tuple[RoundCallback, ...]:
+def check_round_callbacks(callbacks: list[RoundCallback] | RoundCallback | None) -> tuple[RoundCallback, ...]:
     """Return the callbacks.
 
     Raises:
-        FedKDError: If one is none.
+        FedKDError: If one is not a `RoundCallback`.
     """
     found = tuple(callbacks) if isinstance(callbacks, list | tuple) else () if callbacks is None else (callbacks,)
     for callback in found:

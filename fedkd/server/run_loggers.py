@@ -86,11 +86,11 @@ def check_loggers(logger: Any) -> Any:
     """Return the Trainer's ``logger`` argument if it is one.
 
     Raises:
-        FedKDError: If it is none.
+        FedKDError: If it is not a logger.
     """
-    each = list(logger) if isinstance(logger, list | tuple) else [logger]
-    for one in each:
-        if not (one is None or isinstance(one, bool | Logger)):
+    several = isinstance(logger, list | tuple)
+    for one in logger if several else [logger]:
+        if not (isinstance(one, Logger) or (not several and (one is None or isinstance(one, bool)))):
             raise FedKDError(f"trainer.logger: must be a Lightning logger, true, false or null, got {one!r}.")
     return logger
 

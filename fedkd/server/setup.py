@@ -178,6 +178,8 @@ def plan_run(federation: Any, module: DistillationModule, datamodule: FederatedD
             "teaching 'consistent' needs views that come back: set data.views to how many (such as 4), or choose "
             "teaching 'fixed'."
         )
+    for callback in federation.callbacks:
+        callback.check(has_validation=datamodule.val_fraction > 0)
     device = check_trainer(federation.trainer)
     trainer = with_precision(federation.trainer, device)
     named: Strategy | None = None if federation.strategy == "auto" else federation.strategy

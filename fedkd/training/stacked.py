@@ -71,7 +71,7 @@ class CannotStackError(FedKDError):
     """Something cannot be done to several clients at once. No single client is to blame."""
 
 
-def check_callbacks(callbacks: Sequence[Callback]) -> None:
+def check_stackable(callbacks: Sequence[Callback]) -> None:
     """Refuse what a strategy does on a client if it cannot be done to several at once.
 
     Raises:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 import warnings
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any
@@ -125,10 +126,12 @@ def warn_of_lost_state(arguments: Mapping[str, Any], trainer: Any) -> None:
         arguments: With the callbacks as they were configured.
         trainer: After its fit, with the copies.
     """
+    seen: Counter[type] = Counter()
     for given in configured_callbacks(arguments):
+        seen[type(given)] += 1
         if type(given).__module__.split(".")[0] in ("lightning", "pytorch_lightning"):
             continue
-        used = next(callback for callback in trainer.callbacks if type(callback) is type(given))
+        used = [callback for callback in trainer.callbacks if type(callback) is type(given)][seen[type(given)] - 1]
         before, after = vars(given), vars(used)
         changed = [name for name, value in after.items() if _grew(before.get(name), value)]
         if changed:

@@ -104,7 +104,7 @@ def test_test_and_predict_take_a_run_directory(run):
     assert f"{final:.4f}" in done.stdout
 
     done = fedkd("predict", run_dir, cwd=run_dir.parent)
-    with open(run_dir / "predictions.csv") as file:
+    with open(done.stdout.strip()) as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == 359
     assert all(abs(sum(float(row[str(k)]) for k in range(10)) - 1) < 1e-4 for row in rows)
@@ -126,14 +126,19 @@ def test_predictions_are_never_written_over(run, tmp_path):
     with Image.open(tmp_path / "out" / "p.png") as sheet:
         assert sheet.width > sheet.height
     again = fedkd("predict", run_dir, *images, "--output", "out/p.csv", cwd=tmp_path, check=False)
-    assert (again.returncode, "exists" in again.stderr) == (2, True)
+    assert (again.returncode, again.stderr) == (
+        2,
+        "fedkd: error: output: 'out/p.csv' exists, and no predictions are written over. Name another file.\n",
+    )
+    wrong = fedkd("predict", run_dir, *images, "--output", "out/p.png", cwd=tmp_path, check=False)
+    assert "'out/p.png' must end in .csv" in wrong.stderr
     before = len(list(run_dir.glob("predictions*.csv")))
     for _ in range(2):
         fedkd("predict", run_dir, *images, cwd=tmp_path)
     assert len(list(run_dir.glob("predictions*.csv"))) == before + 2
     (tmp_path / "list.csv").write_text("path\nnone.png\n")
     lost = fedkd("predict", run_dir, *images, cwd=tmp_path, check=False)
-    assert "line 2: there is no" in lost.stderr
+    assert "line 2: the image " in lost.stderr
 
 
 def test_the_best_student_is_tested_predicted_and_exported(run, tmp_path):

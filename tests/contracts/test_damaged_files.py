@@ -28,6 +28,8 @@ from fedkd.data.images.decoded import read_decoded, write_decoded
 from fedkd.partition import Given
 from fedkd.runs.client_files import ClientFiles
 from fedkd.runs.directory import RunDirectory
+from fedkd.runs.record import read_run
+from fedkd.runs.report.run_page import run_page
 from fedkd.runs.student_file import load_student, read_spec
 from fedkd.study.grid import Run
 from fedkd.study.results import curve_of, row_of
@@ -125,6 +127,9 @@ def kinds(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Kind]:
         ),
         "metrics, for a figure": Kind(run / "metrics.csv", lambda: curve_of(finished(run))),
         "summary": Kind(run / "summary.json", lambda: (row_of(finished(run)), curve_of(finished(run)))),
+        "metrics, for a report": Kind(run / "metrics.csv", lambda: run_page(read_run(run))),
+        "summary, for a report": Kind(run / "summary.json", lambda: run_page(read_run(run))),
+        "partition, for a report": Kind(run / "partition.json", lambda: run_page(read_run(run))),
         "partition of a run": Kind(run / "partition.json", lambda: parts(run / "partition.json")),
         **{f"given {name}": Kind(path, lambda path=path: parts(path), checked=False) for name, path in given.items()},
     }

@@ -11,7 +11,7 @@ from helpers import datamodule, images, module
 
 import fedkd
 from fedkd.core.notebook import Shown, as_html
-from fedkd.data import Datasets, ImageFolder, ImageSource, Subset
+from fedkd.data import Datasets, ImageCSV, ImageFolder, ImageSource, Subset
 
 
 class Text(HTMLParser):
@@ -45,6 +45,13 @@ def test_a_datamodule_shows_its_arguments_and_then_its_partition():
     assert sum(sizes) == 60
     assert all(re.search(rf"\b{client}\b.*\b{size}\b", after) for client, size in enumerate(sizes))
     assert Text(data.partition_report()._repr_html_()).text.strip() in after
+
+
+def test_what_is_shown_loads_no_data(tmp_path):
+    data = fedkd.FederatedDataModule(ImageCSV(tmp_path / "none.csv"))
+    assert "num_clients=10" in repr(data)
+    assert str(data) == repr(data)
+    assert "none.csv" in Text(data._repr_html_()).text
 
 
 def test_a_federation_shows_its_arguments():

@@ -145,7 +145,7 @@ def test_a_run_that_went_on_does_not_show_the_results_of_its_earlier_end(copy, r
     ("name", "content", "message"),
     [
         ("summary.json", "{", "summary.json' is damaged: "),
-        ("summary.json", "[]", "summary.json' is damaged: it holds no mapping."),
+        ("summary.json", "[]", "summary.json' is damaged, or was changed: "),
         ("partition.json", "\0", "partition.json' is damaged: "),
         ("metrics.csv", "round\n5\n", "metrics.csv' is damaged in line 2, the row of round 0."),
         ("metrics.csv", "", "metrics.csv' has the rows of 0 rounds; the checkpoint is of round 2."),

@@ -132,17 +132,35 @@ def test_a_run_that_was_killed_when_it_was_about_to_stop_stops(tmp_path):
     assert summary["stopped"].startswith("val_accuracy is no better than ")
 
 
-def test_the_best_student_is_that_of_the_best_round(tmp_path):
-    fit(tmp_path / "run", [SaveBest(monitor="loss", mode="min"), SaveBest()], rounds=4)
-    scores = [float(row["val_accuracy"]) for row in csv.DictReader((tmp_path / "run" / "metrics.csv").open())]
-    best = scores.index(max(scores))
+@pytest.mark.parametrize(("monitor", "mode"), [("loss", "min"), ("loss", "max"), ("val_accuracy", "max")])
+def test_the_best_student_is_that_of_the_best_round(tmp_path, monitor, mode):
+    fit(tmp_path / "run", [SaveBest(monitor, mode)], rounds=4)
+    values = [float(row[monitor]) for row in csv.DictReader((tmp_path / "run" / "metrics.csv").open())]
+    best = values.index(min(values) if mode == "min" else max(values))
     spec = read_spec(tmp_path / "run", "best")
-    losses = [float(row["loss"]) for row in csv.DictReader((tmp_path / "run" / "metrics.csv").open())]
-    if losses.index(min(losses)) <= best:  # the callback that wrote last
-        assert (spec["round"], spec["val_accuracy"]) == (best, scores[best])
-    fit(tmp_path / "short", None, rounds=spec["round"] + 1)
+    assert (spec["round"], spec["note"]) == (best, {monitor: values[best]})
+    fit(tmp_path / "short", None, rounds=best + 1)
     one, other = fedkd.load_student(tmp_path / "run", which="best"), fedkd.load_student(tmp_path / "short")
     assert same(one.state_dict(), other.state_dict())
+
+
+def test_a_best_student_that_was_not_kept_is_named(tmp_path):
+    fit(tmp_path, None, rounds=4)
+    losses = [float(row["loss"]) for row in csv.DictReader((tmp_path / "metrics.csv").open())]
+    worst = SaveBest("loss", "max" if losses.index(max(losses)) < 3 else "min")
+    with pytest.warns(UserWarning, match="is the best so far, and its student was not kept"):
+        fit(tmp_path, [worst], rounds=4, ckpt_path="last")
+
+
+def test_a_note_cannot_spoil_the_student(tmp_path):
+    class Saves(RoundCallback):
+        def on_round_end(self, event):
+            event.save_student("noted", round=99, classes=3, name="x")
+
+    fit(tmp_path, [Saves()], rounds=1)
+    spec = read_spec(tmp_path, "noted")
+    assert (spec["round"], spec["note"]) == (0, {"round": 99, "classes": 3, "name": "x"})
+    fedkd.load_student(tmp_path, which="noted")
 
 
 def test_the_best_student_is_written_by_the_run_that_goes_on(tmp_path):
@@ -189,6 +207,21 @@ def test_the_client_table_of_a_resumed_run_has_no_row_twice(tmp_path):
     assert (tmp_path / "clients.csv").read_text().startswith(before)
 
 
+def test_a_row_that_was_written_in_part_is_dropped(tmp_path):
+    fit(tmp_path, [ClientTable()], rounds=2)
+    whole = (tmp_path / "clients.csv").read_text()
+    for part in ("1", "2,0", ",,,", "1,0,5,5,5,5,5,5,5,5,5"):
+        (tmp_path / "clients.csv").write_text(whole + part)
+        event = SimpleNamespace(run_dir=tmp_path, state=SimpleNamespace(round=2))
+        ClientTable().on_run_start(event)
+        assert (tmp_path / "clients.csv").read_text() == whole
+
+
+def test_a_run_that_ends_by_itself_was_not_stopped(tmp_path):
+    _, summary = fit(tmp_path, [StopAfter(2)], rounds=2)
+    assert (summary["rounds"], summary["stopped"]) == (2, None)
+
+
 def test_a_new_term_is_a_new_column(tmp_path):
     table = ClientTable()
     for round, name in enumerate(("train/ce", "train/kd")):
@@ -218,6 +251,9 @@ def test_a_monitor_must_be_a_column(tmp_path):
     assert not (tmp_path / "a" / "metrics.csv").exists()
     with pytest.raises(fedkd.FedKDError, match=r"'balanced_acuracy'.*Did you mean 'balanced_accuracy'"):
         fit(tmp_path / "b", [EarlyStopping("balanced_acuracy")])
+    for text in ("cohort", "client_val_accuracy"):
+        with pytest.raises(fedkd.FedKDError, match=f"Unknown monitor '{text}'"):
+            fit(tmp_path / text, [EarlyStopping(text)], rounds=1)
     for wrong in ({"mode": "maximum"}, {"patience": 0}, {"min_delta": -1.0}):
         with pytest.raises(fedkd.FedKDError, match=f"{next(iter(wrong))}"):
             EarlyStopping(**wrong)
@@ -232,7 +268,7 @@ def test_a_name_of_a_student_is_a_plain_file_name(tmp_path):
             event.save_student("first", because="it is")
 
     fit(tmp_path, [Saves()], rounds=1)
-    assert read_spec(tmp_path, "first")["because"] == "it is"
+    assert read_spec(tmp_path, "first")["note"] == {"because": "it is"}
     assert {path.name for path in Path(tmp_path).glob("*.safetensors")} == {"first.safetensors", "student.safetensors"}
     with pytest.raises(fedkd.MissingResourceError, match=r"'frist'.*Did you mean 'first'"):
         fedkd.load_student(tmp_path, which="frist")

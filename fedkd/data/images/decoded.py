@@ -31,7 +31,12 @@ def decoded_once(name: str, recipe: str, source: str, decode: Callable[[], Sets]
         decode: Makes the sets.
     """
     state = hashlib.sha256(source.encode()).hexdigest()
-    file = cache_dir("images") / f"{name}-{hashlib.sha256(recipe.encode()).hexdigest()[:16]}.safetensors"
+    try:
+        folder = cache_dir("images")
+    except FedKDError as error:
+        rank_zero_warn(f"{error} The images are decoded again the next time.")
+        return decode()
+    file = folder / f"{name}-{hashlib.sha256(recipe.encode()).hexdigest()[:16]}.safetensors"
     sets = read_decoded(file, state)
     if sets is None:
         sets = decode()

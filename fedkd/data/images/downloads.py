@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 
-from fedkd.core.errors import MissingResourceError
+from fedkd.core.errors import MissingResourceError, in_one_line
 from fedkd.core.storage import cache_dir
 from fedkd.data.images.image_set import ImageSet
 from fedkd.data.sources import ImageSource
@@ -48,7 +48,7 @@ class _TorchvisionSource(ImageSource):
             with _quiet():
                 dataset = getattr(torchvision.datasets, name)(root, train=train, download=self.download)
         except (OSError, RuntimeError, http.client.HTTPException) as error:  # URLError is an OSError
-            reason = f"could not be downloaded ({_one_line(error)})" if self.download else "download is off"
+            reason = f"could not be downloaded ({in_one_line(error)})" if self.download else "download is off"
             raise MissingResourceError(
                 f"{name} is not in {root}, and {reason}. Put {self.files} (from {self.url}) there, or set root to the "
                 "folder that has it."
@@ -99,10 +99,6 @@ def _pixels(data: Any) -> torch.Tensor:
     """Convert torchvision's array to a tensor: (N, H, W, C) or (N, H, W) -> (N, C, H, W)."""
     images = torch.from_numpy(np.asarray(data))
     return images.unsqueeze(1) if images.ndim == 3 else images.permute(0, 3, 1, 2).contiguous()
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
 
 
 @contextlib.contextmanager

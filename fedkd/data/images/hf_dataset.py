@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from fedkd.core.errors import FedKDError, MissingResourceError, check_range, unknown_name
+from fedkd.core.errors import MOST_PIXELS, FedKDError, MissingResourceError, check_range, in_one_line, unknown_name
 from fedkd.data.images.decoded import Sets, decoded_once
 from fedkd.data.images.folder import FORMAT, decode_each, decode_image, fitted_pixels, square
 from fedkd.data.images.image_set import IMAGE_COLUMNS, LABEL_COLUMNS, ImageSet, attributes_of
@@ -67,7 +67,7 @@ class HFDataset(ImageSource):
     def __post_init__(self) -> None:
         check_range("test_fraction", self.test_fraction, low=0, high=1, low_open=True, high_open=True)
         if self.image_size is not None:
-            check_range("image_size", self.image_size, low=1, whole=True)
+            check_range("image_size", self.image_size, low=1, high=MOST_PIXELS, whole=True)
         if self.test_split == self.train_split:
             raise FedKDError(
                 f"test_split {self.test_split!r} is train_split: set test_split to null to hold out test_fraction."
@@ -122,7 +122,7 @@ class HFDataset(ImageSource):
         except (FileNotFoundError, ConnectionError) as error:
             raise MissingResourceError(self._not_found(error)) from error
         except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
-            raise FedKDError(f"{self._called} could not be read as a data set ({_one_line(error)}).") from error
+            raise FedKDError(f"{self._called} could not be read as a data set ({in_one_line(error)}).") from error
         return {self.train_split: found} if isinstance(found, datasets.Dataset) else found
 
     def _read(self) -> Any:
@@ -158,7 +158,7 @@ class HFDataset(ImageSource):
         revision = f" at revision {self.revision!r}" if self.revision else ""
         return (
             f"The data set {self._called!r}{revision} is no local folder, and on the HuggingFace hub it was not found "
-            f"({_one_line(error)}). Check the id and the network, or give a folder that save_to_disk wrote."
+            f"({in_one_line(error)}). Check the id and the network, or give a folder that save_to_disk wrote."
         )
 
     def _columns(self, features: Mapping[str, Any]) -> tuple[str, str]:
@@ -283,17 +283,13 @@ def _attributes(table: Any, without: tuple[str, ...]) -> dict[str, Any]:
         kind = str(getattr(feature, "dtype", ""))
         if name not in without and ("int" in kind or kind in ("string", "large_string", "bool")):
             values, names = table[name][:], getattr(feature, "names", None)
-            columns[name] = values if names is None else [None if v is None else names[v] for v in values]
+            columns[name] = values if names is None else [None if v is None or v < 0 else names[v] for v in values]
     return attributes_of(columns, len(table))
 
 
 def _is_hub_id(path: str) -> bool:
     """Whether a path that does not exist can be a hub id: ``name`` or ``owner/name``."""
     return path.count("/") <= 1 and path[:1] not in ("/", ".", "~") and not path.endswith(".parquet")
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import torch
 
-from fedkd.core.errors import FedKDError, MissingResourceError, check_range, unknown_name
+from fedkd.core.errors import MOST_PIXELS, FedKDError, MissingResourceError, check_range, unknown_name
 from fedkd.data.images.decoded import Sets, decoded_once
 from fedkd.data.images.folder import FORMAT, ImageFile, decode_files, square
 from fedkd.data.images.image_set import IMAGE_COLUMNS, LABEL_COLUMNS, ImageSet
@@ -72,7 +72,7 @@ class ImageCSV(ImageSource):
     def __post_init__(self) -> None:
         check_range("test_fraction", self.test_fraction, low=0, high=1, low_open=True, high_open=True)
         if self.image_size is not None:
-            check_range("image_size", self.image_size, low=1, whole=True)
+            check_range("image_size", self.image_size, low=1, high=MOST_PIXELS, whole=True)
         if len(self.delimiter) != 1 or self.delimiter in '"\r\n':
             raise FedKDError(f"delimiter must be one character, such as ',' or ';', got {self.delimiter!r}.")
         if self.test_split == self.train_split:
@@ -84,12 +84,12 @@ class ImageCSV(ImageSource):
 
     def load(self) -> tuple[ImageSet, ImageSet]:
         """Return the training and the test set, from the cache if the image files have not changed."""
-        table = _Table.read(self.file, self.delimiter)
+        table = ImageTable.read(self.file, self.delimiter)
         path = table.column("path", self.path, PATH_COLUMNS)
         label = table.column("label", self.label, LABEL_COLUMNS)
         if path == label:
             raise FedKDError(f"path and label are the same column {path!r} of {table.file}.")
-        tables = [table] if self.test_file is None else [table, _Table.read(self.test_file, self.delimiter)]
+        tables = [table] if self.test_file is None else [table, ImageTable.read(self.test_file, self.delimiter)]
         if self.test_file is None:
             tables = self._by_split(table)
         files = [each.image_files(self.root, each.column("path", path, ())) for each in tables]
@@ -121,7 +121,7 @@ class ImageCSV(ImageSource):
         ]
         return (whole[0], whole[1]) if len(whole) == 2 else split_off_test(whole[0], self.test_fraction)
 
-    def _by_split(self, table: _Table) -> list[_Table]:
+    def _by_split(self, table: ImageTable) -> list[ImageTable]:
         """Return the training and the test set's rows; all rows where nothing says which are which."""
         if self.split is None and not any(name in table.header for name in SPLIT_COLUMNS):
             return [table]
@@ -154,7 +154,7 @@ class _Row(NamedTuple):
 
 
 @dataclass(frozen=True)
-class _Table:
+class ImageTable:
     """Rows of a CSV."""
 
     file: Path
@@ -162,7 +162,7 @@ class _Table:
     rows: Sequence[_Row]
 
     @classmethod
-    def read(cls, file: str | Path, delimiter: str) -> _Table:
+    def read(cls, file: str | Path, delimiter: str) -> ImageTable:
         """Read a CSV.
 
         Raises:
@@ -245,7 +245,7 @@ class _Table:
         return {name: [row.values[i] for row in self.rows] for i, name in enumerate(self.header) if name not in without}
 
 
-def _refuse_common(tables: Sequence[_Table], files: Sequence[list[ImageFile]]) -> None:
+def _refuse_common(tables: Sequence[ImageTable], files: Sequence[list[ImageFile]]) -> None:
     """Raise if an image is in the training set and in the test set."""
     train, test = tables
     lines = {file.path: row.line for file, row in zip(files[0], train.rows, strict=True)}

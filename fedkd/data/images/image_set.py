@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -218,7 +218,7 @@ def _with_channels(data: ImageSet, channels: int) -> ImageSet:
     if data.image_shape[0] == channels:
         return data
     images = data.images[:, :1] if channels == 1 else data.images.expand(-1, channels, -1, -1)
-    return ImageSet(images, data.targets, data.classes)
+    return replace(data, images=images)
 
 
 def class_names(dataset: Any) -> tuple[str, ...] | None:

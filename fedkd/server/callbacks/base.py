@@ -41,24 +41,26 @@ class RunEvent:
     def stop(self, reason: str) -> None:
         """End the run after this round. It is then a finished run: its student and its summary are written.
 
+        In `on_run_start` it ends a run that goes on, before another round. A fresh run has a first round in any case.
+
         Args:
             reason: Why, for the summary's ``stopped``.
         """
         self.reasons.append(reason)
 
-    def save_student(self, name: str, **note: Any) -> None:
+    def save_student(self, name: str, /, **note: Any) -> None:
         """Write the student of `state` into the run directory, for ``fedkd.load_student(run_dir, which=name)``.
 
         Args:
             name: The file's name, without ``.safetensors``.
-            **note: Plain values to keep with it, beside its round.
+            **note: Plain values to keep with it, as ``note`` beside its ``round`` in `read_spec`.
 
         Raises:
             FedKDError: If the name is no plain file name, or that of the last round's student.
         """
         if not re.fullmatch(r"\w[\w.-]*", name) or name in ("last", "student"):
             raise FedKDError(f"A student cannot be saved as {name!r}: give a plain file name other than 'student'.")
-        self.save(name, {"round": self.state.round - 1, **note})
+        self.save(name, {"round": self.state.round - 1, "note": note})
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -84,6 +86,13 @@ class RoundCallback(Configured):
     its `on_round_end` a run may be killed; `on_run_start` is the place to make up for that.
     """
 
+    def check(self, has_validation: bool) -> None:
+        """Raise a `fedkd.FedKDError` if the run lacks what the callback needs. It is called before any work.
+
+        Args:
+            has_validation: Whether clients hold images out.
+        """
+
     def on_run_start(self, event: RunEvent) -> None:
         """Is called before the first round of this call of `fit`, also if none is left."""
 
@@ -91,7 +100,7 @@ class RoundCallback(Configured):
         """Is called after each round, once it is on disk."""
 
     def on_run_end(self, event: RunEvent) -> None:
-        """Is called after the last round, also if the run was stopped; not if it failed."""
+        """Is called after the last round, before student and summary are written; also if the run was stopped."""
 
 
 class Monitor:
@@ -110,9 +119,9 @@ class Monitor:
             raise unknown_name("mode", mode, MODES)
         self.name, self.sign = name, 1 if mode == "max" else -1
 
-    def check(self, event: RunEvent) -> None:
+    def check(self, has_validation: bool) -> None:
         """Raise a `fedkd.FedKDError` if rows will have no such column, as far as that is known before a round."""
-        if self.name == "val_accuracy" and not event.has_validation:
+        if self.name == "val_accuracy" and not has_validation:
             raise FedKDError(
                 "monitor 'val_accuracy' needs images that clients hold out: set data.val_fraction, or monitor another "
                 "column of metrics.csv, such as 'loss'."
@@ -124,11 +133,14 @@ class Monitor:
         Raises:
             FedKDError: If the newest row has no such column.
         """
-        if history and self.name not in history[-1]:
+        if history and not isinstance(history[-1].get(self.name), int | float):
             names = [name for name, value in history[-1].items() if isinstance(value, int | float)]
             raise FedKDError(f"{unknown_name('monitor', self.name, names)} The finished rounds are on disk.")
-        values = (row.get(self.name, math.nan) for row in history)
-        return [-math.inf if math.isnan(value) else self.sign * value for value in values]
+        values = [row.get(self.name) for row in history]
+        return [
+            -math.inf if not isinstance(value, int | float) or math.isnan(value) else self.sign * value
+            for value in values
+        ]
 
     def best(self, history: Sequence[Metrics], min_delta: float = 0.0) -> int:
         """Return the index of the best row: the first that none after it beats by more than ``min_delta``.

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from fedkd.core.storage import write_atomically
+from fedkd.core.storage import write_atomically, writing
 from fedkd.runs.metrics_file import as_csv
 from fedkd.server.callbacks.base import RoundCallback, RoundEvent, RunEvent
 
@@ -20,7 +20,8 @@ class ClientTable(RoundCallback):
 
     Its columns are the round, the client, its training images, optimizer steps and seconds, the accuracy of the new
     global student on the images that the client holds out (empty without ``data.val_fraction``), and the mean of each
-    training term over its last local epoch, such as ``train/ce``.
+    training term over its last local epoch, such as ``train/loss``. A round whose process was killed right after its
+    commit has no rows.
     """
 
     def on_run_start(self, event: RunEvent) -> None:
@@ -49,7 +50,7 @@ class ClientTable(RoundCallback):
         names = list(dict.fromkeys([*COLUMNS, *sorted({name for row in rows for name in row})]))
         columns = columns_of(path)
         if columns and set(names) <= set(columns):
-            with path.open("a", newline="") as file:
+            with writing(path), path.open("a", newline="", encoding="utf-8") as file:
                 file.write(as_csv(columns, rows, header=False))
         else:  # the first rows, or a term that earlier rounds did not have
             before = read(path)[1] if columns else []
@@ -60,12 +61,14 @@ def columns_of(path: Path) -> list[str]:
     """Return the names of a CSV file's columns; none if there is no file."""
     if not path.exists():
         return []
-    with path.open(newline="") as file:
+    with path.open(newline="", encoding="utf-8") as file:
         return next(csv.reader(file), [])
 
 
 def read(path: Path) -> tuple[list[str], list[dict[str, str]]]:
-    """Return the columns and the rows of a CSV file."""
-    with path.open(newline="") as file:
+    """Return the columns and the rows of a table, without a row that a killed process wrote in part."""
+    with path.open(newline="", encoding="utf-8") as file:
         reader = csv.DictReader(file)
-        return list(reader.fieldnames or []), list(reader)
+        columns = list(reader.fieldnames or [])
+        whole = [row for row in reader if set(row) == set(columns) and None not in row.values()]
+        return columns, [row for row in whole if row["round"].isdecimal()]

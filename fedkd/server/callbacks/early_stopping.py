@@ -36,9 +36,12 @@ class EarlyStopping(RoundCallback):
         self.monitor, self.patience, self.mode, self.min_delta = monitor, patience, mode, min_delta
         self._column = Monitor(monitor, mode)
 
+    def check(self, has_validation: bool) -> None:
+        """Raise if there will be no such column."""
+        self._column.check(has_validation)
+
     def on_run_start(self, event: RunEvent) -> None:
         """Stop a run that was killed when it was about to stop."""
-        self._column.check(event)
         self._stop(event)
 
     def on_round_end(self, event: RoundEvent) -> None:
@@ -51,4 +54,5 @@ class EarlyStopping(RoundCallback):
         best = self._column.best(event.history, self.min_delta)
         if len(event.history) - 1 - best >= self.patience:
             value = event.history[best].get(self.monitor)
-            event.stop(f"{self.monitor} is no better than {value:.4g} of round {best + 1} after {self.patience} more")
+            shown = f"{value:.4g}" if isinstance(value, int | float) else "nothing"
+            event.stop(f"{self.monitor} is no better than {shown} of round {best + 1} after {self.patience} more")

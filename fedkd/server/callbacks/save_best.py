@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Literal
+
+from lightning.pytorch.utilities import rank_zero_warn
 
 from fedkd.server.callbacks.base import Monitor, RoundCallback, RoundEvent, RunEvent
 
@@ -11,7 +14,7 @@ class SaveBest(RoundCallback):
     """Writes ``best.safetensors`` after each round that is the best so far: ``load_student(run_dir, which="best")``.
 
     In a run that branches off another run's checkpoint, that run's rounds count too, and its best student stays in its
-    own directory.
+    own directory; a warning says so.
 
     Args:
         monitor: A column of ``metrics.csv``. Columns without ``val_`` or ``train/`` are of the test set: what is chosen
@@ -26,10 +29,16 @@ class SaveBest(RoundCallback):
         self.monitor, self.mode = monitor, mode
         self._column = Monitor(monitor, mode)
 
+    def check(self, has_validation: bool) -> None:
+        """Raise if there will be no such column."""
+        self._column.check(has_validation)
+
     def on_run_start(self, event: RunEvent) -> None:
         """Write the student of a run that was killed before it could."""
-        self._column.check(event)
         self._save(event)
+        if event.history and self._column.best(event.history) < len(event.history) - 1 and not _has_best(event.run_dir):
+            best = self._column.best(event.history)
+            rank_zero_warn(f"SaveBest: round {best + 1} is the best so far, and its student was not kept.")
 
     def on_round_end(self, event: RoundEvent) -> None:
         """Write the student if it is the best."""
@@ -38,3 +47,7 @@ class SaveBest(RoundCallback):
     def _save(self, event: RunEvent) -> None:
         if event.history and self._column.best(event.history) == len(event.history) - 1:
             event.save_student("best", **{self.monitor: event.history[-1][self.monitor]})
+
+
+def _has_best(run_dir: Path) -> bool:
+    return any(True for folder in ("", "clients/*/") for _ in run_dir.glob(f"{folder}best.safetensors"))
