@@ -14,6 +14,7 @@ READ = (
     "fedkd/data/digits/README.md",  # its source and license
     "fedkd/teachers/checkpoints/digits/model.safetensors",
     "fedkd/py.typed",
+    *(f"fedkd/cli/templates/{name}.yaml" for name in ("cifar10", "digits", "folder", "medical")),
 )
 
 
