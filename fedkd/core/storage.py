@@ -14,6 +14,9 @@ from fedkd.core.errors import FedKDError
 FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 """Error numbers of a full disk, of a full quota and of a file that is too large."""
 
+NO_LOCKS = frozenset({errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP})
+"""Error numbers of file systems that have no locks, such as some network file systems."""
+
 CACHE_ADVICE = "Set FEDKD_CACHE to another folder"
 
 

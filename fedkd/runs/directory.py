@@ -19,7 +19,6 @@
 from __future__ import annotations
 
 import csv
-import errno
 import json
 import math
 import re
@@ -37,7 +36,7 @@ from fedkd.core.client_states import ClientStates
 from fedkd.core.errors import FedKDError
 from fedkd.core.messages import ClientFailure, Metrics, ServerState, Weights
 from fedkd.core.sealed import DamagedFileError, with_checksum
-from fedkd.core.storage import write_atomically, writing
+from fedkd.core.storage import NO_LOCKS, write_atomically, writing
 from fedkd.data import FederatedDataModule
 from fedkd.runs import metrics_file
 from fedkd.runs.checkpoint import Beside, load_checkpoint, save_checkpoint
@@ -47,8 +46,6 @@ from fedkd.runs.partition import partition_record
 from fedkd.runs.student_file import LAST, student_path, write_student
 
 KEEP_CHECKPOINTS = 2  # one would do, since writing is atomic; the second is for disks that lie
-NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
-"""Errors of file systems that have no locks, such as some network file systems."""
 NUMBERS = re.compile(r"\[\n([-\d.,eE+nul\s]*)\]")
 """A list of numbers and nulls that JSON's indentation spreads over lines. No JSON text has a line break in it."""
 LEFTOVER = re.compile(r"\..+\.[0-9a-f]{32}\.tmp")

@@ -12,7 +12,7 @@ from filelock import FileLock, Timeout
 from lightning.pytorch.utilities import rank_zero_warn
 
 from fedkd.core.errors import FedKDError
-from fedkd.core.storage import CACHE_ADVICE, cache_dir, write_atomically, writing
+from fedkd.core.storage import CACHE_ADVICE, NO_LOCKS, cache_dir, write_atomically, writing
 from fedkd.teachers.ensemble import EnsembleTeacher
 from fedkd.teachers.outputs.cache_file import DoesNotFitError, images_done, start_at, to_dtype
 from fedkd.teachers.outputs.passes import JoinedPass, Pass
@@ -89,12 +89,14 @@ class TeacherCache:
         lock = FileLock(self.folder / f"{stem}.lock")
         try:
             lock.acquire()
-        except OSError:
+        except OSError as error:
             for path, dtype in ((half, np.float16), (full, np.float32)):
-                if _is_whole(path, work, np.dtype(dtype)):
+                if _is_complete(path, work, np.dtype(dtype)):
                     return _mapped(path)
-            with writing(self.folder, CACHE_ADVICE):
-                raise
+            if error.errno not in NO_LOCKS:
+                with writing(self.folder, CACHE_ADVICE):
+                    raise
+            rank_zero_warn(f"{str(self.folder)!r} cannot be locked: let no other process compute the same outputs.")
         try:
             if not full.exists():  # it exists only after float16 has failed
                 try:
@@ -139,7 +141,7 @@ def _mapped(path: Path) -> np.memmap:
     return outputs
 
 
-def _is_whole(path: Path, work: Pass, dtype: np.dtype) -> bool:
+def _is_complete(path: Path, work: Pass, dtype: np.dtype) -> bool:
     """Whether a file in a folder that cannot be written is complete, and matches its checksum."""
     if not (path.is_file() and _checksum(path).is_file()):
         return False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import random
 import signal
@@ -192,6 +193,20 @@ def test_clearing_frees_all_but_what_is_just_being_built(tmp_path: Path, log: Pa
     assert (store.clear(), list(store.folder.glob("*.npy"))) == (0, [])
     log.write_text("")
     get(store.folder, Counting(log), data)
+    assert len(seen(log)) == 40
+
+
+def test_a_folder_without_locks_is_used_with_a_warning(tmp_path: Path, log: Path, monkeypatch) -> None:
+    def acquire(self, **_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    data = numbered()
+    monkeypatch.setattr("fedkd.teachers.outputs.cache.FileLock.acquire", acquire)
+    with pytest.warns(UserWarning, match="cannot be locked"):
+        found = get(tmp_path / "c", Counting(log), data)
+    monkeypatch.undo()
+    assert len(seen(log)) == 40
+    assert np.array_equal(found, get(tmp_path / "c", Counting(log), data))
     assert len(seen(log)) == 40
 
 
