@@ -11,7 +11,9 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 
 from fedkd import teachers
 from fedkd.cli.arguments import expand
+from fedkd.cli.help import section_asked_for, section_help
 from fedkd.cli.parser import BaseCLI
+from fedkd.cli.subcommands import SECTIONS
 from fedkd.core.errors import FedKDError
 from fedkd.core.storage import cache_dir, make_parent
 from fedkd.partition.report.report import plot_file
@@ -186,12 +188,40 @@ def free_file(path: Path) -> Path:
     return free
 
 
+class _Found(Exception):  # noqa: N818 (no error: it ends the parser's set-up)
+    """Carries the parser of each subcommand."""
+
+    def __init__(self, parsers: dict[str, Any]) -> None:
+        super().__init__()
+        self.parsers = parsers
+
+
+class _Listing(FedKDCLI):
+    """Stops where the arguments would be parsed."""
+
+    def parse_arguments(self, parser: Any, args: Any) -> None:
+        raise _Found(self._subcommand_parsers)
+
+
+def parsers(args: Sequence[str] = ()) -> dict[str, Any]:
+    """Return the parsers of the subcommands that have sections; of one alone if it is the first argument."""
+    try:
+        _Listing(list(args))
+    except _Found as found:
+        return found.parsers
+    raise AssertionError("the parser was not set up")
+
+
 def run_command(args: Sequence[str]) -> None:
     """Parse the arguments of ``fedkd`` and run the subcommand.
 
     Raises:
         FedKDError: If the arguments are wrong, also if Lightning reports it.
     """
+    section = section_asked_for(args)
+    if section is not None and args[0] in SECTIONS:
+        print(section_help(parsers([args[0]])[args[0]], section), end="")
+        return
     try:
         FedKDCLI(expand(args))
     except MisconfigurationException as error:

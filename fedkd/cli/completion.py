@@ -24,28 +24,12 @@ complete -o default -F _fedkd fedkd
 """
 
 
-class _Found(Exception):  # noqa: N818 (no error: it ends the parser's set-up)
-    """Carries the options of each subcommand."""
-
-    def __init__(self, options: dict[str, list[str]]) -> None:
-        super().__init__()
-        self.options = options
-
-
 def options_of_subcommands() -> dict[str, list[str]]:
     """Return the options of each subcommand, as the parser has them."""
-    from fedkd.cli.commands import FedKDCLI
+    from fedkd.cli.commands import parsers
 
-    class Listing(FedKDCLI):
-        def parse_arguments(self, parser: Any, args: Any) -> None:
-            raise _Found({name: _options(each) for name, each in self._subcommand_parsers.items()})
-
-    try:
-        Listing([])
-    except _Found as found:
-        others = {name: importlib.import_module(module).make_parser() for name, module in PLAIN.items()}
-        return {**found.options, **{name: _options(parser) for name, parser in others.items()}}
-    raise AssertionError("the parser was not set up")
+    others = {name: importlib.import_module(module).make_parser() for name, module in PLAIN.items()}
+    return {name: _options(parser) for name, parser in {**parsers(), **others}.items()}
 
 
 def completion_script() -> str:

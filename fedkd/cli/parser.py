@@ -35,6 +35,15 @@ class Parser(LightningArgumentParser):
 
         raise FedKDError(explain(self, message)) from None
 
+    def format_help(self, *args: Any, **kwargs: Any) -> str:
+        """Return one screen where the options have sections; the rest is in the help of each section."""
+        from fedkd.cli.help import short_help
+
+        name = self.prog.split()[-1]
+        if not SECTIONS.get(name) or not any(action.dest == "run_dir" for action in self._actions):
+            return super().format_help(*args, **kwargs)
+        return short_help(self, str(self.usage), SUBCOMMANDS[name])
+
 
 class BaseCLI(LightningCLI):
     """A command line with the subcommands of `SECTIONS`. A subclass implements each as a method with its options."""
