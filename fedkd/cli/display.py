@@ -13,6 +13,7 @@ from fedkd.core.errors import MissingResourceError
 from fedkd.core.units import format_bytes
 
 if TYPE_CHECKING:
+    from fedkd.runs.summary import Summary
     from fedkd.teachers import TeacherReport
 
 
@@ -22,26 +23,10 @@ def make_console() -> Console:
     return console if console.is_terminal else Console(width=160)
 
 
-def print_summary(summary: Mapping[str, Any]) -> None:
+def print_summary(summary: Summary) -> None:
     """Print a run's summary: the accuracies of student and teacher, overall and for each class."""
-    teacher = summary["teacher"] or {}
-    table = Table(title=f"{summary['rounds']} rounds, {summary['round_seconds']:.1f} s", title_justify="left")
-    table.add_column("test accuracy")
-    table.add_column("student", justify="right")
-    table.add_column("best round", justify="right")
-    if teacher:
-        table.add_column("teacher", justify="right")
-
-    def row(name: str, *values: float | None) -> None:
-        table.add_row(name, *("" if value is None else f"{value:.1%}" for value in values[: len(table.columns) - 1]))
-
-    for name in ("balanced_accuracy", "accuracy"):
-        row(name.replace("_", " "), summary[name], summary["best"][name], teacher.get(name))
-    table.add_section()
-    for name, value in summary["per_class_accuracy"].items():
-        row(name, value, None, teacher.get("per_class_accuracy", {}).get(name))
     console = make_console()
-    console.print(table)
+    console.print(summary.table())
     console.print(
         f"sent up {format_bytes(summary['bytes_up'])}, down {format_bytes(summary['bytes_down'])}; "
         f"run directory: {summary['run_dir']}",

@@ -8,9 +8,12 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from rich.markup import escape
+from rich.table import Table
 from torch import Tensor
 
 from fedkd.core.messages import ClientUpdate, Metrics
+from fedkd.core.notebook import as_html
 from fedkd.runs.layout import MAX_CONFUSION_CLASSES
 from fedkd.runs.metrics_file import fingerprint_of
 from fedkd.teachers import TeacherOutputs
@@ -61,6 +64,34 @@ def round_seconds(seconds: float) -> float:
     return float(f"{seconds:.3f}")
 
 
+class Summary(dict[str, Any]):
+    """What `Federation.fit` returns, and ``summary.json`` holds: a dictionary that a notebook shows as a table."""
+
+    def table(self) -> Table:
+        """Return the accuracies of student and teacher, overall and for each class."""
+        teacher = self["teacher"] or {}
+        table = Table(title=f"{self['rounds']} rounds, {self['round_seconds']:.1f} s", title_justify="left")
+        table.add_column("test accuracy")
+        table.add_column("student", justify="right")
+        table.add_column("best round", justify="right")
+        if teacher:
+            table.add_column("teacher", justify="right")
+
+        def row(name: str, *values: float | None) -> None:
+            shown = ("" if value is None else f"{value:.1%}" for value in values[: len(table.columns) - 1])
+            table.add_row(escape(name), *shown)
+
+        for name in ("balanced_accuracy", "accuracy"):
+            row(name.replace("_", " "), self[name], self["best"][name], teacher.get(name))
+        table.add_section()
+        for name, value in self["per_class_accuracy"].items():
+            row(name, value, None, teacher.get("per_class_accuracy", {}).get(name))
+        return table
+
+    def _repr_html_(self) -> str:
+        return as_html(self.table(), f"run directory: {escape(self['run_dir'])}")
+
+
 def summarize(
     module: DistillationModule,
     history: list[Metrics],
@@ -72,7 +103,7 @@ def summarize(
     run_dir: Path,
     confusion: Tensor | None,
     stopped: str | None = None,
-) -> dict[str, Any]:
+) -> Summary:
     """Gather ``summary.json``.
 
     Args:
@@ -93,25 +124,27 @@ def summarize(
     """
     best = max(history, key=lambda row: row["balanced_accuracy"])
     final = history[-1]
-    return {
-        "run_dir": str(run_dir),
-        "rounds": len(history),
-        "stopped": stopped,
-        "strategy": settings["strategy"],
-        "accuracy": final["accuracy"],
-        "balanced_accuracy": final["balanced_accuracy"],
-        "per_class_accuracy": {name: final[f"accuracy/{name}"] for name in module.classes},
-        "confusion": None if confusion is None or len(confusion) > MAX_CONFUSION_CLASSES else confusion.tolist(),
-        "best": {key: best[key] for key in ("round", "accuracy", "balanced_accuracy")},
-        "teacher": None if outputs is None else describe_teacher(module, outputs, head_bytes),
-        "bytes_up": sum(row["bytes_up"] for row in history) + head_bytes[0],
-        "bytes_down": sum(row["bytes_down"] for row in history) + head_bytes[1],
-        "metrics_sha256": fingerprint_of(history),
-        "round_seconds": round_seconds(sum(row["seconds"] for row in history)),
-        "seconds": round_seconds(seconds),
-        "settings": dict(settings),
-        "versions": versions(),
-    }
+    return Summary(
+        {
+            "run_dir": str(run_dir),
+            "rounds": len(history),
+            "stopped": stopped,
+            "strategy": settings["strategy"],
+            "accuracy": final["accuracy"],
+            "balanced_accuracy": final["balanced_accuracy"],
+            "per_class_accuracy": {name: final[f"accuracy/{name}"] for name in module.classes},
+            "confusion": None if confusion is None or len(confusion) > MAX_CONFUSION_CLASSES else confusion.tolist(),
+            "best": {key: best[key] for key in ("round", "accuracy", "balanced_accuracy")},
+            "teacher": None if outputs is None else describe_teacher(module, outputs, head_bytes),
+            "bytes_up": sum(row["bytes_up"] for row in history) + head_bytes[0],
+            "bytes_down": sum(row["bytes_down"] for row in history) + head_bytes[1],
+            "metrics_sha256": fingerprint_of(history),
+            "round_seconds": round_seconds(sum(row["seconds"] for row in history)),
+            "seconds": round_seconds(seconds),
+            "settings": dict(settings),
+            "versions": versions(),
+        }
+    )
 
 
 def versions() -> dict[str, str | None]:

@@ -30,7 +30,7 @@ from fedkd.data import FederatedDataModule
 from fedkd.runs.directory import RunDirectory, check_branch
 from fedkd.runs.report import write_report
 from fedkd.runs.student_file import LAST
-from fedkd.runs.summary import round_row, summarize
+from fedkd.runs.summary import Summary, round_row, summarize
 from fedkd.server.backends import Backend, InProcess
 from fedkd.server.callbacks import RoundCallback, RoundEvent, RunEvent
 from fedkd.server.display import show_rounds
@@ -109,7 +109,7 @@ class Federation(Shown):
 
     def fit(
         self, module: DistillationModule, datamodule: FederatedDataModule, ckpt_path: str | Path | None = None
-    ) -> dict[str, Any]:
+    ) -> Summary:
         """Run the rounds; each is on disk when it is done.
 
         However this ends, by a return, an exception or Ctrl-C, the module holds the global student of the last round
@@ -241,7 +241,7 @@ class Federation(Shown):
         history: list[Metrics],
         settings: dict[str, Any],
         start: float,
-    ) -> dict[str, Any]:
+    ) -> Summary:
         """Write the students, the summary and, once these are on disk, the report."""
         state = event.state
         plan, context = prepared.plan, prepared.context(state)

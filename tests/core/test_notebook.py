@@ -64,6 +64,16 @@ def test_a_federation_shows_its_arguments():
     assert "{'max_epochs': 2}" in shown
 
 
+def test_a_summary_is_a_dictionary_and_a_table(tmp_path):
+    summary = fedkd.Federation(1, run_dir=tmp_path, trainer={"accelerator": "cpu"}).fit(module(), datamodule())
+    written = json.loads((tmp_path / "summary.json").read_text())
+    del written["sha256"]
+    assert written == json.loads(json.dumps(summary))
+    shown = Text(summary._repr_html_()).text
+    assert f"{summary['balanced_accuracy']:.1%}" in shown
+    assert str(tmp_path) in shown.replace("\n", "")
+
+
 def test_what_looks_like_markup_is_shown_as_it_is():
     class Odd(Shown):
         def __init__(self, name):
