@@ -30,9 +30,8 @@ def test_the_help_is_one_screen(narrow, tmp_path, name):
 def test_a_section_is_explained(narrow, tmp_path):
     text = fedkd("fit", "--help", "federation", cwd=tmp_path).stdout
     assert "--federation.rounds (default: 10)\n        Number of rounds in all" in text
-    assert re.search(
-        r"--federation\.backend \(default: InProcess\).*?One of InProcess, ProcessPool, Stacked\.", text, re.S
-    )
+    listed = re.search(r"--federation\.backend \(default: InProcess\).*?One of (.*?)\.\n", text, re.DOTALL)
+    assert {"InProcess", "ProcessPool", "Stacked"} <= set(re.split(r",\s+", listed[1]))  # other tests define some, too
     assert "--data" not in text
     assert fedkd("fit", "--federation.help", cwd=tmp_path).stdout == text
     options = re.findall(r"^  --(\S+)", text, re.MULTILINE)
