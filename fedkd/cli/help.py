@@ -6,6 +6,7 @@ import re
 import shutil
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 from jsonargparse import ArgumentParser, Namespace
@@ -25,7 +26,7 @@ ABOUT = {
 
 def section_asked_for(args: Sequence[str]) -> str | None:
     """Return the section whose help is asked for: ``fit --help data`` or ``fit --data.help``."""
-    for option, value in zip(args, [*args[1:], ""], strict=True):
+    for option, value in pairwise([*args, ""]):
         if option in ("--help", "-h") and value and not value.startswith("-"):
             return value
         if (found := re.fullmatch(r"--(\w+)\.help", option)) and found[1] in ABOUT:

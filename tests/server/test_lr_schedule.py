@@ -11,6 +11,7 @@ from helpers import LinearStudent, datamodule, images, module, same, sgd, weight
 import fedkd
 from fedkd.data import FederatedDataModule
 from fedkd.server.lr_schedule import lr_factor
+from fedkd.server.run_loggers import RunLoggers
 from fedkd.strategies import SCAFFOLD, FedMD
 
 FACTORS = [1.0, 0.8535533905932737, 0.5, 0.14644660940672624]  # (1 + cos(pi t / 4)) / 2
@@ -105,7 +106,7 @@ def test_an_interrupted_run_ends_as_if_it_had_not_been(tmp_path, monkeypatch):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(fedkd.Federation, "_log", interrupt)
+        patch.setattr(RunLoggers, "log", interrupt)
         with pytest.raises(KeyboardInterrupt):
             fit("interrupted")
     assert same(fit("interrupted", "last"), fit("whole"))
