@@ -20,7 +20,7 @@ WITH_CONFIG = ("fit", "partition")
 """The subcommands whose configuration may be given without ``--config``."""
 
 
-MOST_SHOWN = 60
+MAX_SHOWN = 60
 """Characters of a wrong value that an error shows."""
 
 
@@ -101,7 +101,7 @@ def check_classes(place: str, value: Any) -> None:
 
 def _short(value: Any) -> str:
     text = repr(value)
-    return text if len(text) <= MOST_SHOWN else f"{text[:MOST_SHOWN]}..."
+    return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}..."
 
 
 def expand(args: Sequence[str]) -> list[str]:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from fedkd.cli.plain import PlainParser
-from fedkd.cli.subcommands import SUBCOMMANDS
 from fedkd.core.errors import FedKDError, unknown_name
 from fedkd.core.stopping import Terminated
 from fedkd.study.compare import compare
@@ -72,12 +70,9 @@ def run(args: Sequence[str]) -> None:
 def make_parser() -> PlainParser:
     """Return the parser of ``fedkd compare``."""
     parser = PlainParser(
-        "fedkd compare",
+        "compare",
         usage="fedkd compare GRID --out DIR [--jobs N] [--only REGEX] [--set NAME=VALUE] [--SECTION.OPTION VALUE ...]",
-        description=SUBCOMMANDS["compare"],
         epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
     parser.add_argument("grid", type=Path, metavar="GRID", help="YAML file; its sections are below")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of all runs and of the results")

@@ -88,7 +88,7 @@ def _options(parser: ArgumentParser, section: str) -> Iterator[tuple[str, Any]]:
 
 
 def _with_default(name: str, action: Any, section: str) -> str:
-    plain = action.default in (None, True, False) or section == "trainer"
+    plain = action.default is None or isinstance(action.default, bool) or section == "trainer"
     return name if plain else f"{name} ({_default(action.default)})"
 
 

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
 from fedkd.cli.plain import PlainParser
-from fedkd.cli.subcommands import SUBCOMMANDS
 from fedkd.core.errors import FedKDError, unknown_name
 from fedkd.core.storage import write_atomically
 
@@ -22,12 +20,9 @@ def templates() -> list[str]:
 def make_parser() -> PlainParser:
     """Return the parser of ``fedkd init``."""
     parser = PlainParser(
-        "fedkd init",
+        "init",
         usage="fedkd init [--template NAME] [--output FILE]",
-        description=SUBCOMMANDS["init"],
-        formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog="digits runs as it is and downloads nothing. folder and medical are for your own images.",
-        allow_abbrev=False,
     )
     names = ", ".join(templates())
     parser.add_argument("--template", default="digits", metavar="NAME", help=f"{names} (default: digits)")

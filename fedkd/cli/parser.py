@@ -20,7 +20,7 @@ from fedkd.server.federation import Federation
 from fedkd.training.module import DistillationModule
 from fedkd.training.trainer import TRAINER_DEFAULTS
 
-MOST_SEED = 2**32 - 1
+MAX_SEED = 2**32 - 1
 """The largest seed that NumPy takes."""
 
 import_all(teachers)  # a class may be given by its short name
@@ -52,9 +52,8 @@ class BaseCLI(LightningCLI):
 
     def __init__(self, args: ArgsType = None) -> None:
         first = args[0] if isinstance(args, list) and args else None
-        self._wanted = (
-            [first] if first in SECTIONS else list(SECTIONS)
-        )  # the others' options would be built for nothing
+        # the options of the others would be built for nothing
+        self._wanted = [first] if first in SECTIONS else list(SECTIONS)
         super().__init__(
             DistillationModule,
             FederatedDataModule,
@@ -85,7 +84,7 @@ class BaseCLI(LightningCLI):
         parser.add_argument("--seed_everything", type=int, default=0, help=text)
 
     def _set_seed(self) -> None:
-        check_range("seed_everything", self.chosen.seed_everything, low=0, high=MOST_SEED, whole=True)
+        check_range("seed_everything", self.chosen.seed_everything, low=0, high=MAX_SEED, whole=True)
         seed_everything(self.chosen.seed_everything, workers=True, verbose=False)
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:

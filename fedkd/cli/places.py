@@ -19,10 +19,10 @@ from fedkd.data import FederatedDataModule
 from fedkd.server.federation import Federation
 from fedkd.training.module import DistillationModule
 
-SECTIONS: dict[str, type] = {"data": FederatedDataModule, "federation": Federation, "model": DistillationModule}
+SECTION_CLASSES: dict[str, type] = {"data": FederatedDataModule, "federation": Federation, "model": DistillationModule}
 CHECKS = ("instantiate_classes", "plan_run", "prepare_data", "setup")
 """What fedkd's functions of these names raise is about the configuration: not about a client, or a file of the run."""
-PLACED = re.compile(rf"(?:{'|'.join(SECTIONS)}|trainer|run_dir|ckpt_path)\b")
+PLACED = re.compile(rf"(?:{'|'.join(SECTION_CLASSES)}|trainer|run_dir|ckpt_path)\b")
 """How an error begins that names its place already."""
 
 Place = tuple[str, Mapping[str, Any]]
@@ -66,7 +66,7 @@ def at_place(text: str, found: list[Place]) -> str:
 
 def places(kind: type, config: Namespace) -> Iterator[Place]:
     """Yield where in a configuration objects of a class stand."""
-    for section, built in SECTIONS.items():
+    for section, built in SECTION_CLASSES.items():
         if isinstance(config.get(section), Namespace):
             if kind is built:
                 yield section, vars(config[section])

@@ -6,11 +6,28 @@ import argparse
 import re
 from typing import NoReturn
 
+from fedkd.cli.subcommands import SUBCOMMANDS
 from fedkd.core.errors import FedKDError, unknown_name
 
 
 class PlainParser(argparse.ArgumentParser):
-    """Reports a wrong value in one line."""
+    """Reports a wrong value in one line.
+
+    Args:
+        name: The subcommand.
+        usage: How it is called; None is made from its arguments.
+        epilog: What stands below them in the help.
+    """
+
+    def __init__(self, name: str, usage: str | None = None, epilog: str | None = None) -> None:
+        super().__init__(
+            f"fedkd {name}",
+            usage=usage,
+            description=SUBCOMMANDS[name],
+            epilog=epilog,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
 
     def error(self, message: str) -> NoReturn:
         """Raise the error for `fedkd.cli.main.main` to print."""

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
 from fedkd.cli.plain import PlainParser
-from fedkd.cli.subcommands import SUBCOMMANDS
 
 EPILOG = """With one run the page is RUN/report.html, which a finished run has already: settings, partition, curves by
 round, accuracy by class, confusion matrix, bytes and seconds, and how to load the student. A run that was stopped gets
@@ -18,12 +16,9 @@ the curves, and the settings that differ. A page is one file that loads nothing.
 def make_parser() -> PlainParser:
     """Return the parser of ``fedkd report``."""
     parser = PlainParser(
-        "fedkd report",
+        "report",
         usage="fedkd report RUN [RUN ...] [--out FILE.html]",
-        description=SUBCOMMANDS["report"],
         epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
     parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="a run directory")
     parser.add_argument(

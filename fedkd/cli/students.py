@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 
 from fedkd.cli.plain import PlainParser
-from fedkd.cli.subcommands import SUBCOMMANDS
 from fedkd.core.errors import FedKDError, in_one_line
 
 EPILOG = """timm/NAME is any network of timm (pip install fedkd[timm]); with the option pretrained: true it starts from
@@ -17,11 +15,8 @@ In a configuration: model.student NAME, model.student_options {norm: group}."""
 def make_parser() -> PlainParser:
     """Return the parser of ``fedkd students``."""
     parser = PlainParser(
-        "fedkd students",
-        description=SUBCOMMANDS["students"],
+        "students",
         epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
     parser.add_argument("names", nargs="*", metavar="NAME", help="students to measure (default: all but those of timm)")
     parser.add_argument("--image_size", type=int, default=32, metavar="PIXELS", help="height and width (default: 32)")

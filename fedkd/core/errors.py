@@ -19,10 +19,10 @@ class MissingResourceError(FedKDError):
     """A dataset, checkpoint, run or package that does not exist."""
 
 
-MOST_THREADS = 1024
+MAX_THREADS = 1024
 """More threads, or processes, are a mistake, and the operating system would refuse them one by one."""
 
-MOST_PIXELS = 4096
+MAX_PIXELS = 4096
 """A longer side of an image is a mistake: a single one would fill the memory."""
 
 

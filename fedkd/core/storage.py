@@ -9,6 +9,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from uuid import uuid4
 
+from filelock import FileLock
+
 from fedkd.core.errors import FedKDError
 
 FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
@@ -40,6 +42,43 @@ def writing(path: Path | str, advice: str = "Choose another folder") -> Iterator
     except OSError as error:
         room = "Free some space, or choose another disk" if error.errno in FULL else advice
         raise CannotWriteError(f"{str(path)!r} cannot be written: {error.strerror or error}. {room}.") from error
+
+
+def take(lock: FileLock, wait: bool = True) -> None:
+    """Take a lock between processes; a warning where the file system has no locks.
+
+    Args:
+        lock: The lock.
+        wait: Whether to wait for another process that has it.
+
+    Raises:
+        filelock.Timeout: If another process has it, and ``wait`` is False.
+        OSError: If the lock's file cannot be written.
+    """
+    try:
+        lock.acquire(timeout=-1 if wait else 0)
+    except (NotImplementedError, OSError) as error:  # earlier versions of filelock raise the first
+        if isinstance(error, OSError) and error.errno not in NO_LOCKS:
+            raise
+        from lightning.pytorch.utilities import rank_zero_warn  # here: `fedkd report` runs without torch
+
+        folder = str(Path(lock.lock_file).parent)
+        rank_zero_warn(f"{folder!r} cannot be locked: let no other process write there.")
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold a lock between processes while the block runs, as `take` does.
+
+    Args:
+        path: The lock's file.
+    """
+    lock = FileLock(path)
+    take(lock)
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def cache_dir(*parts: str) -> Path:
@@ -101,10 +140,8 @@ def make_parent(path: Path) -> None:
     Raises:
         FedKDError: If it cannot be made, or a folder has the file's name.
     """
-    try:
+    with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise FedKDError(f"{str(path)!r} cannot be written: {error.strerror}.") from error
     if path.is_dir():
         raise FedKDError(f"{str(path)!r} cannot be written: it is a folder.")
 

@@ -31,11 +31,11 @@ from fedkd.partition import Dirichlet, Partitioner, PartitionReport
 CLIENTS = 10
 """Default number of clients."""
 
-MOST_CLIENTS = 10_000_000
+MAX_CLIENTS = 10_000_000
 """A larger number is a mistake: the lists of shards alone would fill the memory."""
 
 
-MOST_VIEWS = 10_000
+MAX_VIEWS = 10_000
 """A larger number is a mistake: the teacher's outputs for all views of all images would fill the disk."""
 
 
@@ -97,12 +97,12 @@ class FederatedDataModule(Shown, LightningDataModule):
         super().__init__()
         refuse_classes(dataset=dataset, partitioner=partitioner, augmentation=augmentation, shared=shared)
         if num_clients is not None:
-            check_range("num_clients", num_clients, low=1, high=MOST_CLIENTS, whole=True)
+            check_range("num_clients", num_clients, low=1, high=MAX_CLIENTS, whole=True)
         check_range("batch_size", batch_size, low=1, whole=True)
         if eval_batch_size is not None:
             check_range("eval_batch_size", eval_batch_size, low=1, whole=True)
         if views is not None:
-            check_range("views", views, low=1, high=MOST_VIEWS, whole=True)
+            check_range("views", views, low=1, high=MAX_VIEWS, whole=True)
         check_range("public_fraction", public_fraction, low=0, high=1, high_open=True)
         check_range("val_fraction", val_fraction, low=0, high=1, high_open=True)
         self.dataset = dataset

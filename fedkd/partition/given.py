@@ -14,7 +14,7 @@ from fedkd.core.sealed import is_whole
 from fedkd.partition.files import choose_column, read_file, values_by_image
 from fedkd.partition.partitioner import Partitioner
 
-MOST_SHOWN = 40
+MAX_SHOWN = 40
 """So many characters of a wrong value are shown."""
 
 
@@ -157,4 +157,4 @@ def _is_list(value: Any) -> bool:
 def _shown(value: Any) -> str:
     """Return a value as JSON would have it, cut if it is long."""
     text = {"None": "null", "True": "true", "False": "false"}.get(repr(value), repr(value))
-    return text if len(text) <= MOST_SHOWN else f"{text[:MOST_SHOWN]}..."
+    return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}..."

@@ -36,7 +36,7 @@ from fedkd.core.client_states import ClientStates
 from fedkd.core.errors import FedKDError
 from fedkd.core.messages import ClientFailure, Metrics, ServerState, Weights
 from fedkd.core.sealed import DamagedFileError, with_checksum
-from fedkd.core.storage import NO_LOCKS, write_atomically, writing
+from fedkd.core.storage import take, write_atomically, writing
 from fedkd.data import FederatedDataModule
 from fedkd.runs import metrics_file
 from fedkd.runs.checkpoint import Beside, load_checkpoint, save_checkpoint
@@ -95,16 +95,14 @@ class RunDirectory:
         """
         lock = FileLock(self.path / "checkpoints" / ".lock")
         try:
-            lock.acquire(timeout=0)
+            take(lock, wait=False)
         except Timeout:
             raise FedKDError(
                 f"{str(self.path)!r} is in use by another process: wait for it, or choose another run_dir."
             ) from None
-        except (NotImplementedError, OSError) as error:  # earlier versions of filelock raise the first
-            if isinstance(error, OSError) and error.errno not in NO_LOCKS:
-                with writing(self.path, "Choose another run_dir"):
-                    raise
-            rank_zero_warn(f"{str(self.path)!r} cannot be locked: let no other process use it.")
+        except OSError:
+            with writing(self.path, "Choose another run_dir"):
+                raise
         try:
             for folder in (self.path, self.path / "checkpoints"):
                 for leftover in folder.glob(".*.tmp"):

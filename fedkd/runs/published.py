@@ -22,7 +22,7 @@ from fedkd.teachers.catalogue import teachers
 
 WEIGHTS = "model.safetensors"
 PROGRAM = "student.pt2"
-MOST_CLASSES = 100
+MAX_CLASSES = 100
 """The card lists the accuracy of each class up to so many."""
 
 CARD = """---
@@ -142,7 +142,7 @@ def card_facts(run_dir: str | Path, spec: Mapping[str, Any]) -> dict[str, Any]:
         ]
     lines += ["", "A student may inherit restrictions of its teacher's license, and of the data's."]
     accuracies = summary["per_class_accuracy"]
-    if len(accuracies) <= MOST_CLASSES:
+    if len(accuracies) <= MAX_CLASSES:
         of_teacher = {} if teacher is None else teacher["per_class_accuracy"]
         lines += ["", "## Accuracy by class", "", "| class | student | teacher |", "|---|---|---|"]
         lines += [

@@ -124,6 +124,8 @@ def read_run(run_dir: str | Path) -> RunRecord:
     if summary and summary.get("rounds") != len(rows):
         notes.append(f"The run went on after round {summary.get('rounds')}, when summary.json was written.")
         summary = {}
+    if summary.get("stopped"):
+        notes.append(f"A callback ended the run early: {summary['stopped']}. Without it the run goes on.")
     if not summary:
         notes.append(f"The run is not finished: {len(rows)} rounds are on disk.")
     if not settings:

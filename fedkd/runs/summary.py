@@ -59,6 +59,24 @@ def each_client(values: Mapping[int, float]) -> str:
     return " ".join(f"{client}={value:.6g}" for client, value in sorted(values.items()))
 
 
+def reported(updates: Sequence[ClientUpdate], val_accuracy: Mapping[int, float]) -> dict[int, Metrics]:
+    """Return the numbers that each client of a round reported, without its tensors.
+
+    Args:
+        updates: Those of the round.
+        val_accuracy: Of each client that was evaluated.
+    """
+    return {
+        update.client: {
+            "num_examples": update.num_examples,
+            "num_steps": update.num_steps,
+            **update.metrics,
+            **({"val_accuracy": val_accuracy[update.client]} if update.client in val_accuracy else {}),
+        }
+        for update in updates
+    }
+
+
 def round_seconds(seconds: float) -> float:
     """Return seconds to the millisecond."""
     return float(f"{seconds:.3f}")

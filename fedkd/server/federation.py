@@ -30,9 +30,9 @@ from fedkd.data import FederatedDataModule
 from fedkd.runs.directory import RunDirectory, check_branch
 from fedkd.runs.report import write_report
 from fedkd.runs.student_file import LAST
-from fedkd.runs.summary import Summary, round_row, summarize
+from fedkd.runs.summary import Summary, reported, round_row, summarize
 from fedkd.server.backends import Backend, InProcess
-from fedkd.server.callbacks import RoundCallback, RoundEvent, RunEvent
+from fedkd.server.callbacks import RoundCallback, RoundEvent, RunEvent, check_callbacks
 from fedkd.server.display import show_rounds
 from fedkd.server.lr_schedule import check_lr_schedule
 from fedkd.server.run_loggers import RunLoggers, check_loggers, confusion_figure
@@ -87,7 +87,7 @@ class Federation(Shown):
         seed: int = 0,
     ) -> None:
         refuse_classes(strategy=strategy, backend=backend)
-        self.callbacks = check_round_callbacks(callbacks)
+        self.callbacks = check_callbacks(callbacks)
         check_range("rounds", rounds, low=1, whole=True)
         if clients_per_round is not None:
             check_range("clients_per_round", clients_per_round, low=1, whole=True)
@@ -229,7 +229,8 @@ class Federation(Shown):
                 yield event
                 loggers.log(history[-1])
                 display.add(history[-1])
-                round_event = RoundEvent(**vars(event), row=history[-1], updates=updates, val_accuracy=val_accuracy)
+                told = reported(updates, val_accuracy)
+                round_event = RoundEvent(**vars(event), row=history[-1], clients=told)
                 for callback in self.callbacks:
                     callback.on_round_end(round_event)
 
@@ -286,7 +287,6 @@ class Federation(Shown):
             history=tuple(history),
             rounds=self.rounds,
             run_dir=run.path,
-            has_validation=bool(prepared.held_out),
             save=functools.partial(_save_students, run, prepared, state),
         )
 
@@ -314,25 +314,6 @@ class Federation(Shown):
                 lambda: confusion_figure(context.confusion(event.state.weights), classes),
                 event.state.round,
             )
-
-
-def check_round_callbacks(callbacks: list[RoundCallback] | RoundCallback | None) -> tuple[RoundCallback, ...]:
-    """Return the callbacks.
-
-    Raises:
-        FedKDError: If one is not a `RoundCallback`.
-    """
-    found = tuple(callbacks) if isinstance(callbacks, list | tuple) else () if callbacks is None else (callbacks,)
-    for callback in found:
-        if not isinstance(callback, RoundCallback):
-            name = callback.__name__ if isinstance(callback, type) else type(callback).__name__
-            hint = (
-                f"make it: {name}()"
-                if isinstance(callback, type) and issubclass(callback, RoundCallback)
-                else ("callbacks of the clients' Trainers belong in trainer={'callbacks': [...]}")
-            )
-            raise FedKDError(f"callbacks: must be fedkd.server.callbacks.RoundCallback, got {name}; {hint}.")
-    return found
 
 
 def _save_students(

@@ -10,7 +10,7 @@ from fedkd.strategies.refinement.server_distillation import ServerDistillation
 from fedkd.students import ClosedFormStudent
 from fedkd.training.module import DistillationModule
 
-MOST_FEATURES = 2048
+MAX_FEATURES = 2048
 """The head of the default takes no more numbers an image: with as many, a client's sums are 34 MB a round."""
 
 
@@ -41,6 +41,6 @@ def default_strategy(module: DistillationModule, has_public: bool) -> Strategy:
             wrapped = strategy.wrap(module.student, len(module.classes), module.image_shape)
         except FedKDError:
             continue
-        if isinstance(wrapped, ClosedFormStudent) and wrapped.num_features <= MOST_FEATURES:
+        if isinstance(wrapped, ClosedFormStudent) and wrapped.num_features <= MAX_FEATURES:
             return strategy
     return FedAvg()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
@@ -18,7 +18,7 @@ from fedkd.runs.report import results, run_page, settings, write_report
 from fedkd.runs.report.charts import Series, Values, curves, legend
 from fedkd.runs.report.page import Markup
 from fedkd.study.grid import REFERENCES, Run
-from fedkd.study.report import percent
+from fedkd.study.report import mean_percent
 from fedkd.study.results import partitions_of
 
 NAME = "comparison.html"
@@ -147,7 +147,7 @@ def differing_settings(records: Sequence[RunRecord]) -> Markup:
         owners: dict[str, list[str]] = {}
         for name, record in names.items():
             known = setting in record.settings
-            text = settings.one_line(record.settings[setting]) if known else "not known"
+            text = settings.shortened(record.settings[setting]) if known else "not known"
             owners.setdefault(text, []).append(name)
         if len(owners) == 1:
             same += 1
@@ -217,24 +217,24 @@ def _table(entries: Sequence[Entry], folder: Path) -> Markup:
             [
                 _linked(entry, folder),
                 f"{rounds[0]}" if len(rounds) == 1 else f"{rounds[0]} to {rounds[-1]}",
-                percent(last["balanced_accuracy"]),
-                percent(worst),
-                percent(best),
-                percent(last["accuracy"]),
-                percent(teacher),
+                mean_percent(last["balanced_accuracy"]),
+                mean_percent(worst),
+                mean_percent(best),
+                mean_percent(last["accuracy"]),
+                mean_percent(teacher),
                 format_bytes(statistics.mean(up for up, _, _ in traffic)),
                 format_seconds(statistics.mean(seconds for _, _, seconds in traffic)),
             ]
         )
-    caption = "Accuracies in percent, after the last round" + (
+    caption = "Accuracies in mean_percent, after the last round" + (
         ", mean ± standard deviation over the seeds" if has_seeds else ""
     )
     return html.table(header, rows, numbers=range(1, len(header)), caption=caption)
 
 
-def _known(values: object) -> list[float]:
+def _known(values: Iterable[float | None]) -> list[float]:
     """Return the numbers among values."""
-    return [value for value in values if value is not None]  # type: ignore[attr-defined]
+    return [value for value in values if value is not None]
 
 
 def _linked(entry: Entry, folder: Path) -> str:

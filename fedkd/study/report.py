@@ -16,22 +16,22 @@ def write_tables(rows: Sequence[Row], path: Path) -> None:
     methods = list(dict.fromkeys(row["method"] for row in rows))
     lines = [f"| last round | {' | '.join(partitions)} |", "|---" * (len(partitions) + 1) + "|"]
     for method in methods:
-        cells = [percent([row["final"] for row in seeds_of(rows, partition, method)]) for partition in partitions]
+        cells = [mean_percent([row["final"] for row in seeds_of(rows, partition, method)]) for partition in partitions]
         lines.append(f"| {method} | {' | '.join(cells)} |")
     for partition in partitions:
         lines += ["", f"### {partition}", "", "| method | last round | best round | worst class | teacher | seeds |"]
         lines += ["|---|---|---|---|---|---|"]
         for method in methods:
             if own := seeds_of(rows, partition, method):
-                cells = [percent([row[key] for row in own]) for key in ("final", "best", "worst_class")]
+                cells = [mean_percent([row[key] for row in own]) for key in ("final", "best", "worst_class")]
                 teacher = [row["teacher"] for row in own if row["teacher"] is not None]
                 cells += [f"{100 * statistics.mean(teacher):.1f}" if teacher else "", str(len(own))]
                 lines.append(f"| {method} | {' | '.join(cells)} |")
     write_atomically(path, "\n".join([*lines, ""]))
 
 
-def percent(values: Sequence[float]) -> str:
-    """Return the mean in percent, with the standard deviation if there are several values; "" without values."""
+def mean_percent(values: Sequence[float]) -> str:
+    """Return the mean in mean_percent, with the standard deviation if there are several values; "" without values."""
     if not values:
         return ""
     text = f"{100 * statistics.mean(values):.1f}"

@@ -21,7 +21,6 @@ import numpy as np
 import safetensors.torch
 import torch
 import torch.nn.functional as F
-from filelock import FileLock
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
@@ -31,7 +30,7 @@ from fedkd.core.messages import ClientTask, ClientUpdate, Exchange
 from fedkd.core.progress import progress_bar
 from fedkd.core.sealed import DamagedFileError, read_sealed, sealed
 from fedkd.core.seeding import derive_seed
-from fedkd.core.storage import cache_dir, write_atomically
+from fedkd.core.storage import cache_dir, locked, write_atomically
 from fedkd.core.tensors import Tensors, weighted_mean
 from fedkd.data import FederatedDataModule
 from fedkd.data.site import ClientSite
@@ -119,7 +118,7 @@ class LoRATeacher(FeatureTeacher):
         path.parent.mkdir(parents=True, exist_ok=True)
         identity, recipe = self.identity(), self.recipe()
         adapter = inject(self.model, self.lora)
-        with FileLock(path.with_suffix(".lock")):
+        with locked(path.with_suffix(".lock")):
             learned = _kept(path)
             if learned is None:
                 loaded = _key_of(recipe, self.device.type)

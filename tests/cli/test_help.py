@@ -25,6 +25,7 @@ def test_the_help_is_one_screen(narrow, tmp_path, name):
     named = re.findall(r"^--(\w+)\.\*", "\n".join(lines), re.MULTILINE)
     assert named == [section for section in ABOUT if section in SECTIONS[name]]
     assert "SUPPRESS" not in "\n".join(lines)
+    assert "data" not in SECTIONS[name] or "public_fraction (0.0)" in " ".join(" ".join(lines).split())
 
 
 def test_a_section_is_explained(narrow, tmp_path):

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from fedkd.study.compare import write_results
 from fedkd.study.grid import REFERENCES, Run
-from fedkd.study.report import percent, write_tables
+from fedkd.study.report import mean_percent, write_tables
 from fedkd.study.results import curve_of, partitions_of, row_of, write_csv
 
 
@@ -56,9 +56,9 @@ def test_the_csv_has_a_row_a_run(tmp_path):
 
 
 def test_a_mean_has_a_deviation_from_two_seeds_on():
-    assert percent([]) == ""
-    assert percent([0.25]) == "25.0"
-    assert percent([0.2, 0.4]) == "30.0 ± 14.1"  # sqrt(2 * 10^2 / 1)
+    assert mean_percent([]) == ""
+    assert mean_percent([0.25]) == "25.0"
+    assert mean_percent([0.2, 0.4]) == "30.0 ± 14.1"  # sqrt(2 * 10^2 / 1)
 
 
 def test_the_table_repeats_a_reference_at_every_partition(tmp_path):

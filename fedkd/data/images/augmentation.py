@@ -34,7 +34,7 @@ class Draw(NamedTuple):
     flip: Tensor  # bool (B,)
 
 
-MOST_PADDING = 4096
+MAX_PADDING = 4096
 """Pixels. A larger value is a mistake and would fill the memory."""
 
 
@@ -51,7 +51,7 @@ class Augmentation:
     flip: bool = False
 
     def __post_init__(self) -> None:
-        check_range("crop_padding", self.crop_padding, low=0, high=MOST_PADDING, whole=True)
+        check_range("crop_padding", self.crop_padding, low=0, high=MAX_PADDING, whole=True)
 
     def draw(self, index: Tensor, view: Tensor, seed: int) -> Draw:
         """Draw the crop and flip of each image, from (seed, index, view) alone.

@@ -20,7 +20,7 @@ LEAVES = 128
 """Discs per image. With the radii below, less than 1% of the pixels show the background."""
 
 
-MOST_IMAGES = 10_000_000
+MAX_IMAGES = 10_000_000
 """A larger number is a mistake: the images would fill the memory."""
 
 
@@ -47,7 +47,7 @@ class DeadLeaves(SharedImages):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_range("count", self.count, low=1, high=MOST_IMAGES, whole=True)
+        check_range("count", self.count, low=1, high=MAX_IMAGES, whole=True)
         check_range("noise", self.noise, low=0, high=1)
 
     def load(self, train: ImageSet, public: np.ndarray) -> Unlabeled:

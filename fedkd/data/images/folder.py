@@ -14,7 +14,7 @@ from typing import Any, BinaryIO, NamedTuple, TypeVar
 import numpy as np
 import torch
 
-from fedkd.core.errors import MOST_PIXELS, FedKDError, MissingResourceError, check_range, unknown_name
+from fedkd.core.errors import MAX_PIXELS, FedKDError, MissingResourceError, check_range, unknown_name
 from fedkd.data.images.decoded import Sets, decoded_once
 from fedkd.data.images.image_set import ImageSet, with_same_channels
 from fedkd.data.images.pixels import pil_pixels, stack_pixels
@@ -61,7 +61,7 @@ class ImageFolder(ImageSource):
 
     def __post_init__(self) -> None:
         if self.image_size is not None:
-            check_range("image_size", self.image_size, low=1, high=MOST_PIXELS, whole=True)
+            check_range("image_size", self.image_size, low=1, high=MAX_PIXELS, whole=True)
 
     def load(self) -> tuple[ImageSet, ImageSet]:
         """Return the training and the test set, from the cache if the files have not changed."""

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from fedkd.core.errors import MOST_PIXELS, FedKDError, MissingResourceError, check_range, in_one_line, unknown_name
+from fedkd.core.errors import MAX_PIXELS, FedKDError, MissingResourceError, check_range, in_one_line, unknown_name
 from fedkd.data.images.decoded import Sets, decoded_once
 from fedkd.data.images.folder import FORMAT, decode_each, decode_image, fitted_pixels, square
 from fedkd.data.images.image_set import IMAGE_COLUMNS, LABEL_COLUMNS, ImageSet, attributes_of
@@ -67,7 +67,7 @@ class HFDataset(ImageSource):
     def __post_init__(self) -> None:
         check_range("test_fraction", self.test_fraction, low=0, high=1, low_open=True, high_open=True)
         if self.image_size is not None:
-            check_range("image_size", self.image_size, low=1, high=MOST_PIXELS, whole=True)
+            check_range("image_size", self.image_size, low=1, high=MAX_PIXELS, whole=True)
         if self.test_split == self.train_split:
             raise FedKDError(
                 f"test_split {self.test_split!r} is train_split: set test_split to null to hold out test_fraction."

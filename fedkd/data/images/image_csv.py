@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import torch
 
-from fedkd.core.errors import MOST_PIXELS, FedKDError, MissingResourceError, check_range, unknown_name
+from fedkd.core.errors import MAX_PIXELS, FedKDError, MissingResourceError, check_range, unknown_name
 from fedkd.data.images.decoded import Sets, decoded_once
 from fedkd.data.images.folder import FORMAT, ImageFile, decode_files, square
 from fedkd.data.images.image_set import IMAGE_COLUMNS, LABEL_COLUMNS, ImageSet
@@ -72,7 +72,7 @@ class ImageCSV(ImageSource):
     def __post_init__(self) -> None:
         check_range("test_fraction", self.test_fraction, low=0, high=1, low_open=True, high_open=True)
         if self.image_size is not None:
-            check_range("image_size", self.image_size, low=1, high=MOST_PIXELS, whole=True)
+            check_range("image_size", self.image_size, low=1, high=MAX_PIXELS, whole=True)
         if len(self.delimiter) != 1 or self.delimiter in '"\r\n':
             raise FedKDError(f"delimiter must be one character, such as ',' or ';', got {self.delimiter!r}.")
         if self.test_split == self.train_split:

@@ -138,7 +138,7 @@ def tiles(values: Sequence[tuple[str, str]]) -> Markup:
     )
 
 
-def figure(title: str, svg: Markup, caption: str = "", legend: Markup = Markup("")) -> Markup:  # noqa: B008
+def figure(title: str, svg: Markup, caption: str = "", legend: str = "") -> Markup:
     """Return a chart with its title, legend and caption."""
     parts = [tag("p", title, class_="title"), svg, legend, tag("figcaption", caption) if caption else Markup("")]
     return tag("figure", joined(part for part in parts if part))

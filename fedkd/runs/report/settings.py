@@ -39,10 +39,10 @@ def settings(record: RunRecord) -> Markup:
     left = dict(record.settings)
     tables = {}
     for group, names in GROUPS.items():
-        tables[group] = {setting_name(name): one_line(left.pop(name)) for name in names if name in left}
-    tables["Federation"] |= {name: one_line(value) for name, value in left.items()}
+        tables[group] = {setting_name(name): shortened(left.pop(name)) for name in names if name in left}
+    tables["Federation"] |= {name: shortened(value) for name, value in left.items()}
     teacher = {
-        name.replace("_", " "): one_line(record.teacher[name])
+        name.replace("_", " "): shortened(record.teacher[name])
         for name in ("name", "head", "loss", "clients_send", "shared_images")
         if record.teacher.get(name)
     }
@@ -113,7 +113,7 @@ def setting_name(name: str) -> str:
     return f"{name} (hash)" if name in HASHES else name.replace("_", " ")
 
 
-def one_line(value: Any) -> str:
+def shortened(value: Any) -> str:
     """Write a setting, which may be a mapping of plain values, in a bounded number of characters."""
     if value is None:
         return "none"

@@ -7,7 +7,7 @@ from functools import lru_cache
 
 import torch
 
-from fedkd.core.errors import MOST_THREADS, check_range
+from fedkd.core.errors import MAX_THREADS, check_range
 from fedkd.core.messages import ClientTask, Work
 from fedkd.server.backends.base import Backend, Outcome, SiteFactory, Workers, run_work
 
@@ -28,7 +28,7 @@ class InProcess(Backend):
 
     def __init__(self, threads: int | None = 1) -> None:
         if threads is not None:
-            check_range("threads", threads, low=1, high=MOST_THREADS, whole=True)
+            check_range("threads", threads, low=1, high=MAX_THREADS, whole=True)
         self.threads = threads
 
     def open(self, sites: SiteFactory) -> Workers:

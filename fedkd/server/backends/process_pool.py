@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-from fedkd.core.errors import MOST_THREADS, FedKDError, check_range
+from fedkd.core.errors import MAX_THREADS, FedKDError, check_range
 from fedkd.core.messages import ClientTask, ClientUpdate, LocalRule, Work, from_bytes, to_bytes
 from fedkd.core.storage import writing
 from fedkd.server.backends.base import Backend, ClientError, Outcome, SiteFactory, Workers
@@ -50,8 +50,8 @@ class ProcessPool(Backend):
     """
 
     def __init__(self, workers: int = 2, threads: int = 1, client_timeout: float | None = None) -> None:
-        check_range("workers", workers, low=1, high=MOST_THREADS, whole=True)
-        check_range("threads", threads, low=1, high=MOST_THREADS, whole=True)
+        check_range("workers", workers, low=1, high=MAX_THREADS, whole=True)
+        check_range("threads", threads, low=1, high=MAX_THREADS, whole=True)
         if client_timeout is not None:
             check_range("client_timeout", client_timeout, low=0, low_open=True)
         self.workers, self.threads, self.client_timeout = workers, threads, client_timeout

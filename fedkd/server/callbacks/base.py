@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from fedkd.core.config import Configured
 from fedkd.core.errors import FedKDError, unknown_name
-from fedkd.core.messages import ClientUpdate, Metrics, ServerState
+from fedkd.core.messages import Metrics, ServerState
 
 MODES = ("max", "min")
 
@@ -25,7 +25,6 @@ class RunEvent:
         history: The rows of ``metrics.csv`` of all finished rounds, those before a resume included.
         rounds: How many rounds the run is to have in all.
         run_dir: The run directory.
-        has_validation: Whether clients hold images out (``data.val_fraction``), so that rows have ``val_accuracy``.
         save: Writes the student under a name, with a note; `save_student` checks the name.
         reasons: What `stop` was given so far.
     """
@@ -34,7 +33,6 @@ class RunEvent:
     history: Sequence[Metrics]
     rounds: int
     run_dir: Path
-    has_validation: bool
     save: Callable[[str, Mapping[str, Any]], None] = field(repr=False)
     reasons: list[str] = field(default_factory=list)
 
@@ -69,13 +67,13 @@ class RoundEvent(RunEvent):
 
     Attributes:
         row: The round's row of ``metrics.csv``; ``row["round"]`` is the round, 0-based.
-        updates: What the clients sent. Where the strategy averages updates as they come, deltas and buffers are gone.
-        val_accuracy: The accuracy of each client of the cohort on what it holds out, by client.
+        clients: The numbers that each client of the cohort reported, by client: ``num_examples``, ``num_steps``,
+            ``seconds``, the training terms, and ``val_accuracy`` where it holds images out. Their weights are not among
+            them: some strategies protect single updates.
     """
 
     row: Metrics
-    updates: Sequence[ClientUpdate]
-    val_accuracy: Mapping[int, float]
+    clients: Mapping[int, Metrics]
 
 
 class RoundCallback(Configured):
@@ -155,3 +153,22 @@ class Monitor:
             if score > scores[best] + min_delta:
                 best = index
         return best
+
+
+def check_callbacks(callbacks: list[RoundCallback] | RoundCallback | None) -> tuple[RoundCallback, ...]:
+    """Return the callbacks.
+
+    Raises:
+        FedKDError: If one is not a `RoundCallback`.
+    """
+    found = tuple(callbacks) if isinstance(callbacks, list | tuple) else () if callbacks is None else (callbacks,)
+    for callback in found:
+        if not isinstance(callback, RoundCallback):
+            name = callback.__name__ if isinstance(callback, type) else type(callback).__name__
+            hint = (
+                f"make it: {name}()"
+                if isinstance(callback, type) and issubclass(callback, RoundCallback)
+                else ("callbacks of the clients' Trainers belong in trainer={'callbacks': [...]}")
+            )
+            raise FedKDError(f"callbacks: must be fedkd.server.callbacks.RoundCallback, got {name}; {hint}.")
+    return found

@@ -36,15 +36,7 @@ class ClientTable(RoundCallback):
     def on_round_end(self, event: RoundEvent) -> None:
         """Add a row for each client."""
         rows: list[Mapping[str, Any]] = [
-            {
-                "round": event.row["round"],
-                "client": update.client,
-                "num_examples": update.num_examples,
-                "num_steps": update.num_steps,
-                "val_accuracy": event.val_accuracy.get(update.client),
-                **update.metrics,
-            }
-            for update in event.updates
+            {"round": event.row["round"], "client": client, **numbers} for client, numbers in event.clients.items()
         ]
         path = event.run_dir / NAME
         names = list(dict.fromkeys([*COLUMNS, *sorted({name for row in rows for name in row})]))

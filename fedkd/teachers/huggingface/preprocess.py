@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fedkd.core.errors import MOST_PIXELS, FedKDError, check_range, in_one_line, unknown_name
+from fedkd.core.errors import MAX_PIXELS, FedKDError, check_range, in_one_line, unknown_name
 from fedkd.teachers.huggingface.patches import naflex_size
 
 _IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -150,7 +150,7 @@ def load_preprocess(checkpoint: Any, image_size: int | None = None, channels: in
     from transformers import AutoImageProcessor
 
     if image_size is not None:
-        check_range("image_size", image_size, low=1, high=MOST_PIXELS, whole=True)
+        check_range("image_size", image_size, low=1, high=MAX_PIXELS, whole=True)
     try:
         processor = checkpoint.load(AutoImageProcessor)
     except FedKDError:
@@ -170,7 +170,7 @@ def load_preprocess(checkpoint: Any, image_size: int | None = None, channels: in
             f"{type(processor).__name__} of {checkpoint.name!r} does not take an image of {channels} channel(s), as "
             f"its model does: {in_one_line(error)}. Correct image_mean and image_std in its preprocessor_config.json."
         ) from error
-    if difference > MOST_LEVELS:
+    if difference > MAX_LEVELS:
         raise FedKDError(
             f"{type(processor).__name__} of {checkpoint.name!r} prepares images in a way that fedkd does not follow: "
             f"{difference:.0f} of 256 grey levels apart on a test image. Take another checkpoint, or a fedkd.Teacher "
@@ -179,7 +179,7 @@ def load_preprocess(checkpoint: Any, image_size: int | None = None, channels: in
     return Preprocess.from_processor(processor, image_size, channels)
 
 
-MOST_LEVELS = 2.0
+MAX_LEVELS = 2.0
 """The pixels of a test image may be so far from the processor's, in the mean: filters of PIL and torch differ a bit."""
 
 

@@ -12,7 +12,7 @@ from filelock import FileLock, Timeout
 from lightning.pytorch.utilities import rank_zero_warn
 
 from fedkd.core.errors import FedKDError
-from fedkd.core.storage import CACHE_ADVICE, NO_LOCKS, cache_dir, write_atomically, writing
+from fedkd.core.storage import CACHE_ADVICE, cache_dir, take, write_atomically, writing
 from fedkd.teachers.ensemble import EnsembleTeacher
 from fedkd.teachers.outputs.cache_file import DoesNotFitError, images_done, start_at, to_dtype
 from fedkd.teachers.outputs.passes import JoinedPass, Pass
@@ -88,15 +88,13 @@ class TeacherCache:
         half, full = (self.folder / f"{stem}.{dtype}.npy" for dtype in ("float16", "float32"))
         lock = FileLock(self.folder / f"{stem}.lock")
         try:
-            lock.acquire()
-        except OSError as error:
+            take(lock)
+        except OSError:
             for path, dtype in ((half, np.float16), (full, np.float32)):
                 if _is_complete(path, work, np.dtype(dtype)):
                     return _mapped(path)
-            if error.errno not in NO_LOCKS:
-                with writing(self.folder, CACHE_ADVICE):
-                    raise
-            rank_zero_warn(f"{str(self.folder)!r} cannot be locked: let no other process compute the same outputs.")
+            with writing(self.folder, CACHE_ADVICE):
+                raise
         try:
             if not full.exists():  # it exists only after float16 has failed
                 try:
