@@ -6,6 +6,8 @@ import random
 from typing import Any
 
 import torch
+from hypothesis import Phase, given, settings
+from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from fedkd.data import Augmentation, ImageSet, Views
@@ -53,6 +55,34 @@ def key(made: dict[str, Any]) -> str:
     data = ImageSet(images, torch.tensor(made["targets"]), made["classes"])
     views = made["views"] and Views(made["views"][0], Augmentation(*made["views"][1:3]), seed=made["views"][3])
     return Pass(kind(*arguments), data, views, made["logits"], batch_size=8).key
+
+
+plain = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-3, 3)
+    | st.sampled_from([0.0, 0.5, 1.0])
+    | st.sampled_from(["", "1", "None"]),
+    lambda inner: (
+        st.lists(inner, max_size=2)
+        | st.dictionaries(st.sampled_from("ab"), inner, max_size=2).map(lambda made: dict(sorted(made.items())))
+    ),
+    max_leaves=4,
+)
+ingredients = st.fixed_dictionaries(
+    {
+        **{name: st.sampled_from(choices) for name, choices in CHOICES.items()},
+        "teacher": st.tuples(st.sampled_from([Anything, Other]), st.sampled_from([0.0, 1.0]), st.just([0]), plain),
+    }
+)
+
+
+# without the phase that explains a failure, which traces every line that the key's hash of the code reads
+@settings(phases=[Phase.explicit, Phase.generate, Phase.shrink])
+@given(ingredients, ingredients, st.sampled_from(sorted(CHOICES)))
+def test_any_two_keys_are_the_same_exactly_where_all_ingredients_are(one, other, changed):
+    for second in (other, {**one, changed: other[changed]}, dict(one)):
+        assert (key(one) == key(second)) == (repr(one) == repr(second))
 
 
 def test_keys_are_the_same_exactly_where_all_ingredients_are():
