@@ -222,8 +222,7 @@ def to_bytes(
         message: The message.
         metadata: Further text to keep in the header, for `metadata_of`.
     """
-    tensors: list[Tensor] = []
-    header = json.dumps(_encode(message, tensors))
+    header, tensors = to_parts(message)
     # safetensors wants contiguous tensors of storages of their own; the same tensor may stand in two places
     named = {str(i): value.detach().cpu().contiguous().clone() for i, value in enumerate(tensors)}
     return safetensors.torch.save(named, metadata={**(metadata or {}), _HEADER: header})
@@ -240,9 +239,33 @@ def from_bytes(kind: type[Message], data: bytes) -> Message:
         FedKDError: If the bytes are no such message.
     """
     try:
-        message = _decode(json.loads(metadata_of(data)[_HEADER]), safetensors.torch.load(data))
-    except (SafetensorError, ValueError, KeyError, TypeError, AttributeError) as error:
+        named = safetensors.torch.load(data)
+        return from_parts(kind, metadata_of(data)[_HEADER], [named[str(i)] for i in range(len(named))])
+    except (SafetensorError, ValueError, KeyError) as error:
         raise FedKDError(f"These {len(data)} bytes are not a message of fedkd: {error}") from error
+
+
+def to_parts(message: Weights | ServerState | ClientTask | ClientUpdate) -> tuple[str, list[Tensor]]:
+    """Return a message as JSON and the tensors that it refers to by their numbers."""
+    tensors: list[Tensor] = []
+    return json.dumps(_encode(message, tensors)), tensors
+
+
+def from_parts(kind: type[Message], header: str, tensors: Sequence[Tensor]) -> Message:
+    """Return the message that `to_parts` took apart.
+
+    Args:
+        kind: The message's class.
+        header: The JSON.
+        tensors: The tensors.
+
+    Raises:
+        FedKDError: If they are no such message.
+    """
+    try:
+        message = _decode(json.loads(header), tensors)
+    except (ValueError, LookupError, TypeError, AttributeError, ImportError, RecursionError) as error:
+        raise FedKDError(f"This is not a message of fedkd: {type(error).__name__}: {error}") from error
     if not isinstance(message, kind):
         raise FedKDError(f"A {kind.__name__} was expected, got a {type(message).__name__}.")
     return message
@@ -281,11 +304,11 @@ def _encode(value: Any, tensors: list[Tensor]) -> Any:
     raise FedKDError(f"A message holds tensors and plain values, got {value!r}.")
 
 
-def _decode(value: Any, tensors: Mapping[str, Tensor]) -> Any:
+def _decode(value: Any, tensors: Sequence[Tensor]) -> Any:
     if not isinstance(value, dict):
         return value
     if "t" in value:
-        return tensors[str(value["t"])]
+        return tensors[value["t"]]
     if "m" in value:
         return {key: _decode(item, tensors) for key, item in value["m"]}
     if "l" in value:
@@ -332,8 +355,10 @@ __all__ = [
     "Weights",
     "Work",
     "from_bytes",
+    "from_parts",
     "metadata_of",
     "to_bytes",
+    "to_parts",
     "with_prefix",
     "without_prefix",
 ]

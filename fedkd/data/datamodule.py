@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -34,6 +35,9 @@ CLIENTS = 10
 MAX_CLIENTS = 10_000_000
 """A larger number is a mistake: the lists of shards alone would fill the memory."""
 
+
+STAGES = ("adapt", "head", "loss", "rounds")
+"""What clients work on, in this order: the teacher's adapter, its head, what the loss takes from it, and the rounds."""
 
 MAX_VIEWS = 10_000
 """A larger number is a mistake: the teacher's outputs for all views of all images would fill the disk."""
@@ -72,6 +76,10 @@ class FederatedDataModule(Shown, LightningDataModule):
     Raises:
         FedKDError: If a value is outside its range.
     """
+
+    has_rows: ClassVar[bool] = True
+    """Whether ``shards`` are positions in ``train``; where clients' images are on other machines, only their number
+    counts: see `fedkd.data.remote.RemoteData`."""
 
     train: ImageSet
     test: ImageSet
@@ -177,6 +185,22 @@ class FederatedDataModule(Shown, LightningDataModule):
         check_classes(train, test)
         self.train, self.test = train, test
 
+    def settings(self) -> dict[str, Any]:
+        """Return the arguments that it was made with; ``num_clients`` as far as it is known."""
+        names = ("batch_size", "eval_batch_size", "augmentation", "views", "public_fraction", "val_fraction", "shared")
+        given = {name: getattr(self, name) for name in ("dataset", "partitioner", *names, "seed")}
+        return {**given, "num_clients": self._num_clients}
+
+    @property
+    def data_fingerprint(self) -> str:
+        """Return a hash of the training images."""
+        return self.train.fingerprint
+
+    @property
+    def partition_fingerprint(self) -> str:
+        """Return a hash of which client trains on which images."""
+        return hashlib.sha256(b"|".join(shard.tobytes() for shard in self.shards)).hexdigest()
+
     @property
     def num_clients(self) -> int:
         """Return the number of clients. Where the data decide it, they are loaded first."""
@@ -245,8 +269,14 @@ class FederatedDataModule(Shown, LightningDataModule):
             views=views if logits is None or logits.ndim == 3 else None,
         )
 
-    def sites(self, **settings: Any) -> SimulatedSites:
-        """Return what makes each client's site; ``settings`` are further arguments of `SimulatedSites`."""
+    def sites(self, stage: str = "rounds", **settings: Any) -> SimulatedSites:
+        """Return what makes each client's site.
+
+        Args:
+            stage: What the clients work on, one of `STAGES`. Where this machine has all clients' rows it makes no
+                difference.
+            settings: Further arguments of `SimulatedSites`.
+        """
         self.setup()
         return SimulatedSites(
             self.train, self.shards, self.val_shards, **{"seed": self.seed, "batching": self.batching, **settings}

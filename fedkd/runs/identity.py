@@ -57,7 +57,6 @@ def run_identity(
     """
     parameters, buffers = split_state(module.student)
     shapes = {name: tuple(value.shape) for name, value in {**parameters, **buffers}.items()}
-    shards = hashlib.sha256(b"|".join(shard.tobytes() for shard in datamodule.shards))
     batches = {name: getattr(datamodule, name) for name in ("batch_size", "augmentation", "views")}
     return {
         "teacher": module.teacher.identity() if module.teacher else None,
@@ -66,9 +65,9 @@ def run_identity(
         "loss": _line(module.loss),
         "optimizer": _line(module.try_optimizer() or module.optimizer),
         "trainer": trainer_identity(trainer),
-        "data set": datamodule.train.fingerprint[:16],
+        "data set": datamodule.data_fingerprint[:16],
         "batches": ", ".join(f"{name}={_line(value)}" for name, value in batches.items()),
-        "partition": shards.hexdigest()[:16],
+        "partition": datamodule.partition_fingerprint[:16],
         # a module's text has its layers and their settings, such as a rate of dropout
         "student": hashlib.sha256(f"{shapes} {module.student}".encode()).hexdigest()[:16],
     }

@@ -141,7 +141,7 @@ class Federation(Shown):
         loggers = RunLoggers(self.logger, run.path)
         with terminable(), run.held():
             found = run.load(ckpt_path, settings) if ckpt_path is not None else None
-            run.start(datamodule, self.config)
+            run.start(plan.datamodule, self.config)
             try:
                 with prepare_run(self, plan) as prepared:
                     state, history = found or (prepared.start(), [])
@@ -150,7 +150,7 @@ class Federation(Shown):
                         self._give(module, state)
                     with loggers.finalized():
                         loggers.start(record, history)
-                        loggers.log_figure("partition", lambda: datamodule.partition_report().figure(), state.round)
+                        loggers.log_figure("partition", lambda: plan.datamodule.partition_report().figure(), state.round)
                         event = start_event = self._event(run, prepared, state, history)
                         for callback in self.callbacks:
                             callback.on_run_start(event)

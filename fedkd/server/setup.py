@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -180,8 +180,34 @@ def plan_run(federation: Any, module: DistillationModule, datamodule: FederatedD
         )
     for callback in federation.callbacks:
         callback.check(has_validation=datamodule.val_fraction > 0)
+    plan = build_plan(federation, module, datamodule)
+    plan = replace(plan, datamodule=federation.backend.data_of(plan, federation))
+    strategy, datamodule = plan.strategy, plan.datamodule
+    plan.modules[0].check_optimizer()
+    for each in plan.modules:
+        federation.backend.check(each, plan.trainer)
+    clients = sum(len(shard) > 0 for shard in datamodule.shards)
+    cohort_size = min(federation.clients_per_round or clients, clients)
+    if federation.min_clients is not None:
+        check_range("min_clients", federation.min_clients, low=1, high=cohort_size, whole=True)
+    strategy.check(plan.modules[0], datamodule, cohort_size)
+    return plan
+
+
+def build_plan(federation: Any, module: DistillationModule, datamodule: FederatedDataModule) -> Plan:
+    """Load the data and build the students: what the server of a run and a client on a machine of its own both do.
+
+    Args:
+        federation: The `fedkd.Federation`.
+        module: Its module.
+        datamodule: Its data.
+
+    Raises:
+        FedKDError: If something is wrong.
+    """
     device = check_trainer(federation.trainer)
     trainer = with_precision(federation.trainer, device)
+    consistent = module.teacher is not None and federation.teaching == "consistent"
     named: Strategy | None = None if federation.strategy == "auto" else federation.strategy
     datamodule.prepare_data()
     datamodule.setup()
@@ -197,14 +223,6 @@ def plan_run(federation: Any, module: DistillationModule, datamodule: FederatedD
         with seeded(federation.seed, "student"):
             each.use_default_loss(strategy.default_loss())
             each.student = strategy.wrap(each.student, datamodule.num_classes, datamodule.image_shape)
-    modules[0].check_optimizer()
-    for each in modules:
-        federation.backend.check(each, trainer)
-    clients = sum(len(shard) > 0 for shard in datamodule.shards)
-    cohort_size = min(federation.clients_per_round or clients, clients)
-    if federation.min_clients is not None:
-        check_range("min_clients", federation.min_clients, low=1, high=cohort_size, whole=True)
-    strategy.check(modules[0], datamodule, cohort_size)
     return Plan(strategy, modules, datamodule, device, trainer, consistent)
 
 
@@ -292,6 +310,7 @@ def prepare_run(federation: Any, plan: Plan) -> Iterator[Prepared]:
         pools = data.pools(outputs.logits, outputs.shared_logits, outputs.shared_feature_file, outputs.feature_file)
         for module in plan.modules:
             sites = data.sites(
+                "loss",
                 seed=seed,
                 modules=(module.for_clients(),),
                 teacher_logits=outputs.logits,
@@ -301,6 +320,7 @@ def prepare_run(federation: Any, plan: Plan) -> Iterator[Prepared]:
                 module.fit_to_teacher(find_facts(module.loss, exchange, list(clients), teacher, data.num_classes))
     head_traffic = connect.traffic
     sites = data.sites(
+        "rounds",
         seed=seed,
         teacher_logits=None if outputs is None else outputs.logits,
         feature_file=None if outputs is None else outputs.feature_file,

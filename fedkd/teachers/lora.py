@@ -15,7 +15,7 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import safetensors.torch
@@ -40,6 +40,20 @@ from fedkd.teachers.heads.head import FederatedHead
 from fedkd.teachers.heads.modules import LinearClassifier, UnitNorm
 from fedkd.teachers.heads.ridge import RidgeHead
 from fedkd.teachers.huggingface.feature import FeatureTeacher
+
+
+class Adapted(NamedTuple):
+    """What an adaptation left.
+
+    Attributes:
+        to: A hash of the clients and settings.
+        identity: The teacher's, before the adaptation.
+        state: The adapter, by name.
+    """
+
+    to: str
+    identity: str
+    state: Tensors
 
 
 class LoRATeacher(FeatureTeacher):
@@ -89,7 +103,7 @@ class LoRATeacher(FeatureTeacher):
             "revision": revision,
             "lora": asdict(lora),
         }
-        self.adapted: tuple[str, str] | None = None  # a hash of the clients and settings, and the identity before
+        self.adapted: Adapted | None = None
 
     def adapt(self, data: FederatedDataModule, connect: Connect) -> None:
         """Adapt the backbone, on the teacher's device. A second call with the same clients changes nothing.
@@ -102,11 +116,10 @@ class LoRATeacher(FeatureTeacher):
         Raises:
             FedKDError: If the teacher is adapted to other images, no client has an image, or no layer can be adapted.
         """
-        key = hashlib.sha256(repr((self.lora, self.head_method, data.train.fingerprint)).encode())
-        for shard in data.shards:
-            key.update(repr(len(shard)).encode() + np.asarray(shard, np.int64).tobytes())
+        what = (self.lora, self.head_method, data.data_fingerprint, data.partition_fingerprint)
+        key = hashlib.sha256(repr(what).encode())
         if self.adapted is not None:
-            if self.adapted[0] != key.hexdigest():
+            if self.adapted.to != key.hexdigest():
                 raise FedKDError("This LoRATeacher is adapted to other clients already: make a new one.")
             return
         counts = {client: len(shard) for client, shard in enumerate(data.shards)}
@@ -126,15 +139,26 @@ class LoRATeacher(FeatureTeacher):
                 try:
                     with (
                         tempfile.TemporaryDirectory() as scratch,
-                        connect(data.sites(teacher=recipe, scratch=Path(scratch))) as exchange,
+                        connect(data.sites("adapt", teacher=recipe, scratch=Path(scratch))) as exchange,
                     ):
                         learned = self._train(adapter, exchange, counts, data.num_classes)
                 finally:
                     _LOADED.pop(loaded, None)
                 write_atomically(path, sealed(safetensors.torch.save(dict(learned))))
-            adapter.load({name: learned[name] for name in adapter.learned})
+            state = {name: learned[name] for name in adapter.learned}
+            adapter.load(state)
         self.model = adapter.merged()
-        self.adapted = (key.hexdigest(), identity)
+        self.adapted = Adapted(key.hexdigest(), identity, state)
+
+    def adopt(self, adapter_state: Tensors) -> None:
+        """Take an adapter that was learned elsewhere, which changes the backbone as `adapt` does.
+
+        Args:
+            adapter_state: ``adapted.state`` of the teacher that learned it.
+        """
+        identity, adapter = self.identity(), inject(self.model, self.lora)
+        adapter.load(adapter_state)
+        self.model, self.adapted = adapter.merged(), Adapted("elsewhere", identity, dict(adapter_state))
 
     def recipe(self) -> dict[str, Any]:
         """Return JSON values from which another process loads this teacher. Its head is sent separately.
@@ -146,7 +170,7 @@ class LoRATeacher(FeatureTeacher):
 
     def identity(self) -> str:
         """Return a line that identifies this teacher by its state before the adaptation; this determines the result."""
-        return self.adapted[1] if self.adapted else super().identity()
+        return self.adapted.identity if self.adapted else super().identity()
 
     def _train(self, adapter: Adapter, exchange: Exchange, counts: Mapping[int, int], num_classes: int) -> Tensors:
         """Run the rounds; return the trained adapter."""

@@ -102,6 +102,7 @@ class DistillationModule(LightningModule):
         self.classes: tuple[str, ...] = ()
         self.image_shape: tuple[int, int, int] = (0, 0, 0)
         self.feature_layer: str | None = None
+        self.facts: TeacherFacts | None = None  # what was given to `fit_to_teacher`
         self._train_sums, self._eval_sums = EpochSums(), EpochSums()
         self.confusion: Tensor | None = None  # counts (K, K) of the last evaluation, rows are true classes
         self.was_federated = False  # whether the student's weights are what a federation made of them
@@ -218,6 +219,7 @@ class DistillationModule(LightningModule):
         Raises:
             FedKDError: If the loss needs more than it is given.
         """
+        self.facts = facts
         self.loss.fit_to_teacher(facts)
         if (head := self.loss.frozen_head(facts)) is not None and self.projected is not None:
             self.projected.freeze_head(*head)

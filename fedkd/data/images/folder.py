@@ -87,6 +87,28 @@ class ImageFolder(ImageSource):
         train_set, test_set = decoded_once(root.name, recipe, files, decode)
         return with_same_channels(train_set, test_set)
 
+    def load_part(self, part: str, classes: Sequence[str] | None = None) -> ImageSet:
+        """Return the images of ``train`` or ``test`` alone: what one machine of several has.
+
+        Args:
+            part: ``"train"`` or ``"test"``.
+            classes: The names of all classes; a folder of another name is refused. None takes those that are there.
+
+        Raises:
+            FedKDError: If a class is not among them, or there is no image.
+        """
+        root = Path(self.root).expanduser().resolve()
+        found, files = _scan(root, part)
+        known = found if classes is None else list(classes)
+        for name in found:
+            if name not in known:
+                raise unknown_name(f"class in {root / part}", name, known)
+        recipe = json.dumps([FORMAT, str(root), self.image_size, part])
+        (images,) = decoded_once(
+            root.name, recipe, json.dumps([recipe, known, files]), lambda: (self._decode(root, known, files),)
+        )
+        return images
+
     def _decode(self, root: Path, classes: list[str], files: list[ImageFile]) -> ImageSet:
         names = [file.path for file in files]
         with closing(decode_files(root, names, square(self.image_size))) as pixels:

@@ -85,6 +85,15 @@ class Backend(Configured, ABC):
             sites: From a client's index to its site. It pickles.
         """
 
+    def data_of(self, plan: Any, federation: Any) -> Any:
+        """Return the data of a run as its server sees them: by default the run's own, which this machine has in full.
+
+        Args:
+            plan: The run's `fedkd.server.setup.Plan`.
+            federation: The `fedkd.Federation`.
+        """
+        return plan.datamodule
+
     def check(self, module: Any, trainer: Mapping[str, Any]) -> None:
         """Raise a `fedkd.FedKDError` if the backend cannot train a module, before any work; nothing by default.
 

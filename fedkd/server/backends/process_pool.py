@@ -219,7 +219,7 @@ class PoolWorkers(Workers):
 
     def map(self, work: Work, tasks: Sequence[ClientTask]) -> Iterator[Outcome]:
         """Yield what comes of the tasks, as it comes."""
-        name = _name_of(work)
+        name = name_of(work)
         queue, tries = list(tasks), Counter[int]()
         try:
             while queue or any(process.task is not None for process in self.processes):
@@ -331,7 +331,7 @@ def torch_settings(threads: int) -> dict[str, Any]:
     }
 
 
-def _name_of(work: Work) -> str:
+def name_of(work: Work) -> str:
     """Return a work as ``module:name``.
 
     Raises:

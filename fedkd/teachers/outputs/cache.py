@@ -56,6 +56,7 @@ class TeacherCache:
         views: Views | None = None,
         features: bool = False,
         batch_size: int = 128,
+        index: np.ndarray | None = None,
         progress: bool = True,
     ) -> np.memmap:
         """Return the teacher's outputs for all images. Missing outputs are computed on the teacher's device.
@@ -66,6 +67,8 @@ class TeacherCache:
             views: The V views of each image; None is one view, the image itself.
             features: Return features even for a teacher that overrides ``forward``.
             batch_size: Images in a batch, where each view counts as an image.
+            index: The number of each image in the data set that it is from, int64 (N,), which decides its views; None
+                if ``data`` is all of it.
             progress: Whether to show a progress bar on a terminal.
 
         Returns:
@@ -77,11 +80,11 @@ class TeacherCache:
         """
         if len(data) == 0:
             raise FedKDError("There are no images to compute teacher outputs for.")
-        work = Pass(teacher, data, views, teacher.overrides_forward and not features, batch_size)
+        work = Pass(teacher, data, views, teacher.overrides_forward and not features, batch_size, index)
         if type(teacher).features is EnsembleTeacher.features and not work.gives_logits:
 
             def outputs_of(member: Teacher) -> np.memmap:
-                return self.get(member, data, views=views, batch_size=batch_size, progress=progress)
+                return self.get(member, data, views=views, batch_size=batch_size, index=index, progress=progress)
 
             work = JoinedPass(**vars(work), outputs_of=outputs_of)
         stem = f"{type(teacher).__name__}-{work.key}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections import deque
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
@@ -32,6 +32,8 @@ class Pass:
         views: The V views of each image; None is one view, the image itself.
         gives_logits: Whether the outputs are logits instead of features.
         batch_size: Images in a batch, where each view counts as an image.
+        index: The number of each image in the data set that it is from, int64 (N,), which decides its views; None
+            if ``data`` is all of it.
     """
 
     teacher: Teacher
@@ -39,6 +41,7 @@ class Pass:
     views: Views | None
     gives_logits: bool
     batch_size: int
+    index: np.ndarray | None = None
 
     is_slow: ClassVar[bool] = True
     """Whether the pass takes long enough for a progress bar."""
@@ -49,6 +52,8 @@ class Pass:
         teacher, views = self.teacher, self.views
         what = f"logits {fingerprint(teacher)}" if self.gives_logits else f"features {teacher.fingerprint()}"
         seen = "the clean image" if views is None else f"{views!r} {own_code(type(views.augmentation))}"
+        if views is not None and self.index is not None:
+            seen += f" of images {hashlib.sha256(self.index.tobytes()).hexdigest()}"
         text = f"{_FORMAT}, views: {seen}; {what}; {self.data.fingerprint}"
         return hashlib.sha256(text.encode()).hexdigest()[:32]
 
@@ -111,7 +116,9 @@ class Pass:
         """Images from number ``first`` on, (b, C, H, W) -> all their views, (b V, C, H, W)."""
         if self.views is None:
             return images
-        index = torch.arange(first, first + len(images), device=images.device).repeat_interleave(self.num_views)
+        numbers = np.arange(len(self.data)) if self.index is None else self.index
+        index = torch.from_numpy(numbers[first : first + len(images)]).to(images.device)
+        index = index.repeat_interleave(self.num_views)
         view = torch.arange(self.num_views, device=images.device).repeat(len(images))
         return self.views.apply(images.repeat_interleave(self.num_views, dim=0), self.views.draw(index, view))
 
@@ -124,7 +131,7 @@ class JoinedPass(Pass):
         outputs_of: Returns a member's outputs for all images and views, (N, V, D_m), and computes missing ones.
     """
 
-    outputs_of: Callable[[Teacher], np.ndarray]
+    outputs_of: Callable[[Teacher], np.ndarray] = field(kw_only=True)
 
     is_slow: ClassVar[bool] = False  # its members show their own progress
 

@@ -98,7 +98,9 @@ def prepare_teacher(
     """
     store, train, shared = TeacherCache(cache), data.train, data.shared_images
 
-    def outputs_of(images: ImageSet, views: Views | None = None, features: bool = False) -> np.memmap:
+    def outputs_of(images: ImageSet, views: Views | None = None, features: bool = False) -> np.ndarray:
+        if not len(images):  # a server without public images, whose clients have theirs elsewhere
+            return np.zeros((0, 1 if views is None else views.count, 0), np.float32)
         return store.get(teacher, images, views=views, features=features, batch_size=batch_size, progress=progress)
 
     adapt, fit_weights = (getattr(teacher, hook, None) for hook in ("adapt", "fit_weights"))
@@ -122,22 +124,21 @@ def prepare_teacher(
     fitted = None
     if clean is not None and fits_head:
         counts = {client: len(shard) for client, shard in enumerate(data.shards)}
-        with connect(data.sites(feature_file=Path(str(clean.filename)))) as exchange:
-            clients = HeadClients(exchange, counts, train.num_classes, clean.shape[-1])
+        with connect(data.sites("head", feature_file=file_of(clean))) as exchange:
+            clients = HeadClients(exchange, counts, train.num_classes, test_outputs.shape[-1])
             fitted = teacher.head_method.fit(clients)
         teacher.head, teacher.head_is_fitted = fitted.module.to(teacher.device), True
     if clean is not None and fit_weights:
         rows = data.public_indices
         fit_weights(torch.from_numpy(clean[rows, 0].astype(np.float32)), train.targets[torch.from_numpy(rows)])
 
-    def logits_of(outputs: np.memmap) -> Tensor:
-        found = _logits(teacher, outputs)
-        return found[:, 0] if views is None else found
+    def logits_of(outputs: np.ndarray) -> Tensor:
+        return logits_from(teacher, outputs, views)
 
-    logits, test_logits = logits_of(seen), _logits(teacher, test_outputs)[:, 0]
-    if logits.shape[-1] != train.num_classes:
+    logits, test_logits = logits_of(seen), logits_from(teacher, test_outputs)
+    if test_logits.shape[-1] != train.num_classes:
         raise FedKDError(
-            f"{type(teacher).__name__} has {logits.shape[-1]} classes, but the data has {train.num_classes}."
+            f"{type(teacher).__name__} has {test_logits.shape[-1]} classes, but the data has {train.num_classes}."
         )
     confusion = confusion_matrix(test_logits, data.test.targets, train.num_classes)
     per_class = per_class_accuracy(confusion)
@@ -149,9 +150,9 @@ def prepare_teacher(
         per_class_accuracy=per_class.tolist(),
         sends=fitted.sends if fitted else "",
         chosen=fitted.chosen if fitted else {},
-        feature_file=Path(str(seen_features.filename)) if features else None,
+        feature_file=file_of(seen_features) if features else None,
         shared_logits=None if shared is None else logits if shared_seen is seen else logits_of(shared_seen),
-        shared_feature_file=Path(str(shared_features.filename)) if features and shared is not None else None,
+        shared_feature_file=file_of(shared_features) if features and shared is not None else None,
         num_shared=0 if shared is None else len(shared),
     )
 
@@ -167,8 +168,26 @@ def _working_on(teacher: Teacher, device: torch.device | str) -> Iterator[None]:
         teacher.to(home)
 
 
-def _logits(teacher: Teacher, outputs: np.ndarray, chunk: int = 8192) -> Tensor:
-    """Cached outputs (N, V, D) -> logits (N, V, K) float32."""
+def file_of(outputs: np.ndarray) -> Path | None:
+    """Return the file of outputs that are mapped from one; None if they are not."""
+    return Path(str(outputs.filename)) if isinstance(outputs, np.memmap) else None
+
+
+def logits_from(teacher: Teacher, outputs: np.ndarray, views: Views | None = None, chunk: int = 8192) -> Tensor:
+    """Return a teacher's logits by its cached outputs.
+
+    Args:
+        teacher: With its head.
+        outputs: As `TeacherCache.get` returns them, (N, V, D).
+        views: The V views; None if the outputs are for the images themselves.
+        chunk: So many outputs are in memory at once.
+
+    Returns:
+        (N, V, K) float32; (N, K) without views.
+    """
+    if not len(outputs):
+        shape = (0, len(teacher.classes)) if views is None else (*outputs.shape[:2], len(teacher.classes))
+        return torch.zeros(shape)
     rows, parts = outputs.reshape(-1, outputs.shape[-1]), []  # (N V, D), still memory-mapped
     for start in range(0, len(rows), chunk):
         part = torch.from_numpy(rows[start : start + chunk].astype(np.float32))
@@ -176,4 +195,5 @@ def _logits(teacher: Teacher, outputs: np.ndarray, chunk: int = 8192) -> Tensor:
             with torch.no_grad():
                 part = head(part.to(teacher.device)).float().cpu()
         parts.append(part)
-    return torch.cat(parts).unflatten(0, outputs.shape[:2])
+    logits = torch.cat(parts).unflatten(0, outputs.shape[:2])
+    return logits[:, 0] if views is None else logits

@@ -1,0 +1,15 @@
+"""The same run on real machines: Flower's SuperLink and SuperNodes carry fedkd's messages.
+
+``fedkd.flower.server_app`` and ``fedkd.flower.client_app`` are the components of a Flower app, such as
+``examples/flower``. docs/flower.md says how to run one.
+"""
+
+from __future__ import annotations
+
+from fedkd.core.lazy import lazy_names
+
+_HOMES = {"fedkd.flower.apps": ("client_app", "server_app"), "fedkd.flower.backend": ("Flower",)}
+
+__getattr__, __dir__ = lazy_names(__name__, _HOMES)
+
+__all__ = ["Flower", "client_app", "server_app"]  # noqa: F822 (they are imported on first use)

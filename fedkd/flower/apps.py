@@ -1,0 +1,98 @@
+"""The components of a Flower app: the server's part of a run, and a client's."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from functools import lru_cache
+from typing import Any
+
+from flwr.app import ConfigRecord, Context, Message, RecordDict
+from flwr.clientapp import ClientApp
+from flwr.serverapp import Grid, ServerApp
+
+from fedkd import __version__
+from fedkd.core.errors import FedKDError
+from fedkd.core.messages import ClientUpdate
+from fedkd.data.remote import PoolAndTest
+from fedkd.flower.backend import Flower
+from fedkd.flower.node import Node, Place
+from fedkd.flower.records import pack, pack_update, unpack, unpack_work
+from fedkd.flower.run_files import load_run
+from fedkd.server.backends.base import said_by
+
+server_app = ServerApp()
+client_app = ClientApp()
+
+
+@server_app.main()
+def serve(grid: Grid, context: Context) -> None:
+    """Run a federation whose clients are SuperNodes.
+
+    Args:
+        grid: Flower's connection to them.
+        context: With the app's configuration; see docs/flower.md.
+    """
+    from fedkd.cli.display import print_summary
+
+    config = context.run_config
+    run = load_run(config)
+    timeouts = {name: float(config[key]) for name, key in TIMEOUTS.items() if key in config}
+    run.federation.backend = Flower(grid, **timeouts)
+    data = PoolAndTest(run.data) if config.get("own-data", False) else run.data
+    print_summary(run.federation.fit(run.module, data, ckpt_path=run.ckpt_path))
+
+
+TIMEOUTS = {"start_timeout": "start-timeout", "client_timeout": "client-timeout"}
+"""Arguments of `Flower`, and their names in an app's configuration."""
+
+
+@client_app.query("hello")
+def hello(message: Message, context: Context) -> Message:
+    """Tell the server which clients are here and how many images they have, or why they cannot take part."""
+    try:
+        text, _ = unpack(message.content)
+        place = Place.of(context.node_config)
+        told = node(text, context, place).introduce(place, json.loads(text)["lines"])
+    except Exception as error:  # whatever it is, the server is told
+        told = {"error": said_by(error)}
+    return Message(pack(json.dumps(told), []), reply_to=message)
+
+
+@client_app.train("work")
+def work(message: Message, context: Context) -> Message:
+    """Do a client's work."""
+    try:
+        text = json.loads(unpack(message.content)[0])["stage"]["hello"]
+        place = Place.of(context.node_config)
+        here = node(text, context, place)  # first: it imports the classes that the task names
+        outcome = here.run(place, *unpack_work(message.content))
+        if not isinstance(outcome, ClientUpdate):
+            raise FedKDError(outcome.reason)
+        content = pack_update(outcome)
+    except Exception as error:  # whatever it is, the server is told
+        content = RecordDict({"error": ConfigRecord({"reason": said_by(error)})})
+    return Message(content, reply_to=message)
+
+
+def node(hello: str, context: Context, place: Place) -> Node:
+    """Return the node of a run, made once in a process.
+
+    Raises:
+        FedKDError: If the server runs another version of fedkd, or a client cannot be made here.
+    """
+    told = json.loads(hello)
+    if told["fedkd"] != __version__:
+        raise FedKDError(f"fedkd {__version__} is installed here, and {told['fedkd']} at the server.")
+    if told["own_data"] != (place.data_root is not None):
+        wants = "a data-root in its --node-config" if told["own_data"] else "no data-root, since own-data is false"
+        raise FedKDError(f"The run expects a SuperNode with {wants}.")
+    own = place if place.data_root is not None else Place(0, 1)  # one node for all clients of a shared data set
+    return _node(hello, json.dumps(dict(context.run_config), sort_keys=True), own)
+
+
+@lru_cache(1)
+def _node(hello: str, config: str, place: Place) -> Node:
+    told: Mapping[str, Any] = json.loads(hello)
+    run = load_run(json.loads(config))
+    return Node(run.federation, run.module, run.data, place, tuple(told["classes"]), tuple(told["image_shape"]))

@@ -1,0 +1,282 @@
+"""`Flower`: clients on other machines, reached through Flower's `Grid`."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from flwr.app import Message
+from flwr.serverapp import Grid
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+
+from fedkd import __version__
+from fedkd.core.errors import FedKDError, check_range, in_one_line
+from fedkd.core.messages import ClientTask, Work
+from fedkd.data.remote import ClientCounts, RemoteData, RemoteSites
+from fedkd.flower.records import pack, pack_work, unpack, unpack_update
+from fedkd.flower.stage import to_plain
+from fedkd.runs.identity import run_identity
+from fedkd.server.backends.base import Backend, ClientError, Outcome, SiteFactory, Workers
+from fedkd.server.backends.process_pool import name_of
+
+HELLO, WORK = "query.hello", "train.work"
+"""The types of Flower's messages, which decide the function of `fedkd.flower.client_app` that answers."""
+
+GREETING_SECONDS = 1.0
+"""How often the nodes of clients that are not there are looked for."""
+
+DATA_LINES = ("data set", "partition", "shared images")
+"""What a server and a client with data of its own need not agree on; see `fedkd.runs.identity.run_identity`."""
+
+
+@dataclass(frozen=True)
+class Node:
+    """A SuperNode, as it introduced itself.
+
+    Args:
+        number: Flower's number of it.
+        partition: Which part of the clients it has, ``partition-id`` of its ``--node-config``.
+        num_partitions: How many parts there are.
+        clients: Its clients and their data, by index.
+    """
+
+    number: int
+    partition: int
+    num_partitions: int
+    clients: Mapping[int, ClientCounts]
+
+
+class Flower(Backend):
+    """Run clients on the SuperNodes of a Flower federation. `fedkd.flower.server_app` makes it.
+
+    A SuperNode serves the clients ``k`` with ``k % num_partitions == partition-id``; with as many partitions as clients
+    it is one client.
+
+    Args:
+        grid: Flower's connection to the SuperNodes.
+        start_timeout: Seconds to wait until the SuperNodes of all clients are there, > 0.
+        client_timeout: Seconds that a client may take for a task, its node's absence included, > 0. Then the client
+            has failed: see ``min_clients`` of `fedkd.Federation`.
+        poll_seconds: Seconds between two looks for answers, > 0.
+
+    Raises:
+        FedKDError: If a number is out of range.
+    """
+
+    def __init__(
+        self,
+        grid: Grid,
+        start_timeout: float = 600.0,
+        client_timeout: float = 3600.0,
+        poll_seconds: float = 0.1,
+    ) -> None:
+        for name, value in (
+            ("start_timeout", start_timeout),
+            ("client_timeout", client_timeout),
+            ("poll_seconds", poll_seconds),
+        ):
+            check_range(name, value, low=0, low_open=True)
+        self.grid, self.start_timeout, self.client_timeout = grid, start_timeout, client_timeout
+        self.poll_seconds = poll_seconds
+        self.nodes: dict[int, Node] = {}
+        self._refused: set[int] = set()
+        self.hello = ""  # what the nodes are greeted with: what this run is
+
+    def __repr__(self) -> str:
+        """Return the settings: the grid has no readable form."""
+        return f"Flower(start_timeout={self.start_timeout:g}, client_timeout={self.client_timeout:g})"
+
+    def data_of(self, plan: Any, federation: Any) -> RemoteData:
+        """Wait for the clients, compare what both sides run, and return the data as the server sees them."""
+        data = plan.datamodule
+        lines = run_identity(plan.modules[0], data, plan.trainer)
+        if not data.has_rows:
+            lines = {key: value for key, value in lines.items() if key not in DATA_LINES}
+        self.hello = json.dumps(
+            {
+                "fedkd": __version__,
+                "classes": list(data.classes),
+                "image_shape": list(data.image_shape),
+                "num_clients": data.num_clients,
+                "seed": federation.seed,
+                "own_data": not data.has_rows,
+                "lines": lines,
+            }
+        )
+        self._wait_for_clients(data.num_clients)
+        counts = {client: counts for node in self.nodes.values() for client, counts in node.clients.items()}
+        rank_zero_info(f"{len(self.nodes)} SuperNodes with {data.num_clients} clients are there")
+        return RemoteData(data, [counts[client] for client in range(data.num_clients)], plan.modules[0].teacher)
+
+    def open(self, sites: SiteFactory) -> Workers:
+        """Return workers that send tasks to the SuperNodes."""
+        if not isinstance(sites, RemoteSites):
+            raise FedKDError("Flower runs clients whose data are on other machines: see fedkd.flower.server_app.")
+        return FlowerWorkers(self, {**to_plain(sites), "hello": self.hello})
+
+    def node_of(self, client: int) -> Node | None:
+        """Return the node that serves a client; None if it has not introduced itself."""
+        return next((node for node in self.nodes.values() if client in node.clients), None)
+
+    def greet(self, strict: bool = False) -> None:
+        """Let go of the nodes that left, and ask the new ones who they are.
+
+        Args:
+            strict: Whether to raise if a node cannot take part, as when a run starts. Otherwise it is left out, with
+                a warning.
+
+        Raises:
+            FedKDError: If a node runs something else, or two serve the same clients.
+        """
+        present = set(self.grid.get_node_ids())
+        self.nodes = {number: node for number, node in self.nodes.items() if number in present}
+        asked = [
+            Message(pack(self.hello, []), number, HELLO)
+            for number in sorted(present - set(self.nodes) - self._refused)
+        ]
+        if not asked:
+            return
+        for reply in self._answers(asked):
+            number = reply.metadata.src_node_id
+            try:
+                if reply.has_error():
+                    raise FedKDError(f"SuperNode {number} could not be asked who it is: {reply.error.reason}")
+                node = node_from(number, unpack(reply.content)[0])
+                twice = [each for each in self.nodes.values() if set(each.clients) & set(node.clients)]
+                if twice:
+                    raise FedKDError(
+                        f"SuperNodes {twice[0].number} and {number} both have partition-id {node.partition}: give each "
+                        "its own with --node-config 'partition-id=K num-partitions=N'."
+                    )
+            except FedKDError as error:
+                if strict:
+                    raise
+                self._refused.add(number)
+                rank_zero_warn(f"{error} It is left out.")
+            else:
+                self.nodes[number] = node
+
+    def _answers(self, messages: Sequence[Message]) -> Iterator[Message]:
+        """Send messages and yield the answers as they come, until `client_timeout` is over.
+
+        Flower's own ``send_and_receive`` looks for answers every three seconds, and returns all of them together.
+        """
+        waiting = {number for number in self.grid.push_messages(messages) if number is not None}
+        deadline = time.monotonic() + self.client_timeout
+        while waiting and time.monotonic() < deadline:
+            for reply in self.grid.pull_messages(sorted(waiting)):
+                waiting.discard(reply.metadata.reply_to_message_id)
+                yield reply
+            if waiting:
+                time.sleep(self.poll_seconds)
+
+    def _wait_for_clients(self, num_clients: int) -> None:
+        """Wait until all clients are there.
+
+        Raises:
+            FedKDError: If they are not, in time.
+        """
+        deadline, pause = time.monotonic() + self.start_timeout, self.poll_seconds
+        while True:
+            self.greet(strict=True)
+            there = {client for node in self.nodes.values() for client in node.clients}
+            missing = sorted(set(range(num_clients)) - there)
+            if not missing:
+                return
+            if time.monotonic() > deadline:
+                shown = ", ".join(map(str, missing[:10])) + (", ..." if len(missing) > 10 else "")
+                raise FedKDError(
+                    f"After {self.start_timeout:g} s (start_timeout), {len(self.nodes)} SuperNode(s) are there, and "
+                    f"none of them has client(s) {shown} of {num_clients}. Start a flower-supernode for them, with "
+                    "--node-config 'partition-id=K num-partitions=N'."
+                )
+            time.sleep(pause)
+            pause = min(2 * pause, 2.0)
+
+
+def node_from(number: int, text: str) -> Node:
+    """Return a node by its answer to the hello.
+
+    Raises:
+        FedKDError: If it refuses to take part, or its answer is none.
+    """
+    try:
+        told = json.loads(text)
+        if told.get("error"):
+            raise FedKDError(f"SuperNode {number} cannot take part: {told['error']}")
+        clients = {int(client): ClientCounts(*counts) for client, counts in told["clients"].items()}
+        return Node(number, int(told["partition"]), int(told["num_partitions"]), clients)
+    except (KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
+        raise FedKDError(f"SuperNode {number} did not say who it is: {type(error).__name__} {error}.") from error
+
+
+class FlowerWorkers(Workers):
+    """Sends tasks as Flower's messages, and yields the answers as they come.
+
+    Args:
+        backend: The backend.
+        stage: What clients must know to make their sites: `fedkd.flower.stage.to_plain`.
+    """
+
+    def __init__(self, backend: Flower, stage: Mapping[str, Any]) -> None:
+        self.backend, self.stage = backend, stage
+
+    def map(self, work: Work, tasks: Sequence[ClientTask]) -> Iterator[Outcome]:
+        """Yield what comes of the tasks, as it comes."""
+        backend, name = self.backend, name_of(work)
+        waiting = {task.client: task for task in tasks}  # for their node
+        sent: dict[str, ClientTask] = {}  # for an answer, by the message's id
+        deadline = time.monotonic() + backend.client_timeout
+        greeted = -GREETING_SECONDS
+        while waiting or sent:
+            if waiting and time.monotonic() > greeted + GREETING_SECONDS:
+                backend.greet()
+                sent |= self._send(name, waiting)
+                greeted = time.monotonic()
+            for reply in backend.grid.pull_messages(list(sent)) if sent else ():
+                task = sent.pop(reply.metadata.reply_to_message_id)
+                yield outcome_of(reply, task)
+                del reply
+            if time.monotonic() > deadline:
+                for task in sent.values():
+                    yield _failure(task, f"it took longer than client_timeout, {backend.client_timeout:g} s")
+                for task in waiting.values():
+                    yield _failure(task, f"its SuperNode was not there for client_timeout, {backend.client_timeout:g} s")
+                return
+            if waiting or sent:
+                time.sleep(backend.poll_seconds)
+
+    def _send(self, work: str, waiting: dict[int, ClientTask]) -> dict[str, ClientTask]:
+        """Send the tasks whose nodes are there, and take them out of ``waiting``; return them by the message's id."""
+        sent: dict[str, ClientTask] = {}
+        for client, task in list(waiting.items()):
+            node = self.backend.node_of(client)
+            if node is None:
+                continue
+            content = pack_work(task, work, self.stage)
+            message = Message(content, node.number, WORK, group_id=str(task.round), ttl=self.backend.client_timeout)
+            (number,) = self.backend.grid.push_messages([message])
+            if number is not None:
+                sent[number] = waiting.pop(client)
+        return sent
+
+
+def outcome_of(reply: Message, task: ClientTask) -> Outcome:
+    """Return what an answer says: the update, or why there is none."""
+    if reply.has_error():
+        return _failure(task, in_one_line(reply.error.reason))
+    try:
+        content = reply.content
+        if "error" in content:
+            return _failure(task, str(content["error"]["reason"]))
+        return unpack_update(content, task)
+    except (FedKDError, KeyError, TypeError) as error:
+        return _failure(task, f"its answer is wrong: {error}")
+
+
+def _failure(task: ClientTask, reason: str) -> ClientError:
+    return ClientError([task.client], task.round, reason)
+

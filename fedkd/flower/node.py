@@ -1,0 +1,307 @@
+"""A client on a machine of its own: it builds its site from the run's configuration and its own data."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import astuple, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fedkd.core.errors import FedKDError
+from fedkd.core.messages import ClientTask, Work
+from fedkd.core.plain_modules import put_together
+from fedkd.core.storage import cache_dir
+from fedkd.data import ClientSite, FederatedDataModule, ImageFolder, ImageSet, Pool, Rows, Views
+from fedkd.data.remote import ClientCounts, OwnData
+from fedkd.flower.stage import adapting, check_stage, facts_from_plain, key_of
+from fedkd.runs.identity import run_identity
+from fedkd.server.backends.base import Outcome
+from fedkd.server.backends.in_process import InProcess, InProcessWorkers
+from fedkd.server.setup import Plan, build_plan
+from fedkd.teachers.outputs.cache import TeacherCache
+from fedkd.teachers.outputs.prepare import file_of, logits_from
+
+@dataclass(frozen=True)
+class Place:
+    """Which clients a machine serves, and where their images are.
+
+    Args:
+        partition: ``partition-id`` of the node's configuration, in ``[0, num_partitions)``.
+        num_partitions: Into how many parts the clients are dealt.
+        data_root: ``data-root``, a folder with ``train/`` and in it one folder per class: the images of the client
+            ``partition``, which are nowhere else. None if the run's data set is on this machine too.
+    """
+
+    partition: int
+    num_partitions: int
+    data_root: str | None = None
+
+    @classmethod
+    def of(cls, config: Mapping[str, Any]) -> Place:
+        """Read a node's configuration.
+
+        Raises:
+            FedKDError: If a value is missing or wrong.
+        """
+        values = {}
+        for name in ("partition-id", "num-partitions"):
+            value = config.get(name)
+            if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+                raise FedKDError(
+                    f"The SuperNode's {name} must be a whole number >= 0, got {value!r}: start it with --node-config "
+                    "'partition-id=K num-partitions=N'."
+                )
+            values[name] = value
+        partition, number = values["partition-id"], values["num-partitions"]
+        if partition >= number:
+            raise FedKDError(f"The SuperNode's partition-id {partition} must be less than num-partitions, {number}.")
+        root = config.get("data-root")
+        return cls(partition, number, None if root is None else str(root))
+
+    def clients(self, num_clients: int) -> list[int]:
+        """Return the clients that are served here."""
+        return list(range(self.partition, num_clients, self.num_partitions))
+
+
+class Node:
+    """Answers the server of a run for the clients on this machine.
+
+    Args:
+        federation: The run's `fedkd.Federation`.
+        module: Its module, with the teacher.
+        data: Its data, not set up.
+        place: Where the images are. The clients of several places are served by one node if it is the run's data set.
+        classes: The class names of the whole federation.
+        image_shape: (C, H, W) of its images.
+
+    Raises:
+        FedKDError: If the images here are not of these classes or shape.
+    """
+
+    def __init__(
+        self,
+        federation: Any,
+        module: Any,
+        data: FederatedDataModule,
+        place: Place,
+        classes: tuple[str, ...],
+        image_shape: tuple[int, int, int],
+    ) -> None:
+        if place.data_root is not None:
+            if place.num_partitions != data.num_clients:
+                raise FedKDError(
+                    f"A SuperNode with a data-root is one client, so num-partitions must be data.num_clients, "
+                    f"{data.num_clients}, got {place.num_partitions}."
+                )
+            data = OwnData(data, own_images(data, place.data_root, classes, image_shape), place.partition)
+        self.plan: Plan = build_plan(federation, module, data)
+        data = self.plan.datamodule
+        if data.classes != classes:
+            raise FedKDError(f"The classes here are {list(data.classes)}, and the server's are {list(classes)}.")
+        if data.image_shape != image_shape:
+            raise FedKDError(f"The images here are {data.image_shape} (C, H, W), and the server's are {image_shape}.")
+        self.seed, backend = federation.seed, federation.backend
+        self.lines = run_identity(self.plan.modules[0], data, self.plan.trainer)  # before the teacher learns anything
+        threads = backend.threads if isinstance(backend, InProcess) else 1
+        self.workers = InProcessWorkers(self._site, threads)
+        self._stage: Mapping[str, Any] = {}
+        self._key = ""
+
+    def introduce(self, place: Place, lines: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the answer to a server's hello.
+
+        Args:
+            place: Which clients are here.
+            lines: What the server runs, by name: see `fedkd.runs.identity.run_identity`.
+
+        Raises:
+            FedKDError: If something else is run here.
+        """
+        data = self.plan.datamodule
+        for name, line in lines.items():
+            if self.lines.get(name) != line:
+                raise FedKDError(f"{name} is {self.lines.get(name)!r} here, and {line!r} at the server.")
+        clients = {}
+        for client in place.clients(data.num_clients):
+            rows, held_out = data.shards[client], data.val_shards[client]
+            fingerprint = "" if place.data_root is None else data.train.fingerprint
+            clients[client] = astuple(ClientCounts(len(rows), len(held_out), fingerprint))
+        return {"partition": place.partition, "num_partitions": place.num_partitions, "clients": clients}
+
+    def run(self, place: Place, task: ClientTask, work: str, stage: Mapping[str, Any]) -> Outcome:
+        """Work on a task; return the update, or what went wrong.
+
+        Args:
+            place: Which clients are here.
+            task: The task.
+            work: A work, as ``module:name``.
+            stage: What the server's teacher and losses have learned.
+
+        Raises:
+            FedKDError: If the client is not here, or there is no such work.
+        """
+        if task.client not in place.clients(self.plan.datamodule.num_clients):
+            raise FedKDError(f"client {task.client} is not on this machine")
+        check_stage(stage)
+        key = key_of(stage)
+        if key != self._key:  # sites of an earlier stage are not asked for again
+            self._stage, self._key = stage, key
+            self.workers.sites.cache_clear()
+        (outcome,) = self.workers.map(work_of(work), [task])
+        return outcome
+
+    def _site(self, client: int) -> ClientSite:
+        """Return a client's site in the stage of the run."""
+        stage, plan, data = self._stage, self.plan, self.plan.datamodule
+        kind, teacher = stage["stage"], plan.modules[0].teacher
+        shard = data.shards[client]
+        rows = Rows.of(data.train, shard)
+        held_out = Rows.of(data.train, data.val_shards[client])
+        scratch = cache_dir("flower") / f"client-{client}"
+        site = ClientSite(client, self.seed, rows, held_out, batching=data.batching, scratch=scratch)
+        if kind == "adapt":
+            return replace(site, teacher=stage["recipe"])
+        if teacher is not None:
+            self._teach(stage)
+            site = replace(site, rows=self._with_outputs(rows, shard, kind))
+        if kind == "head":
+            return site
+        if kind == "rounds":
+            for number, module in enumerate(plan.modules):
+                facts = facts_from_plain(stage["facts"][number], stage["tensors"], f"facts.{number}.")
+                if facts is not None:
+                    module.fit_to_teacher(facts)
+        module = plan.modules[client % len(plan.modules)].for_clients()
+        return replace(site, module=module, pools=LazyPools(self), trainer=plan.trainer)
+
+    def _teach(self, stage: Mapping[str, Any]) -> None:
+        """Give the teacher here what the server's teacher has learned."""
+        teacher: Any = self.plan.modules[0].teacher
+        tensors = stage["tensors"]
+        for number, adapted in enumerate(adapting(teacher)[: stage["adapters"]]):
+            if adapted.adapted is None:
+                start = f"adapter.{number}."
+                adapted.adopt({k.removeprefix(start): v for k, v in tensors.items() if k.startswith(start)})
+        if stage["head"] is not None:
+            teacher.head, teacher.head_is_fitted = put_together(stage["head"], tensors, "head."), True
+        teacher.image_shape = self.plan.datamodule.image_shape
+        teacher.prepare(self.plan.datamodule.classes)
+
+    def _outputs(self, images: ImageSet, index: np.ndarray | None, views: Views | None, features: bool = False) -> Any:
+        """Return the teacher's outputs, from this machine's cache or computed here."""
+        teacher: Any = self.plan.modules[0].teacher
+        home = teacher.device
+        teacher.to(self.plan.device)
+        try:
+            store = TeacherCache(cache_dir("teachers"))
+            return store.get(teacher, images, views=views, features=features, index=index, progress=False)
+        finally:
+            teacher.to(home)
+
+    def _with_outputs(self, rows: Rows, shard: np.ndarray, kind: str) -> Rows:
+        """Return a client's rows with the teacher's outputs: features alone for a head, else what training needs."""
+        plan, data = self.plan, self.plan.datamodule
+        teacher: Any = plan.modules[0].teacher
+        if not len(rows):
+            return rows
+        images = ImageSet(rows.images, rows.targets, data.classes)
+        if kind == "head":
+            return replace(rows, teacher_features=self._outputs(images, shard, None))
+        views = data.image_views if plan.consistent else None
+        seen = self._outputs(images, shard, views)
+        needs_features = plan.modules[0].loss.needs_features or plan.strategy.needs_teacher_features
+        features = None
+        if needs_features:
+            own = teacher.overrides_forward
+            features = self._outputs(images, shard, views, features=True) if own else seen
+        return replace(rows, teacher_logits=logits_from(teacher, seen, views), teacher_features=features)
+
+    def pools(self) -> dict[str, Pool]:
+        """Return the unlabeled images that all may see, with the teacher's outputs."""
+        plan, data = self.plan, self.plan.datamodule
+        if plan.modules[0].teacher is None:
+            return data.pools()
+        views = data.image_views if plan.consistent else None
+        found = {}
+        for name, pool in data.pools().items():
+            rows = self._with_outputs(pool.rows, pool.rows.index.numpy(), "rounds")
+            found[name] = replace(pool, rows=rows, views=views if views is not None else None)
+        return found
+
+
+@dataclass(frozen=True, eq=False)
+class LazyPools(Mapping[str, Pool]):
+    """A node's pools, made when one is first read: few works read one, and the teacher's outputs take time.
+
+    Args:
+        node: The node.
+    """
+
+    node: Node
+    _made: dict[str, Pool] = field(default_factory=dict)
+
+    def _all(self) -> dict[str, Pool]:
+        if not self._made:
+            self._made.update(self.node.pools())
+        return self._made
+
+    def __getitem__(self, name: str) -> Pool:
+        """Return a pool."""
+        data = self.node.plan.datamodule
+        if not {"public": len(data.public_indices), "shared": data.shared_images is not None}.get(name):
+            raise KeyError(name)
+        return self._all()[name]
+
+    def __iter__(self) -> Iterator[str]:
+        """Iterate over the names."""
+        return iter(self._all())
+
+    def __len__(self) -> int:
+        """Return the number of pools."""
+        return len(self._all())
+
+
+def own_images(
+    data: FederatedDataModule, root: str, classes: tuple[str, ...], image_shape: tuple[int, int, int]
+) -> ImageSet:
+    """Return the images of a client that has its own.
+
+    Args:
+        data: The run's data. An `ImageFolder`'s ``image_size`` is taken from it.
+        root: A folder with ``train/``.
+        classes: The class names of the whole federation.
+        image_shape: (C, H, W) of its images. Grayscale images become RGB where it has three channels.
+
+    Raises:
+        FedKDError: If a class is not one of them, or an image has another shape.
+    """
+    source = data.dataset
+    size = source.image_size if isinstance(source, ImageFolder) else min(image_shape[1:])
+    images = ImageFolder(Path(root), size).load_part("train", classes)
+    if images.image_shape[0] == 1 and image_shape[0] == 3:
+        images = ImageSet(images.images.repeat(1, 3, 1, 1), images.targets, images.classes)
+    if images.image_shape != image_shape:
+        raise FedKDError(
+            f"The images in {root} are {images.image_shape} (C, H, W), and those of the federation {image_shape}."
+        )
+    return images
+
+
+def work_of(name: str) -> Work:
+    """Return a work by ``module:name``: one of fedkd's own, or of a module that is imported already.
+
+    Raises:
+        FedKDError: If there is none.
+    """
+    module, _, function = name.partition(":")
+    if module.split(".")[0] == "fedkd":
+        importlib.import_module(module)
+    found = getattr(sys.modules.get(module), function, None)
+    if not (inspect.isfunction(found) and list(inspect.signature(found).parameters) == ["site", "task"]):
+        raise FedKDError(f"A work is a function (site, task), got {name!r}.")
+    return found

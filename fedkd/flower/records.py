@@ -1,0 +1,150 @@
+"""fedkd's messages as Flower's records: tensors in an ArrayRecord, all else as JSON in a ConfigRecord. No pickle.
+
+A tensor is sent as its bytes, row by row, lowest byte first, so it arrives with the same bits, whatever its dtype.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
+from torch import Tensor
+
+from fedkd.core.errors import FedKDError, unknown_name
+from fedkd.core.messages import ClientTask, ClientUpdate, from_parts, to_parts
+
+STYPE = "fedkd.raw"
+"""How a tensor's bytes are to be read; Flower names numpy's own format ``numpy.ndarray``."""
+
+DTYPES = {
+    str(dtype).removeprefix("torch."): dtype
+    for dtype in (
+        *(torch.float64, torch.float32, torch.float16, torch.bfloat16),
+        *(torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool),
+    )
+}
+"""What may be sent, by name."""
+
+MAX_DIMENSIONS = 8
+
+
+def pack(header: str, tensors: Sequence[Tensor]) -> RecordDict:
+    """Return a record of JSON and tensors."""
+    arrays = {str(number): to_array(tensor) for number, tensor in enumerate(tensors)}
+    return RecordDict({"tensors": ArrayRecord(arrays), "message": ConfigRecord({"json": header})})
+
+
+def unpack(record: RecordDict) -> tuple[str, list[Tensor]]:
+    """Return the JSON and the tensors of a record.
+
+    Raises:
+        FedKDError: If the record is none of `pack`.
+    """
+    try:
+        header, arrays = record["message"]["json"], record["tensors"]
+        found = [arrays[str(number)] for number in range(len(arrays))]
+    except (KeyError, TypeError, AttributeError) as error:
+        raise FedKDError(f"This record is no message of fedkd: {type(error).__name__} {error}.") from error
+    if not isinstance(header, str):
+        raise FedKDError(f"The JSON of a message must be text, got {type(header).__name__}.")
+    return header, [to_tensor(array) for array in found]
+
+
+def to_array(tensor: Tensor) -> Array:
+    """Return a tensor's bytes with what is needed to read them.
+
+    Raises:
+        FedKDError: If its dtype is none of `DTYPES`.
+    """
+    name = str(tensor.dtype).removeprefix("torch.")
+    if name not in DTYPES:
+        raise unknown_name("dtype of a tensor in a message", name, DTYPES)
+    flat = tensor.detach().cpu().contiguous().reshape(-1)
+    data = flat.view(torch.uint8).numpy().tobytes() if flat.numel() else b""
+    if sys.byteorder == "big":
+        raise FedKDError("fedkd sends numbers lowest byte first; this machine has the highest first.")
+    return Array(name, tuple(tensor.shape), STYPE, data)
+
+
+def to_tensor(array: Array) -> Tensor:
+    """Return the tensor of an array. Its size is compared with its bytes before memory is taken.
+
+    Raises:
+        FedKDError: If dtype, shape and bytes do not belong together.
+    """
+    if array.stype != STYPE:
+        raise FedKDError(f"The array's bytes must be of the type {STYPE!r}, got {array.stype!r}.")
+    if array.dtype not in DTYPES:
+        raise unknown_name("dtype of a tensor in a message", array.dtype, DTYPES)
+    dtype, shape = DTYPES[array.dtype], tuple(array.shape)
+    if len(shape) > MAX_DIMENSIONS or any(not isinstance(size, int) or size < 0 for size in shape):
+        raise FedKDError(f"A tensor's shape has at most {MAX_DIMENSIONS} sizes, each >= 0, got {shape}.")
+    expected = math.prod(shape) * dtype.itemsize
+    if expected != len(array.data):
+        raise FedKDError(f"A {array.dtype} tensor of shape {shape} has {expected} bytes, got {len(array.data)}.")
+    if not expected:
+        return torch.empty(shape, dtype=dtype)
+    return torch.frombuffer(bytearray(array.data), dtype=dtype).reshape(shape)
+
+
+def pack_work(task: ClientTask, work: str, stage: Mapping[str, Any]) -> RecordDict:
+    """Return a record that tells a client to work.
+
+    Args:
+        task: The task.
+        work: The work, as ``module:name``.
+        stage: What the client must know to make its site: `fedkd.flower.stage.to_plain`, with its ``tensors``.
+    """
+    header, tensors = to_parts(task)
+    known = {key: value for key, value in stage.items() if key != "tensors"}
+    names = list(stage["tensors"])
+    text = json.dumps({"task": header, "work": work, "stage": known, "names": names})
+    return pack(text, [*tensors, *stage["tensors"].values()])
+
+
+def unpack_work(record: RecordDict) -> tuple[ClientTask, str, dict[str, Any]]:
+    """Return what `pack_work` was given.
+
+    Raises:
+        FedKDError: If it was given nothing of the kind.
+    """
+    header, tensors = unpack(record)
+    try:
+        told = json.loads(header)
+        names = told["names"]
+        split = len(tensors) - len(names)
+        stage = {**told["stage"], "tensors": dict(zip(names, tensors[split:], strict=True))}
+        return from_parts(ClientTask, told["task"], tensors[:split]), told["work"], stage
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        raise FedKDError(f"This is no task of fedkd: {type(error).__name__}: {error}.") from error
+
+
+def pack_update(update: ClientUpdate) -> RecordDict:
+    """Return a client's update as a record."""
+    return pack(*to_parts(update))
+
+
+def unpack_update(record: RecordDict, task: ClientTask) -> ClientUpdate:
+    """Return a client's update.
+
+    Raises:
+        FedKDError: If the record holds none, or one that does not answer the task: of another client, or with a change
+            of other parameters or shapes than those that were sent.
+    """
+    update = from_parts(ClientUpdate, *unpack(record))
+    if update.client != task.client:
+        raise FedKDError(f"client {task.client} was told to work, and the answer says that it is of {update.client!r}")
+    sent = task.weights.parameters
+    for name, value in update.delta.items() if sent else ():
+        if name not in sent:
+            raise unknown_name("parameter in the client's update", str(name), sent)
+        if value.shape != sent[name].shape:
+            raise FedKDError(
+                f"the update's {name!r} has the shape {tuple(value.shape)}, and the student's {tuple(sent[name].shape)}"
+            )
+    return update
