@@ -192,6 +192,11 @@ class FederatedDataModule(Shown, LightningDataModule):
         return {**given, "num_clients": self._num_clients}
 
     @property
+    def train_numbers(self) -> np.ndarray | None:
+        """Return the number of each image of ``train`` in its data set, int64; None if ``train`` is all of it."""
+        return None
+
+    @property
     def data_fingerprint(self) -> str:
         """Return a hash of the training images."""
         return self.train.fingerprint

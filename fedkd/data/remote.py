@@ -82,13 +82,18 @@ class RemoteData(FederatedDataModule):
         else:
             self._report = self._report_of_counts(len(local.public_indices))
             self._fingerprints = self._hashes_of_counts()
-        self.public_positions = local.public_indices  # an image's number in its data set decides its augmentation
+        self._numbers = local.public_indices
         self.train, self.test = local.train.subset(local.public_indices), local.test
         self.public_indices = np.arange(len(self.train))
         self.shared_images = self._shared(local)
         # how many, not which
         self.shards = [np.arange(each.num_examples) for each in counts]
         self.val_shards = [np.arange(each.num_held_out) for each in counts]
+
+    @property
+    def train_numbers(self) -> np.ndarray:
+        """Return the number of each public image in its data set, which decides its augmentation."""
+        return self._numbers
 
     @property
     def data_fingerprint(self) -> str:
@@ -117,7 +122,7 @@ class RemoteData(FederatedDataModule):
     ) -> dict[str, Pool]:
         """Return the unlabeled images that all may see, as the clients have them; see `FederatedDataModule.pools`."""
         found = super().pools(public_logits, shared_logits, shared_features, public_features)
-        positions = torch.from_numpy(self.public_positions)
+        positions = torch.from_numpy(self._numbers)
         are_public = {"public": True, "shared": self.shared_images is not None and self._shares_public}
         return {
             name: replace(pool, rows=replace(pool.rows, index=positions)) if are_public[name] else pool

@@ -7,19 +7,21 @@ from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any
 
-from flwr.app import ConfigRecord, Context, Message, RecordDict
+from flwr.app import Context, Error, Message
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 
 from fedkd import __version__
 from fedkd.core.errors import FedKDError
-from fedkd.core.messages import ClientUpdate
 from fedkd.data.remote import PoolAndTest
 from fedkd.flower.backend import Flower
 from fedkd.flower.node import Node, Place
-from fedkd.flower.records import pack, pack_update, unpack, unpack_work
+from fedkd.flower.records import pack, pack_outcomes, unpack, unpack_work
 from fedkd.flower.run_files import load_run
 from fedkd.server.backends.base import said_by
+
+FAILED = 1
+"""The code of a failure in Flower's messages; the reason says what it is."""
 
 server_app = ServerApp()
 client_app = ClientApp()
@@ -61,17 +63,14 @@ def hello(message: Message, context: Context) -> Message:
 
 @client_app.train("work")
 def work(message: Message, context: Context) -> Message:
-    """Do a client's work."""
+    """Do the work of the clients here."""
     try:
         text = json.loads(unpack(message.content)[0])["stage"]["hello"]
         place = Place.of(context.node_config)
         here = node(text, context, place)  # first: it imports the classes that the task names
-        outcome = here.run(place, *unpack_work(message.content))
-        if not isinstance(outcome, ClientUpdate):
-            raise FedKDError(outcome.reason)
-        content = pack_update(outcome)
+        content = pack_outcomes(here.run(place, *unpack_work(message.content)))
     except Exception as error:  # whatever it is, the server is told
-        content = RecordDict({"error": ConfigRecord({"reason": said_by(error)})})
+        return Message(Error(FAILED, said_by(error)), reply_to=message)
     return Message(content, reply_to=message)
 
 

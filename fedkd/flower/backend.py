@@ -13,10 +13,10 @@ from flwr.serverapp import Grid
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from fedkd import __version__
-from fedkd.core.errors import FedKDError, check_range, in_one_line
+from fedkd.core.errors import FedKDError, check_range
 from fedkd.core.messages import ClientTask, Work
 from fedkd.data.remote import ClientCounts, RemoteData, RemoteSites
-from fedkd.flower.records import pack, pack_work, unpack, unpack_update
+from fedkd.flower.records import pack, pack_work, unpack, unpack_outcomes
 from fedkd.flower.stage import to_plain
 from fedkd.runs.identity import run_identity
 from fedkd.server.backends.base import Backend, ClientError, Outcome, SiteFactory, Workers
@@ -26,7 +26,7 @@ HELLO, WORK = "query.hello", "train.work"
 """The types of Flower's messages, which decide the function of `fedkd.flower.client_app` that answers."""
 
 GREETING_SECONDS = 1.0
-"""How often the nodes of clients that are not there are looked for."""
+"""How often the server looks which nodes are there."""
 
 DATA_LINES = ("data set", "partition", "shared images")
 """What a server and a client with data of its own need not agree on; see `fedkd.runs.identity.run_identity`."""
@@ -213,6 +213,19 @@ def node_from(number: int, text: str) -> Node:
         raise FedKDError(f"SuperNode {number} did not say who it is: {type(error).__name__} {error}.") from error
 
 
+@dataclass(frozen=True)
+class Sent:
+    """A message that waits for its answer.
+
+    Args:
+        node: Flower's number of the node.
+        tasks: The tasks of its clients.
+    """
+
+    node: int
+    tasks: Sequence[ClientTask]
+
+
 class FlowerWorkers(Workers):
     """Sends tasks as Flower's messages, and yields the answers as they come.
 
@@ -225,58 +238,67 @@ class FlowerWorkers(Workers):
         self.backend, self.stage = backend, stage
 
     def map(self, work: Work, tasks: Sequence[ClientTask]) -> Iterator[Outcome]:
-        """Yield what comes of the tasks, as it comes."""
+        """Yield what comes of the tasks, as it comes.
+
+        A node gets all its clients' tasks in one message. Those of a node that leaves are sent again once a node is
+        there for them: a result depends on its task alone.
+        """
         backend, name = self.backend, name_of(work)
         waiting = {task.client: task for task in tasks}  # for their node
-        sent: dict[str, ClientTask] = {}  # for an answer, by the message's id
-        deadline = time.monotonic() + backend.client_timeout
-        greeted = -GREETING_SECONDS
+        sent: dict[str, Sent] = {}  # for an answer, by the message's id
+        deadline, greeted = time.monotonic() + backend.client_timeout, -GREETING_SECONDS
         while waiting or sent:
-            if waiting and time.monotonic() > greeted + GREETING_SECONDS:
+            if time.monotonic() > greeted + GREETING_SECONDS:
                 backend.greet()
+                for message in [each for each, what in sent.items() if what.node not in backend.nodes]:
+                    waiting |= {task.client: task for task in sent.pop(message).tasks}
                 sent |= self._send(name, waiting)
                 greeted = time.monotonic()
             for reply in backend.grid.pull_messages(list(sent)) if sent else ():
-                task = sent.pop(reply.metadata.reply_to_message_id)
-                yield outcome_of(reply, task)
+                yield from outcomes_of(reply, sent.pop(reply.metadata.reply_to_message_id).tasks)
                 del reply
             if time.monotonic() > deadline:
-                for task in sent.values():
-                    yield _failure(task, f"it took longer than client_timeout, {backend.client_timeout:g} s")
+                for late in sent.values():
+                    reason = f"it took longer than client_timeout, {backend.client_timeout:g} s"
+                    yield from (_failure(task, reason) for task in late.tasks)
                 for task in waiting.values():
-                    yield _failure(task, f"its SuperNode was not there for client_timeout, {backend.client_timeout:g} s")
+                    reason = f"its SuperNode was not there for client_timeout, {backend.client_timeout:g} s"
+                    yield _failure(task, reason)
                 return
             if waiting or sent:
                 time.sleep(backend.poll_seconds)
 
-    def _send(self, work: str, waiting: dict[int, ClientTask]) -> dict[str, ClientTask]:
+    def _send(self, work: str, waiting: dict[int, ClientTask]) -> dict[str, Sent]:
         """Send the tasks whose nodes are there, and take them out of ``waiting``; return them by the message's id."""
-        sent: dict[str, ClientTask] = {}
-        for client, task in list(waiting.items()):
-            node = self.backend.node_of(client)
-            if node is None:
-                continue
-            content = pack_work(task, work, self.stage)
-            message = Message(content, node.number, WORK, group_id=str(task.round), ttl=self.backend.client_timeout)
-            (number,) = self.backend.grid.push_messages([message])
-            if number is not None:
-                sent[number] = waiting.pop(client)
+        by_node: dict[int, list[ClientTask]] = {}
+        for task in waiting.values():
+            if (node := self.backend.node_of(task.client)) is not None:
+                by_node.setdefault(node.number, []).append(task)
+        sent: dict[str, Sent] = {}
+        for number, tasks in by_node.items():
+            content = pack_work(tasks, work, self.stage)
+            group, ttl = str(tasks[0].round), self.backend.client_timeout
+            (message,) = self.backend.grid.push_messages([Message(content, number, WORK, group_id=group, ttl=ttl)])
+            if message is not None:
+                sent[message] = Sent(number, tasks)
+                for task in tasks:
+                    del waiting[task.client]
         return sent
 
 
-def outcome_of(reply: Message, task: ClientTask) -> Outcome:
-    """Return what an answer says: the update, or why there is none."""
-    if reply.has_error():
-        return _failure(task, in_one_line(reply.error.reason))
+def outcomes_of(reply: Message, tasks: Sequence[ClientTask]) -> Iterator[Outcome]:
+    """Yield what an answer says of each task: the update, or why there is none."""
     try:
-        content = reply.content
-        if "error" in content:
-            return _failure(task, str(content["error"]["reason"]))
-        return unpack_update(content, task)
+        if reply.has_error():
+            raise FedKDError(" ".join(reply.error.reason.split()))
+        found = unpack_outcomes(reply.content, tasks)
     except (FedKDError, KeyError, TypeError) as error:
-        return _failure(task, f"its answer is wrong: {error}")
+        found = {task.client: f"its SuperNode's answer: {error}" for task in tasks}
+    for task in tasks:
+        outcome = found.pop(task.client)
+        yield _failure(task, outcome) if isinstance(outcome, str) else outcome
+        del outcome
 
 
 def _failure(task: ClientTask, reason: str) -> ClientError:
     return ClientError([task.client], task.round, reason)
-

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import astuple, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -13,14 +13,13 @@ from typing import Any
 import numpy as np
 
 from fedkd.core.errors import FedKDError
-from fedkd.core.messages import ClientTask, Work
+from fedkd.core.messages import ClientTask, ClientUpdate, Work
 from fedkd.core.plain_modules import put_together
 from fedkd.core.storage import cache_dir
 from fedkd.data import ClientSite, FederatedDataModule, ImageFolder, ImageSet, Pool, Rows, Views
 from fedkd.data.remote import ClientCounts, OwnData
 from fedkd.flower.stage import adapting, check_stage, facts_from_plain, key_of
 from fedkd.runs.identity import run_identity
-from fedkd.server.backends.base import Outcome
 from fedkd.server.backends.in_process import InProcess, InProcessWorkers
 from fedkd.server.setup import Plan, build_plan
 from fedkd.teachers.outputs.cache import TeacherCache
@@ -133,27 +132,33 @@ class Node:
             clients[client] = astuple(ClientCounts(len(rows), len(held_out), fingerprint))
         return {"partition": place.partition, "num_partitions": place.num_partitions, "clients": clients}
 
-    def run(self, place: Place, task: ClientTask, work: str, stage: Mapping[str, Any]) -> Outcome:
-        """Work on a task; return the update, or what went wrong.
+    def run(
+        self, place: Place, tasks: Sequence[ClientTask], work: str, stage: Mapping[str, Any]
+    ) -> dict[int, ClientUpdate | str]:
+        """Work on tasks; return for each client its update, or what went wrong.
 
         Args:
             place: Which clients are here.
-            task: The task.
+            tasks: The tasks.
             work: A work, as ``module:name``.
             stage: What the server's teacher and losses have learned.
 
         Raises:
-            FedKDError: If the client is not here, or there is no such work.
+            FedKDError: If a client is not here, or there is no such work.
         """
-        if task.client not in place.clients(self.plan.datamodule.num_clients):
-            raise FedKDError(f"client {task.client} is not on this machine")
+        here = place.clients(self.plan.datamodule.num_clients)
+        if absent := [task.client for task in tasks if task.client not in here]:
+            raise FedKDError(f"client {absent[0]} is not on this machine, which has {here}")
         check_stage(stage)
         key = key_of(stage)
         if key != self._key:  # sites of an earlier stage are not asked for again
             self._stage, self._key = stage, key
             self.workers.sites.cache_clear()
-        (outcome,) = self.workers.map(work_of(work), [task])
-        return outcome
+        outcomes = list(self.workers.map(work_of(work), tasks))
+        return {
+            task.client: outcome if isinstance(outcome, ClientUpdate) else outcome.reason
+            for task, outcome in zip(tasks, outcomes, strict=True)
+        }
 
     def _site(self, client: int) -> ClientSite:
         """Return a client's site in the stage of the run."""

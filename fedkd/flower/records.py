@@ -92,22 +92,30 @@ def to_tensor(array: Array) -> Tensor:
     return torch.frombuffer(bytearray(array.data), dtype=dtype).reshape(shape)
 
 
-def pack_work(task: ClientTask, work: str, stage: Mapping[str, Any]) -> RecordDict:
-    """Return a record that tells a client to work.
+def pack_work(tasks: Sequence[ClientTask], work: str, stage: Mapping[str, Any]) -> RecordDict:
+    """Return a record that tells the clients of a node to work.
+
+    A tensor that several tasks have, such as the student's weights, is in it once.
 
     Args:
-        task: The task.
+        tasks: The tasks.
         work: The work, as ``module:name``.
-        stage: What the client must know to make its site: `fedkd.flower.stage.to_plain`, with its ``tensors``.
+        stage: What the clients must know to make their sites: `fedkd.flower.stage.to_plain`, with its ``tensors``.
     """
-    header, tensors = to_parts(task)
     known = {key: value for key, value in stage.items() if key != "tensors"}
-    names = list(stage["tensors"])
-    text = json.dumps({"task": header, "work": work, "stage": known, "names": names})
-    return pack(text, [*tensors, *stage["tensors"].values()])
+    told: dict[str, Any] = {"work": work, "stage": known, "names": list(stage["tensors"]), "tasks": []}
+    tensors, numbers = list(stage["tensors"].values()), {}
+    for task in tasks:
+        header, own = to_parts(task)
+        for tensor in own:
+            if id(tensor) not in numbers:
+                numbers[id(tensor)] = len(tensors)
+                tensors.append(tensor)
+        told["tasks"].append([header, [numbers[id(tensor)] for tensor in own]])
+    return pack(json.dumps(told), tensors)
 
 
-def unpack_work(record: RecordDict) -> tuple[ClientTask, str, dict[str, Any]]:
+def unpack_work(record: RecordDict) -> tuple[list[ClientTask], str, dict[str, Any]]:
     """Return what `pack_work` was given.
 
     Raises:
@@ -117,34 +125,65 @@ def unpack_work(record: RecordDict) -> tuple[ClientTask, str, dict[str, Any]]:
     try:
         told = json.loads(header)
         names = told["names"]
-        split = len(tensors) - len(names)
-        stage = {**told["stage"], "tensors": dict(zip(names, tensors[split:], strict=True))}
-        return from_parts(ClientTask, told["task"], tensors[:split]), told["work"], stage
+        stage = {**told["stage"], "tensors": dict(zip(names, tensors[: len(names)], strict=True))}
+        tasks = [from_parts(ClientTask, text, [tensors[k] for k in numbers]) for text, numbers in told["tasks"]]
+        return tasks, told["work"], stage
     except (ValueError, LookupError, TypeError, AttributeError) as error:
         raise FedKDError(f"This is no task of fedkd: {type(error).__name__}: {error}.") from error
 
 
-def pack_update(update: ClientUpdate) -> RecordDict:
-    """Return a client's update as a record."""
-    return pack(*to_parts(update))
+def pack_outcomes(outcomes: Mapping[int, ClientUpdate | str]) -> RecordDict:
+    """Return what came of a node's tasks as a record.
+
+    Args:
+        outcomes: For each client its update, or why there is none.
+    """
+    told, tensors = [], []
+    for client, outcome in outcomes.items():
+        if isinstance(outcome, str):
+            told.append({"client": client, "error": outcome})
+            continue
+        header, own = to_parts(outcome)
+        told.append({"client": client, "update": header, "count": len(own)})
+        tensors += own
+    return pack(json.dumps(told), tensors)
 
 
-def unpack_update(record: RecordDict, task: ClientTask) -> ClientUpdate:
-    """Return a client's update.
+def unpack_outcomes(record: RecordDict, tasks: Sequence[ClientTask]) -> dict[int, ClientUpdate | str]:
+    """Return what came of a node's tasks: for each client its update, or why there is none.
+
+    An update counts as none if it does not answer its task: if it is of another client, or changes other parameters or
+    shapes than those that were sent.
 
     Raises:
-        FedKDError: If the record holds none, or one that does not answer the task: of another client, or with a change
-            of other parameters or shapes than those that were sent.
+        FedKDError: If the record is no answer.
     """
-    update = from_parts(ClientUpdate, *unpack(record))
+    header, tensors = unpack(record)
+    by_client = {task.client: task for task in tasks}
+    found: dict[int, ClientUpdate | str] = {}
+    try:
+        told, start = json.loads(header), 0
+        for each in told:
+            client = each["client"]
+            if "error" in each:
+                found[client] = str(each["error"])
+                continue
+            own, start = tensors[start : start + each["count"]], start + each["count"]
+            update = from_parts(ClientUpdate, each["update"], own)
+            found[client] = mistake(update, by_client[client]) or update
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        raise FedKDError(f"it is no answer to the task ({type(error).__name__}: {error})") from error
+    return {task.client: found.get(task.client, "its node sent no answer for it") for task in tasks}
+
+
+def mistake(update: ClientUpdate, task: ClientTask) -> str | None:
+    """Return why an update does not answer a task; None if it does."""
     if update.client != task.client:
-        raise FedKDError(f"client {task.client} was told to work, and the answer says that it is of {update.client!r}")
+        return f"client {task.client} was told to work, and the answer says that it is of {update.client!r}"
     sent = task.weights.parameters
     for name, value in update.delta.items() if sent else ():
         if name not in sent:
-            raise unknown_name("parameter in the client's update", str(name), sent)
+            return str(unknown_name("parameter in the client's update", str(name), sent))
         if value.shape != sent[name].shape:
-            raise FedKDError(
-                f"the update's {name!r} has the shape {tuple(value.shape)}, and the student's {tuple(sent[name].shape)}"
-            )
-    return update
+            return f"the update's {name!r} has the shape {tuple(value.shape)}, the student's {tuple(sent[name].shape)}"
+    return None

@@ -57,6 +57,8 @@ class LocalGrid(Grid):
             self.sent.append(message)
             arrived = message_from_proto(message_to_proto(message))
             node = message.metadata.dst_node_id
+            if node not in self.nodes:  # it left: nobody answers
+                continue
             context = Context(1, node, dict(self.nodes[node]), RecordDict(), self.config)
             try:
                 reply = client_app(arrived, context)

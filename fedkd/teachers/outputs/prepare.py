@@ -101,7 +101,10 @@ def prepare_teacher(
     def outputs_of(images: ImageSet, views: Views | None = None, features: bool = False) -> np.ndarray:
         if not len(images):  # a server without public images, whose clients have theirs elsewhere
             return np.zeros((0, 1 if views is None else views.count, 0), np.float32)
-        return store.get(teacher, images, views=views, features=features, batch_size=batch_size, progress=progress)
+        index = data.train_numbers if images is train else None
+        return store.get(
+            teacher, images, views=views, features=features, batch_size=batch_size, index=index, progress=progress
+        )
 
     adapt, fit_weights = (getattr(teacher, hook, None) for hook in ("adapt", "fit_weights"))
     with _working_on(teacher, device):
