@@ -24,6 +24,7 @@ LAYERS = [
     {"server"},
     {"study"},
     {"cli"},
+    {"flower"},
 ]
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
 

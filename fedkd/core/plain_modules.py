@@ -61,7 +61,7 @@ def put_together(plain: Mapping[str, Any], tensors: Mapping[str, Tensor], name: 
     nn.Module.__init__(module)
     for key, value in plain["values"].items():
         if isinstance(value, Mapping):
-            (form, items), = value.items()
+            ((form, items),) = value.items()
             value = tuple(items) if form == "tuple" else list(items)
         setattr(module, key, value)
     for key, tensor in tensors.items():

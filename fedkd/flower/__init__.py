@@ -12,4 +12,4 @@ _HOMES = {"fedkd.flower.apps": ("client_app", "server_app"), "fedkd.flower.backe
 
 __getattr__, __dir__ = lazy_names(__name__, _HOMES)
 
-__all__ = ["Flower", "client_app", "server_app"]  # noqa: F822 (they are imported on first use)
+__all__ = ["Flower", "client_app", "server_app"]

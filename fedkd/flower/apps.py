@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
@@ -17,11 +18,14 @@ from fedkd.data.remote import PoolAndTest
 from fedkd.flower.backend import Flower
 from fedkd.flower.node import Node, Place
 from fedkd.flower.records import pack, pack_outcomes, unpack, unpack_work
-from fedkd.flower.run_files import load_run
+from fedkd.flower.run_files import Run, load_run
 from fedkd.server.backends.base import said_by
 
 FAILED = 1
 """The code of a failure in Flower's messages; the reason says what it is."""
+
+NODES_KEPT = 4
+"""So many nodes are kept in a process: one, but where several clients with images of their own are on one machine."""
 
 server_app = ServerApp()
 client_app = ClientApp()
@@ -37,12 +41,21 @@ def serve(grid: Grid, context: Context) -> None:
     """
     from fedkd.cli.display import print_summary
 
-    config = context.run_config
+    run = server_run(grid, context.run_config)
+    print_summary(run.federation.fit(run.module, run.data, ckpt_path=run.ckpt_path))
+
+
+def server_run(grid: Grid, config: Mapping[str, Any]) -> Run:
+    """Return the run that an app's configuration names, as its server has it.
+
+    Args:
+        grid: Flower's connection to the SuperNodes.
+        config: The app's configuration.
+    """
     run = load_run(config)
     timeouts = {name: float(config[key]) for name, key in TIMEOUTS.items() if key in config}
     run.federation.backend = Flower(grid, **timeouts)
-    data = PoolAndTest(run.data) if config.get("own-data", False) else run.data
-    print_summary(run.federation.fit(run.module, data, ckpt_path=run.ckpt_path))
+    return replace(run, data=PoolAndTest(run.data)) if config.get("own-data", False) else run
 
 
 TIMEOUTS = {"start_timeout": "start-timeout", "client_timeout": "client-timeout"}
@@ -90,7 +103,7 @@ def node(hello: str, context: Context, place: Place) -> Node:
     return _node(hello, json.dumps(dict(context.run_config), sort_keys=True), own)
 
 
-@lru_cache(1)
+@lru_cache(NODES_KEPT)
 def _node(hello: str, config: str, place: Place) -> Node:
     told: Mapping[str, Any] = json.loads(hello)
     run = load_run(json.loads(config))

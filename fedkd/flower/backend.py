@@ -134,8 +134,7 @@ class Flower(Backend):
         present = set(self.grid.get_node_ids())
         self.nodes = {number: node for number, node in self.nodes.items() if number in present}
         asked = [
-            Message(pack(self.hello, []), number, HELLO)
-            for number in sorted(present - set(self.nodes) - self._refused)
+            Message(pack(self.hello, []), number, HELLO) for number in sorted(present - set(self.nodes) - self._refused)
         ]
         if not asked:
             return
@@ -290,7 +289,7 @@ def outcomes_of(reply: Message, tasks: Sequence[ClientTask]) -> Iterator[Outcome
     """Yield what an answer says of each task: the update, or why there is none."""
     try:
         if reply.has_error():
-            raise FedKDError(" ".join(reply.error.reason.split()))
+            raise FedKDError(" ".join(str(reply.error.reason).split()))
         found = unpack_outcomes(reply.content, tasks)
     except (FedKDError, KeyError, TypeError) as error:
         found = {task.client: f"its SuperNode's answer: {error}" for task in tasks}

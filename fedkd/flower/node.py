@@ -23,7 +23,8 @@ from fedkd.runs.identity import run_identity
 from fedkd.server.backends.in_process import InProcess, InProcessWorkers
 from fedkd.server.setup import Plan, build_plan
 from fedkd.teachers.outputs.cache import TeacherCache
-from fedkd.teachers.outputs.prepare import file_of, logits_from
+from fedkd.teachers.outputs.prepare import logits_from
+
 
 @dataclass(frozen=True)
 class Place:

@@ -46,7 +46,7 @@ def unpack(record: RecordDict) -> tuple[str, list[Tensor]]:
         FedKDError: If the record is none of `pack`.
     """
     try:
-        header, arrays = record["message"]["json"], record["tensors"]
+        header, arrays = record["message"]["json"], record.array_records["tensors"]
         found = [arrays[str(number)] for number in range(len(arrays))]
     except (KeyError, TypeError, AttributeError) as error:
         raise FedKDError(f"This record is no message of fedkd: {type(error).__name__} {error}.") from error

@@ -1,4 +1,4 @@
-"""What a client on another machine must know to make its own site: what the server's teacher and losses have learned."""
+"""What a client on another machine must know to make its site: what the server's teacher and losses have learned."""
 
 from __future__ import annotations
 
@@ -73,14 +73,13 @@ def facts_from_plain(plain: Mapping[str, Any] | None, tensors: Mapping[str, Tens
     """Return what `facts_to_plain` was given."""
     if plain is None:
         return None
-    moments, head = plain["moments"], plain["head"]
-    return TeacherFacts(
-        plain["temperature"],
-        None
-        if moments is None
-        else FeatureMoments(**{key: tensors[f"{name}{key}"] if value is None else value for key, value in moments}),
-        None if head is None else put_together(head, tensors, f"{name}head."),
-    )
+    moments, head = None, None
+    if plain["moments"] is not None:
+        values: dict[str, Any] = {key: tensors[f"{name}{key}"] if v is None else v for key, v in plain["moments"]}
+        moments = FeatureMoments(**values)
+    if plain["head"] is not None:
+        head = put_together(plain["head"], tensors, f"{name}head.")
+    return TeacherFacts(plain["temperature"], moments, head)
 
 
 def key_of(stage: Mapping[str, Any]) -> str:

@@ -150,7 +150,9 @@ class Federation(Shown):
                         self._give(module, state)
                     with loggers.finalized():
                         loggers.start(record, history)
-                        loggers.log_figure("partition", lambda: plan.datamodule.partition_report().figure(), state.round)
+                        loggers.log_figure(
+                            "partition", lambda: plan.datamodule.partition_report().figure(), state.round
+                        )
                         event = start_event = self._event(run, prepared, state, history)
                         for callback in self.callbacks:
                             callback.on_run_start(event)

@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from flower.local_grid import Fault, LocalGrid
 
-from fedkd.flower import Flower
-from fedkd.flower.run_files import Run, load_run
+from fedkd.flower.apps import server_run
+from fedkd.flower.run_files import Run
+from flower.local_grid import Fault, LocalGrid
 
 BASE = {
     "seed_everything": 1,
@@ -40,11 +40,15 @@ def nodes(count: int, total: int | None = None, **config: Any) -> dict[int, dict
 
 
 def on_grid(
-    config: dict[str, Any], there: dict[int, dict[str, Any]], fault: Fault | None = None, **options: Any
+    config: dict[str, Any],
+    there: dict[int, dict[str, Any]],
+    fault: Fault | None = None,
+    options: dict[str, Any] = {},  # noqa: B006
 ) -> tuple[Run, LocalGrid]:
-    """Return the run with a grid of nodes as its backend, and the grid."""
-    run, grid = load_run(config), LocalGrid(there, config, fault)
-    run.federation.backend = Flower(grid, **{"start_timeout": 5, "poll_seconds": 0.01, **options})
+    """Return the run with a grid of nodes as its backend, and the grid; ``options`` are the app's configuration."""
+    grid = LocalGrid(there, config, fault)
+    run = server_run(grid, {"start-timeout": 5, **config, **options})
+    run.federation.backend.poll_seconds = 0.01
     return run, grid
 
 

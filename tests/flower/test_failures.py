@@ -10,7 +10,6 @@ import pytest
 
 pytest.importorskip("flwr")
 
-from flower.app import app, fit, nodes, on_grid
 from flwr.app import Error, Message
 
 import fedkd
@@ -18,6 +17,7 @@ from fedkd.core.errors import FedKDError
 from fedkd.flower import apps
 from fedkd.flower.backend import HELLO, WORK
 from fedkd.flower.records import pack, unpack
+from flower.app import app, fit, nodes, on_grid
 
 PLAIN = "--model.teacher null --federation.strategy FedAvg --data.public_fraction 0"
 
@@ -30,14 +30,14 @@ def training(message: Message) -> bool:
 
 
 def test_a_node_that_comes_late_is_waited_for(tmp_path: Path):
-    run, grid = on_grid(app(tmp_path, PLAIN), nodes(1, of := 2), start_timeout=30)
+    run, grid = on_grid(app(tmp_path, PLAIN), nodes(1, of := 2), None, {"start-timeout": 30})
     timer = threading.Timer(0.5, lambda: grid.nodes.update(nodes(of)))
     timer.start()
     assert len(fit(run, tmp_path / "run")["per_class_accuracy"]) == 10
 
 
 def test_a_node_that_does_not_come_is_named(tmp_path: Path):
-    run, _ = on_grid(app(tmp_path, PLAIN), nodes(1, 2), start_timeout=0.3)
+    run, _ = on_grid(app(tmp_path, PLAIN), nodes(1, 2), None, {"start-timeout": 0.3})
     with pytest.raises(FedKDError, match=r"1 SuperNode\(s\) are there, and none of them has client\(s\) 1, 3 of 4"):
         fit(run, tmp_path / "run")
     assert not (tmp_path / "run" / "checkpoints").exists()
@@ -54,7 +54,7 @@ def test_a_node_that_leaves(tmp_path: Path, comes_back: bool):
         return answer
 
     arguments = f"{PLAIN} --federation.rounds 3 --federation.min_clients 2"
-    run, grid = on_grid(app(tmp_path, arguments), nodes(4), leaves, client_timeout=10 if comes_back else 2)
+    run, grid = on_grid(app(tmp_path, arguments), nodes(4), leaves, {"client-timeout": 10 if comes_back else 2})
     if comes_back:
         fit(run, tmp_path / "run")
         assert not (tmp_path / "run" / "failures.csv").exists()
@@ -150,7 +150,7 @@ def test_a_node_that_comes_later_and_runs_something_else_is_left_out(tmp_path: P
         return answer
 
     arguments = f"{PLAIN} --federation.rounds 2 --federation.min_clients 1"
-    run, grid = on_grid(app(tmp_path, arguments), nodes(2), other, client_timeout=2)
+    run, grid = on_grid(app(tmp_path, arguments), nodes(2), other, {"client-timeout": 2})
     with pytest.warns(UserWarning, match="SuperNode 300 cannot take part: no teacher It is left out"):
         fit(run, tmp_path / "run")
 

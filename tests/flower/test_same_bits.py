@@ -9,10 +9,10 @@ from safetensors.torch import load_file
 
 pytest.importorskip("flwr")
 
-from flower.app import app, fit, nodes, on_grid
 from helpers import same
 
 from fedkd.flower.run_files import load_run
+from flower.app import app, fit, nodes, on_grid
 
 IN_THE_SUITE = {
     "the head of a teacher, and the server distills": "",
