@@ -8,8 +8,12 @@ from __future__ import annotations
 
 from fedkd.core.lazy import lazy_names
 
-_HOMES = {"fedkd.flower.apps": ("client_app", "server_app"), "fedkd.flower.backend": ("Flower",)}
+_HOMES = {
+    "fedkd.flower.apps": ("client_app", "server_app", "server_run"),
+    "fedkd.flower.backend": ("Flower",),
+    "fedkd.flower.local_grid": ("LocalGrid",),
+}
 
 __getattr__, __dir__ = lazy_names(__name__, _HOMES)
 
-__all__ = ["Flower", "client_app", "server_app"]
+__all__ = ["Flower", "LocalGrid", "client_app", "server_app", "server_run"]

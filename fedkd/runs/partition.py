@@ -10,7 +10,7 @@ from fedkd.data import FederatedDataModule
 
 
 def partition_record(datamodule: FederatedDataModule) -> dict[str, Any]:
-    """Return what ``partition.json`` holds: the report, and where it is known every client's indices in the training images."""
+    """Return what ``partition.json`` holds: the report, and where they are known every client's image indices."""
     indices = {"indices": datamodule.shards, "val_indices": datamodule.val_shards} if datamodule.has_rows else {}
     lists = {name: [np.asarray(shard).tolist() for shard in shards] for name, shards in indices.items()}
     shared = {"shared_images": 0 if datamodule.shared_images is None else len(datamodule.shared_images)}

@@ -9,7 +9,7 @@ import yaml
 
 from fedkd.flower.apps import server_run
 from fedkd.flower.run_files import Run
-from flower.local_grid import Fault, LocalGrid
+from fedkd.flower.local_grid import Fault, LocalGrid
 
 BASE = {
     "seed_everything": 1,
