@@ -75,10 +75,8 @@ def measure(student: str, rounds: int, folder: Path) -> None:
             if form == "Flower":
                 counted, flower_bytes = summary["bytes_up"] + summary["bytes_down"], grid.sent
     for form, seconds in found.items():
-        print(
         median, least, most = statistics.median(seconds), min(seconds), max(seconds)
         print(f"{student:9} {form:10} {median:7.3f} s a round ({least:.3f} to {most:.3f})")
-        )
     ratio = flower_bytes / counted
     print(f"{student:9} fedkd counts {counted / rounds / 1e6:.2f} MB a round, Flower sends {ratio:.3f} times as much")
 

@@ -8,8 +8,8 @@ from typing import Any
 import yaml
 
 from fedkd.flower.apps import server_run
-from fedkd.flower.run_files import Run
 from fedkd.flower.local_grid import Fault, LocalGrid
+from fedkd.flower.run_files import Run
 
 BASE = {
     "seed_everything": 1,
