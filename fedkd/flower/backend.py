@@ -92,6 +92,12 @@ class Flower(Backend):
     def data_of(self, plan: Any, federation: Any) -> RemoteData:
         """Wait for the clients, compare what both sides run, and return the data as the server sees them."""
         data = plan.datamodule
+        if not data.has_rows and (data.shared is not None or plan.strategy.students()):
+            what = "data.shared" if data.shared is not None else type(plan.strategy).__name__
+            raise FedKDError(
+                f"{what} needs the public images on every client: it does not go with own-data, where a SuperNode has "
+                "its own images alone."
+            )
         lines = run_identity(plan.modules[0], data, plan.trainer)
         if not data.has_rows:
             lines = {key: value for key, value in lines.items() if key not in DATA_LINES}

@@ -111,6 +111,7 @@ class Node:
         self.workers = InProcessWorkers(self._site, threads)
         self._stage: Mapping[str, Any] = {}
         self._key = ""
+        self._modules: tuple[Any, ...] = ()
 
     def introduce(self, place: Place, lines: Mapping[str, Any]) -> dict[str, Any]:
         """Return the answer to a server's hello.
@@ -152,14 +153,26 @@ class Node:
             raise FedKDError(f"client {absent[0]} is not on this machine, which has {here}")
         check_stage(stage)
         key = key_of(stage)
-        if key != self._key:  # sites of an earlier stage are not asked for again
-            self._stage, self._key = stage, key
-            self.workers.sites.cache_clear()
+        if key != self._key:
+            self._enter(stage)
+            self._key = key
         outcomes = list(self.workers.map(work_of(work), tasks))
         return {
             task.client: outcome if isinstance(outcome, ClientUpdate) else outcome.reason
             for task, outcome in zip(tasks, outcomes, strict=True)
         }
+
+    def _enter(self, stage: Mapping[str, Any]) -> None:
+        """Begin a stage of the run: the teacher and the losses here get what those of the server have learned."""
+        self.workers.sites.cache_clear()  # the sites of an earlier stage are not asked for again
+        if self.plan.modules[0].teacher is not None and stage["stage"] != "adapt":
+            self._teach(stage)
+        for number, (module, facts) in enumerate(zip(self.plan.modules, stage["facts"], strict=False)):
+            found = facts_from_plain(facts, stage["tensors"], f"facts.{number}.")
+            if found is not None:
+                module.fit_to_teacher(found)
+        self._modules = tuple(module.for_clients() for module in self.plan.modules)
+        self._stage = stage
 
     def _site(self, client: int) -> ClientSite:
         """Return a client's site in the stage of the run."""
@@ -173,16 +186,10 @@ class Node:
         if kind == "adapt":
             return replace(site, teacher=stage["recipe"])
         if teacher is not None:
-            self._teach(stage)
             site = replace(site, rows=self._with_outputs(rows, shard, kind))
         if kind == "head":
             return site
-        if kind == "rounds":
-            for number, module in enumerate(plan.modules):
-                facts = facts_from_plain(stage["facts"][number], stage["tensors"], f"facts.{number}.")
-                if facts is not None:
-                    module.fit_to_teacher(facts)
-        module = plan.modules[client % len(plan.modules)].for_clients()
+        module = self._modules[client % len(self._modules)]
         return replace(site, module=module, pools=LazyPools(self), trainer=plan.trainer)
 
     def _teach(self, stage: Mapping[str, Any]) -> None:
@@ -236,7 +243,7 @@ class Node:
         found = {}
         for name, pool in data.pools().items():
             rows = self._with_outputs(pool.rows, pool.rows.index.numpy(), "rounds")
-            found[name] = replace(pool, rows=rows, views=views if views is not None else None)
+            found[name] = replace(pool, rows=rows, views=views)
         return found
 
 

@@ -16,7 +16,7 @@ from fedkd.core.errors import FedKDError
 from fedkd.data import Digits
 from flower.app import app, fit, on_grid
 
-CLIENTS = 3
+CLIENTS = 2
 
 
 @pytest.fixture(scope="module")
@@ -98,6 +98,19 @@ def test_a_run_of_other_images_is_not_gone_on_with(folders: Path, tmp_path: Path
     run, _ = own(folders, tmp_path, "--federation.rounds 1 --model.teacher null --federation.strategy FedAvg")
     fit(run, tmp_path / "run")
     text = "--federation.rounds 2 --model.teacher null --federation.strategy FedAvg"
-    again, _ = own(folders, tmp_path, text, c1=str(folders / "client2"))
+    again, _ = own(folders, tmp_path, text, c1=str(folders / "client0"))
     with pytest.raises(FedKDError, match="data set"):
         fit(again, tmp_path / "run", ckpt_path="last")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        ("--data.shared PublicImages", "data.shared"),
+        ("--federation.strategy FedMD --federation.strategy.students '[cnn]'", "FedMD"),
+    ],
+)
+def test_what_needs_the_pool_on_clients_is_refused(folders: Path, tmp_path: Path, arguments: str, named: str):
+    run, _ = own(folders, tmp_path, arguments)
+    with pytest.raises(FedKDError, match=f"{named} needs the public images on every client"):
+        fit(run, tmp_path / "run")
