@@ -196,6 +196,7 @@ def plan_run(federation: Any, module: DistillationModule, datamodule: FederatedD
     for each in modules:
         with seeded(federation.seed, "student"):
             each.use_default_loss(strategy.default_loss())
+            each.check_mixes(datamodule)
             each.student = strategy.wrap(each.student, datamodule.num_classes, datamodule.image_shape)
     modules[0].check_optimizer()
     for each in modules:

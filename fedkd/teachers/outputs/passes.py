@@ -5,13 +5,14 @@ from __future__ import annotations
 import hashlib
 from collections import deque
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from fedkd.core.config import describe
 from fedkd.core.errors import FedKDError, in_one_line, is_out_of_memory
 from fedkd.teachers.outputs.fingerprint import fingerprint, own_code
 from fedkd.teachers.teacher import Teacher
@@ -48,7 +49,7 @@ class Pass:
         """Return a hash of everything that the outputs depend on."""
         teacher, views = self.teacher, self.views
         what = f"logits {fingerprint(teacher)}" if self.gives_logits else f"features {teacher.fingerprint()}"
-        seen = "the clean image" if views is None else f"{views!r} {own_code(type(views.augmentation))}"
+        seen = "the clean image" if views is None else _shown(views)
         text = f"{_FORMAT}, views: {seen}; {what}; {self.data.fingerprint}"
         return hashlib.sha256(text.encode()).hexdigest()[:32]
 
@@ -111,9 +112,22 @@ class Pass:
         """Images from number ``first`` on, (b, C, H, W) -> all their views, (b V, C, H, W)."""
         if self.views is None:
             return images
-        index = torch.arange(first, first + len(images), device=images.device).repeat_interleave(self.num_views)
-        view = torch.arange(self.num_views, device=images.device).repeat(len(images))
-        return self.views.apply(images.repeat_interleave(self.num_views, dim=0), self.views.draw(index, view))
+        index = torch.arange(first, first + len(images)).repeat_interleave(self.num_views)
+        view = torch.arange(self.num_views).repeat(len(images))
+        draw = self.views.draw(index.to(images.device), view.to(images.device))
+        shown = self.views.apply(images.repeat_interleave(self.num_views, dim=0), draw)
+        if not self.views.transforms:
+            return shown
+        return self.views.transform(shown, self.views.transform_seeds(index, view)).contiguous()
+
+
+def _shown(views: Views) -> str:
+    """Write down what views depend on: their settings, and code and versions behind them."""
+    augmentation = views.augmentation.of_images
+    parts = [repr(replace(views, augmentation=augmentation)), own_code(type(augmentation))]
+    for each in augmentation.transforms:
+        parts.append(fingerprint(each) if isinstance(each, nn.Module) else repr(describe(each)))
+    return " ".join(parts)
 
 
 @dataclass(frozen=True, eq=False)
