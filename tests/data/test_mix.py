@@ -105,6 +105,6 @@ def test_wrong_values_are_named():
     with pytest.raises(FedKDError, match=r"mix is the class MixUp: give an instance of it, MixUp"):
         Augmentation(mix=MixUp)
     with pytest.raises(
-        FedKDError, match="augmentation.mix mixes the images of a batch, so set batch_size to 2 or more"
+        FedKDError, match=r"augmentation\.mix mixes the images of a batch, so set batch_size to 2 or more"
     ):
         FederatedDataModule(augmentation=Augmentation(mix=MixUp()), batch_size=1)

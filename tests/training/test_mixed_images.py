@@ -1,4 +1,4 @@
-"""Training on mixed images: own and shared ones, with the teacher's outputs in the batch or from a teacher that runs."""
+"""Training on mixed images, own and shared ones, with the teacher's outputs cached or from a teacher that runs."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import pytest
 import torch
 from helpers import BrightRowTeacher, datamodule, images, module, one_client_with_everything, train_client
 from torch import nn
+from torchvision.transforms import v2
 
 import fedkd
 from fedkd.core.errors import FedKDError
@@ -87,7 +88,7 @@ def test_a_term_that_reads_targets_gets_those_of_both_images(kind, monkeypatch):
 
 
 def test_the_server_distills_mixed_images():
-    data, batch = one_batch(MixUp())
+    _, batch = one_batch(MixUp())
     student = nn.Sequential(nn.Flatten(), nn.Linear(64, 3))
     distiller, weight = Distiller(student, 0.1, 2.0, 1.0), batch.mix_weight
     first, second = (distiller.training_step(single(batch, side), 0) for side in (True, False))
@@ -141,6 +142,6 @@ def test_several_clients_at_once_learn_what_they_learn_one_by_one(tmp_path):
 def test_lightnings_own_loops_learn_the_same():
     found = []
     for trainer in ({}, {"limit_train_batches": 1.0}):
-        data = datamodule(augmentation=Augmentation(1, True, mix=MixUp()))
+        data = datamodule(augmentation=Augmentation(1, True, [v2.ColorJitter(0.9)], MixUp()))
         found.append(train_client(module(), data, trainer=trainer)[1].delta)
     assert all(torch.equal(value, found[1][name]) for name, value in found[0].items())
