@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from torchvision.transforms import v2
 
 from fedkd.core.errors import FedKDError
 from fedkd.data import Augmentation, BatchLoader, CutMix, FederatedDataModule, ImageSet, MixUp, Rows, Views
@@ -104,6 +105,8 @@ def test_wrong_values_are_named():
         CutMix(probability=2)
     with pytest.raises(FedKDError, match=r"mix is the class MixUp: give an instance of it, MixUp"):
         Augmentation(mix=MixUp)
+    with pytest.raises(FedKDError, match=r"mix must be fedkd.data.MixUp or fedkd.data.CutMix, got MixUp"):
+        Augmentation(mix=v2.MixUp(num_classes=7))
     with pytest.raises(
         FedKDError, match=r"augmentation\.mix mixes the images of a batch, so set batch_size to 2 or more"
     ):

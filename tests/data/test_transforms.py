@@ -161,7 +161,7 @@ def test_what_is_no_transform_of_an_image_is_refused_at_once():
     with pytest.raises(FedKDError, match=r"transforms has the class RandAugment: give an instance of it, RandAugment"):
         Augmentation(transforms=[v2.RandAugment])
     with pytest.raises(FedKDError, match=r"must be transforms of images, such as RandAugment\(\), got 3"):
-        Augmentation(transforms=[3])
+        Augmentation(transforms=3)
     with pytest.raises(FedKDError, match=r"CutMix mixes a batch, not an image: set mix, to fedkd.data.CutMix\("):
         Augmentation(transforms=[v2.CutMix(num_classes=3)])
 

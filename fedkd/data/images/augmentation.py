@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -18,7 +18,7 @@ from torch import Tensor
 from torchvision.transforms.v2 import Transform
 
 from fedkd.core.config import ADDED, one_line
-from fedkd.core.errors import check_range, refuse_classes
+from fedkd.core.errors import FedKDError, check_range, refuse_classes
 from fedkd.data.images.mix import Mix
 from fedkd.data.images.transforms import check_transforms, check_types, transform_each
 
@@ -51,8 +51,9 @@ class Augmentation:
     Args:
         crop_padding: Pixels of zeros added on each side before the crop; 0 means no crop.
         flip: Whether to flip with probability 1/2.
-        transforms: Transforms of ``torchvision.transforms.v2``, or other callables that pickle, applied to each image
-            (C, H, W) by itself, at first uint8: see `fedkd.data.images.transforms.transform_each`.
+        transforms: Transforms of ``torchvision.transforms.v2``, or other callables that pickle, in a list. They are
+            applied to each image (C, H, W) by itself, at first uint8: see
+            `fedkd.data.images.transforms.transform_each`.
         mix: `fedkd.data.MixUp` or `fedkd.data.CutMix` of the images of a batch, with their labels and teacher outputs.
 
     Raises:
@@ -67,8 +68,10 @@ class Augmentation:
     def __post_init__(self) -> None:
         check_range("crop_padding", self.crop_padding, low=0, high=MAX_PADDING, whole=True)
         refuse_classes(mix=self.mix)
-        given = self.transforms
-        object.__setattr__(self, "transforms", (given,) if callable(given) else tuple(given))
+        if self.mix is not None and not isinstance(self.mix, Mix):
+            raise FedKDError(f"mix must be fedkd.data.MixUp or fedkd.data.CutMix, got {self.mix!r}.")
+        given: Any = self.transforms
+        object.__setattr__(self, "transforms", tuple(given) if isinstance(given, list | tuple) else (given,))
         check_types(self.transforms)
 
     def __repr__(self) -> str:

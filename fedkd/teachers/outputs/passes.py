@@ -112,13 +112,17 @@ class Pass:
         """Images from number ``first`` on, (b, C, H, W) -> all their views, (b V, C, H, W)."""
         if self.views is None:
             return images
-        index = torch.arange(first, first + len(images)).repeat_interleave(self.num_views)
-        view = torch.arange(self.num_views).repeat(len(images))
-        draw = self.views.draw(index.to(images.device), view.to(images.device))
-        shown = self.views.apply(images.repeat_interleave(self.num_views, dim=0), draw)
+        index, view = self._numbers(first, len(images), images.device)
+        shown = self.views.apply(images.repeat_interleave(self.num_views, dim=0), self.views.draw(index, view))
         if not self.views.transforms:
             return shown
-        return self.views.transform(shown, self.views.transform_seeds(index, view)).contiguous()
+        seeds = self.views.transform_seeds(*self._numbers(first, len(images), torch.device("cpu")))
+        return self.views.transform(shown, seeds).contiguous()
+
+    def _numbers(self, first: int, count: int, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Return the numbers of the image and of the view, (count V,) each, of all views of some images."""
+        index = torch.arange(first, first + count, device=device).repeat_interleave(self.num_views)
+        return index, torch.arange(self.num_views, device=device).repeat(count)
 
 
 def _shown(views: Views) -> str:
