@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -48,14 +49,14 @@ def datamodule(
     )
 
 
-def one_client_with_everything(count: int, batch_size: int) -> FederatedDataModule:
-    """Return the data of one client: views of augmented images, and public images that it shares."""
+def one_client_with_everything(count: int, batch_size: int, mix: Any = None) -> FederatedDataModule:
+    """Return the data of one client: views of augmented images, perhaps mixed, and public images that it shares."""
     data = FederatedDataModule.from_datasets(
         images(count),
         images(30, seed=1),
         num_clients=1,
         batch_size=batch_size,
-        augmentation=Augmentation(1, True),
+        augmentation=Augmentation(1, True, mix=mix),
         views=2,
         public_fraction=0.4,
         shared=PublicImages(),

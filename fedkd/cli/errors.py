@@ -83,6 +83,10 @@ def explain_value(parser: ArgumentParser, key: str, message: str) -> str:
         return f"{key}: {found[1] or value} is no {found[2]}. Choose one of: {', '.join(sorted(names))}."
     if found := re.search(r"Expected '(\S+)' to be a subclass of <class '(\w+)'>", message):
         return f"{key}: {found[1]} is no {found[2]}. Choose one of: {', '.join(sorted(names))}."
+    if value and "Expected a <class 'collections.abc.Sequence'>" in message:
+        return f"{key}: {value!r} is no list. Write it in brackets: [{value}]."
+    if re.search(r"Expected an instantiatable class, but \S+ is abstract", message):
+        return f"{key} has no class yet. Set its class, then its options. Choose one of: {', '.join(sorted(names))}."
     if "is not accepted" in message:
         return f"{key}: {explain_option(parser, message)}"
     if found := re.search(r"Unable to load config '(.*)'", message):

@@ -39,7 +39,9 @@ def locate(error: ValueError, config: Namespace) -> FedKDError:
     chain: list[BaseException] = [error]
     while not isinstance(chain[-1], FedKDError) and chain[-1].__cause__ is not None:
         chain.append(chain[-1].__cause__)
-    text = " ".join(str(chain[-1] if isinstance(chain[-1], FedKDError) else error).split())
+    # around the error of a constructor jsonargparse lists all that a value could have been
+    inner = isinstance(chain[-1], FedKDError) or "Does not validate against any" in str(error)
+    text = " ".join(str(chain[-1] if inner else error).split())
     frames = [frame for each in chain for frame, _ in traceback.walk_tb(each.__traceback__)]
     if PLACED.match(text) or not any(frame.f_code.co_name in CHECKS for frame in frames):
         return FedKDError(text)

@@ -42,6 +42,10 @@ _SCHEDULE_STATE = frozenset(
 """Attributes of a learning rate scheduler that say how far it is, or that its optimizer says."""
 
 
+ADDED = {"added": True}
+"""Metadata of a dataclass's field that came later. At its default it is not written down, so an older run goes on."""
+
+
 class Configured:
     """A mixin that remembers its constructor's arguments: the base of all that a configuration can name.
 
@@ -74,12 +78,17 @@ def _recording(constructor: Any) -> Any:
 
 
 def init_args(value: Any) -> dict[str, Any]:
-    """Return the constructor's arguments of a `Configured` object or a dataclass, defaults filled in.
+    """Return the constructor's arguments of a `Configured` object or a dataclass, defaults but those `ADDED` filled in.
 
     Where the object has a public attribute of an argument's name, its present value counts.
     """
     if is_dataclass(value):
-        return {field.name: getattr(value, field.name) for field in fields(value) if field.init}
+        given = {field: getattr(value, field.name) for field in fields(value) if field.init}
+        return {
+            field.name: item
+            for field, item in given.items()
+            if not (field.metadata.get("added") and type(item) is type(field.default) and item == field.default)
+        }
     found: dict[str, Any] = {}
     given = vars(value).get(_RECORD, {})
     for name, parameter in inspect.signature(type(value)).parameters.items():

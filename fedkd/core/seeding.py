@@ -37,16 +37,28 @@ def seeded(*keys: int | str) -> Iterator[None]:
     Args:
         keys: See `derive_seed`.
     """
-    seed = derive_seed(*keys) % 2**32
+    with states_kept():
+        seed_all(derive_seed(*keys))
+        yield
+
+
+def seed_all(seed: int) -> None:
+    """Seed Python, numpy and torch, on every device, by the last 32 bits of ``seed``."""
+    seed %= 2**32
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.default_generator.manual_seed(seed)
+    if _has_gpu():
+        torch.cuda.manual_seed_all(seed)
+
+
+@contextmanager
+def states_kept() -> Iterator[None]:
+    """Restore the states of Python's, numpy's and torch's random numbers after the block."""
     # Lightning's isolate_rng and seed_everything do the same, and write a stack trace for a CUDA that is not there.
     on_gpu = _has_gpu()
     states = random.getstate(), np.random.get_state(), torch.get_rng_state()
     gpu_states = torch.cuda.get_rng_state_all() if on_gpu else []
-    random.seed(seed)
-    np.random.seed(seed)
-    torch.default_generator.manual_seed(seed)
-    if on_gpu:
-        torch.cuda.manual_seed_all(seed)
     try:
         yield
     finally:

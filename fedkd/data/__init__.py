@@ -8,6 +8,7 @@ from fedkd.data.images.folder import ImageFolder
 from fedkd.data.images.hf_dataset import HFDataset
 from fedkd.data.images.image_csv import ImageCSV
 from fedkd.data.images.image_set import ImageSet
+from fedkd.data.images.mix import CutMix, MixUp
 from fedkd.data.images.shared_folder import FolderImages
 from fedkd.data.images.views import Views
 from fedkd.data.loader import Batch, BatchLoader
@@ -25,6 +26,7 @@ __all__ = [
     "BatchLoader",
     "Batching",
     "ClientSite",
+    "CutMix",
     "Datasets",
     "DeadLeaves",
     "Digits",
@@ -37,6 +39,7 @@ __all__ = [
     "ImageSet",
     "ImageSource",
     "MappedRows",
+    "MixUp",
     "Pool",
     "PublicImages",
     "Rows",

@@ -20,10 +20,10 @@ from fedkd.data.images.augmentation import Augmentation
 from fedkd.data.images.image_set import ImageSet, with_same_channels
 from fedkd.data.images.views import Views
 from fedkd.data.loader import BatchLoader
-from fedkd.data.mixing import SharedStream
 from fedkd.data.pool import Pool
 from fedkd.data.rows import Rows
 from fedkd.data.shared import SharedImages, Unlabeled
+from fedkd.data.shared_stream import SharedStream
 from fedkd.data.site import Batching, ClientSite, SimulatedSites
 from fedkd.data.sources import Datasets, Digits, ImageSource
 from fedkd.data.splits import hold_out, stratified_split
@@ -57,7 +57,7 @@ class FederatedDataModule(Shown, LightningDataModule):
         augmentation: What is done to training images; None leaves them as they are.
         views: None draws augmentations anew in every epoch. A number V draws V fixed versions of each image, of which
             every epoch shows one, so a teacher's outputs for what the student sees can be cached
-            (``federation.teaching: consistent``).
+            (``federation.teaching: consistent``). A view is what crop, flip and transforms make of the image.
         public_fraction: The share of every class that belongs to no client, in [0, 1). The split belongs to the data
             set and follows no seed, so a model trained on it has seen no client's image in any run.
         val_fraction: The share of its images that each client holds out of training, in [0, 1).
@@ -111,6 +111,8 @@ class FederatedDataModule(Shown, LightningDataModule):
             check_range("eval_batch_size", eval_batch_size, low=1, whole=True)
         if views is not None:
             check_range("views", views, low=1, high=MAX_VIEWS, whole=True)
+        if augmentation is not None and augmentation.mix is not None and batch_size < 2:
+            raise FedKDError("augmentation.mix mixes the images of a batch, so set batch_size to 2 or more, got 1.")
         check_range("public_fraction", public_fraction, low=0, high=1, high_open=True)
         check_range("val_fraction", val_fraction, low=0, high=1, high_open=True)
         self.dataset = dataset
@@ -183,9 +185,11 @@ class FederatedDataModule(Shown, LightningDataModule):
                 f"{train.num_classes} classes of {train.image_shape} and {test.num_classes} of {test.image_shape}."
             )
         check_classes(train, test)
+        if self.augmentation is not None:
+            self.augmentation.check(train.image_shape)
         self.train, self.test = train, test
 
-    def settings(self) -> dict[str, Any]:
+    def arguments(self) -> dict[str, Any]:
         """Return the arguments that it was made with; ``num_clients`` as far as it is known."""
         names = ("batch_size", "eval_batch_size", "augmentation", "views", "public_fraction", "val_fraction", "shared")
         given = {name: getattr(self, name) for name in ("dataset", "partitioner", *names, "seed")}

@@ -11,8 +11,8 @@ from fedkd.core.seeding import derive_seed
 from fedkd.data.batch import Batch, Gathered
 from fedkd.data.images.augmentation import Augmentation
 from fedkd.data.images.views import Views
-from fedkd.data.mixing import SharedStream
 from fedkd.data.rows import Rows
+from fedkd.data.shared_stream import SharedStream
 
 __all__ = ["Batch", "BatchLoader"]
 
@@ -89,9 +89,9 @@ class BatchLoader:
         self.epoch += 1
         if self.shuffle:
             generator = torch.Generator().manual_seed(derive_seed(self.seed, epoch))
-            order = torch.randperm(self.num_examples, generator=generator).to(self.device)
+            order = torch.randperm(self.num_examples, generator=generator)
         else:
-            order = torch.arange(self.num_examples, device=self.device)
+            order = torch.arange(self.num_examples)
         sizes = [min(self.batch_size, self.num_examples - start) for start in range(0, len(order), self.batch_size)]
         own = self._own.batches(order, epoch, self.seed, sizes)
         yield from own if self.shared is None else self.shared.join(own, epoch, sizes)

@@ -74,7 +74,7 @@ class RemoteData(FederatedDataModule):
     def __init__(
         self, local: FederatedDataModule, counts: Sequence[ClientCounts], teacher: nn.Module | None = None
     ) -> None:
-        super().__init__(**{**local.settings(), "num_clients": len(counts)})
+        super().__init__(**{**local.arguments(), "num_clients": len(counts)})
         self.counts, self.teacher = tuple(counts), teacher
         if local.has_rows:  # the data set that all share, of which each client takes its part
             self._report = local.partition_report()
@@ -159,7 +159,7 @@ class PoolAndTest(FederatedDataModule):
     has_rows: ClassVar[bool] = False
 
     def __init__(self, settings: FederatedDataModule) -> None:
-        super().__init__(**settings.settings())
+        super().__init__(**settings.arguments())
 
     def setup(self, stage: str | None = None) -> None:
         """Load the images."""
@@ -191,7 +191,7 @@ class OwnData(FederatedDataModule):
     """
 
     def __init__(self, settings: FederatedDataModule, images: ImageSet, client: int) -> None:
-        super().__init__(**settings.settings())
+        super().__init__(**settings.arguments())
         everything = [NOTHING] * self.num_clients
         everything[client] = np.arange(len(images))
         self.train = self.test = images

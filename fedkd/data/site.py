@@ -17,10 +17,10 @@ from fedkd.data.images.augmentation import Augmentation
 from fedkd.data.images.image_set import ImageSet
 from fedkd.data.images.views import Views
 from fedkd.data.loader import BatchLoader
-from fedkd.data.mixing import SharedStream
 from fedkd.data.pool import Pool
 from fedkd.data.rows import Rows
 from fedkd.data.shared import SharedImages
+from fedkd.data.shared_stream import SharedStream
 
 
 @dataclass(frozen=True)

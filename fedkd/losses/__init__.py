@@ -4,7 +4,7 @@ A module maps ``(student: Outputs, targets, teacher: Outputs | None)`` to its na
 ``"loss"``. All of its settings are constructor arguments.
 """
 
-from fedkd.losses.base import DistillationLoss, FeatureMoments, Outputs, TeacherFacts, WeightedLoss
+from fedkd.losses.base import DistillationLoss, FeatureMoments, Mixed, Outputs, TeacherFacts, WeightedLoss
 from fedkd.losses.centered import CenteredKD, centered_divergence
 from fedkd.losses.dist import DIST, dist_distances
 from fedkd.losses.dkd import DKD, target_divergence
@@ -51,6 +51,7 @@ __all__ = [
     "LabelLoss",
     "LogitCalibration",
     "LogitMSE",
+    "Mixed",
     "NotTrue",
     "Outputs",
     "StandardizedKD",

@@ -26,6 +26,22 @@ class Outputs(NamedTuple):
         """Return the outputs for some of the images."""
         return Outputs(self.logits[part], None if self.features is None else self.features[part])
 
+    def before(self) -> Outputs:
+        """Return for each image the outputs for the one before it, for the first those for the last."""
+        return Outputs(self.logits.roll(1, 0), None if self.features is None else self.features.roll(1, 0))
+
+
+class Mixed(NamedTuple):
+    """What mixed images are to be learned as: each is two images, in shares that sum to 1 (`fedkd.data.MixUp`)."""
+
+    weight: Tensor  # (), the share of the first
+    targets: tuple[Tensor, Tensor]  # (B,) class indices of the first, and of the second
+    teachers: tuple[Outputs | None, Outputs | None]  # the teacher's outputs for them; None without a teacher
+
+    def mean(self, first: dict[str, Tensor], second: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Return the mean of terms by name, weighted by the shares."""
+        return {name: self.weight * first[name] + (1 - self.weight) * second[name] for name in first}
+
 
 class FeatureMoments(NamedTuple):
     """Mean and scale of a teacher's features over all clients' images. A client sends D + 2 sums for them."""
@@ -57,6 +73,8 @@ class DistillationLoss(Configured, nn.Module):
 
     needs_head: ClassVar[bool] = False
     """Whether the student classifies through the teacher's frozen head: see `frozen_head`."""
+    can_mix: ClassVar[bool] = True
+    """Whether the loss has a meaning for mixed images: see `forward_mixed`."""
 
     @property
     def needs_temperature(self) -> bool:
@@ -105,6 +123,28 @@ class DistillationLoss(Configured, nn.Module):
         raise FedKDError(
             f"{type(self).__name__} cannot learn from shared images: it has no method distill(student, teacher)."
         )
+
+    def forward_mixed(self, student: Outputs, mixed: Mixed, **labels: LabelTerm) -> dict[str, Tensor]:
+        r"""Compute the loss of mixed images: :math:`\lambda L(s, y, t) + (1 - \lambda) L(s, y', t')`.
+
+        For the cross-entropy this is the loss against soft targets, for it is linear in the targets. For a divergence
+        from the teacher it has the gradient of mixed probabilities, and for a squared difference that of mixed logits
+        or features: each differs from these by a number that does not depend on the student.
+
+        Args:
+            student: Its outputs for the mixed images.
+            mixed: What they are to be learned as.
+            labels: The argument ``labels`` of `forward`, if it is to be passed.
+
+        Returns:
+            As `forward`.
+        """
+        pairs = zip(mixed.targets, mixed.teachers, strict=True)
+        return mixed.mean(*(self(student, targets, teacher, **labels) for targets, teacher in pairs))
+
+    def distill_mixed(self, student: Outputs, mixed: Mixed) -> dict[str, Tensor]:
+        """Compute the loss of mixed images against the teacher alone, as `distill`; there is a teacher."""
+        return mixed.mean(*(self.distill(student, teacher) for teacher in mixed.teachers if teacher is not None))
 
     def fit_to_teacher(self, facts: TeacherFacts) -> None:
         """Store what the loss needs from the teacher's outputs on all clients' images; nothing by default.

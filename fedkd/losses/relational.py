@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fedkd.losses.base import Outputs, WeightedLoss, features_of
+from fedkd.losses.base import LabelTerm, Mixed, Outputs, WeightedLoss, features_of
+from fedkd.losses.labels import CrossEntropy
 
 
 def rkd_distance(student: Tensor, teacher: Tensor) -> Tensor:
@@ -77,6 +78,9 @@ class RKD(WeightedLoss):
     the images of a batch, so student and teacher need no common feature space and no projector. These terms do not
     train the student's last layer: the labels do.
 
+    The relations of mixed images are those of the teacher's features mixed alike. (The mean of the relations among the
+    first images and among the second ones would be those of no images.)
+
     Args:
         ce_weight: Weight of the cross-entropy on the labels, >= 0.
         distance_weight: The paper's lambda_D, >= 0. The paper uses 25 for classification.
@@ -93,3 +97,30 @@ class RKD(WeightedLoss):
         ours, theirs = features_of(student, teacher)
         with torch.autocast(ours.device.type, enabled=False):  # differences of similar features need float32
             return {"distance": rkd_distance(ours, theirs), "angle": rkd_angle(ours, theirs)}
+
+    def forward_mixed(self, student: Outputs, mixed: Mixed, **labels: LabelTerm) -> dict[str, Tensor]:
+        """Compare relations with those of mixed features; the labels' term is as for other losses."""
+        label = labels.get("labels", CrossEntropy())
+
+        def of_both(logits: Tensor, targets: Tensor) -> Tensor:
+            first, second = (label(logits, each) for each in mixed.targets)
+            return mixed.weight * first + (1 - mixed.weight) * second
+
+        return self(student, mixed.targets[0], mixed_outputs(mixed), labels=of_both)
+
+    def distill_mixed(self, student: Outputs, mixed: Mixed) -> dict[str, Tensor]:
+        """Compare relations with those of mixed features."""
+        teacher = mixed_outputs(mixed)
+        assert teacher is not None
+        return self.distill(student, teacher)
+
+
+def mixed_outputs(mixed: Mixed) -> Outputs | None:
+    """Return a teacher's outputs mixed as the images are, logits and features linearly; None without a teacher."""
+    first, second = mixed.teachers
+    if first is None or second is None:
+        return None
+    (logits, features), weight = first, mixed.weight
+    if features is not None and second.features is not None:
+        features = weight * features + (1 - weight) * second.features
+    return Outputs(weight * logits + (1 - weight) * second.logits, features)

@@ -57,7 +57,7 @@ class Federation(Shown):
             `fedkd.strategies.default_strategy`.
         backend: Where clients run.
         teaching: What the teacher's outputs are for: "fixed" is the image itself, whatever the student sees of it;
-            "consistent" is the student's own crop and flip, which needs ``data.views``.
+            "consistent" is the student's own crop, flip and transforms, which needs ``data.views``.
         lr_schedule: How the clients' learning rate changes from round to round: "cosine" lets it fall from the
             optimizer's to 0 over the run's rounds. A run that goes on to more rounds follows the longer cosine from
             there on.

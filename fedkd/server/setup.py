@@ -222,6 +222,7 @@ def build_plan(federation: Any, module: DistillationModule, datamodule: Federate
     for each in modules:
         with seeded(federation.seed, "student"):
             each.use_default_loss(strategy.default_loss())
+            each.check_mixes(datamodule)
             each.student = strategy.wrap(each.student, datamodule.num_classes, datamodule.image_shape)
     return Plan(strategy, modules, datamodule, device, trainer, consistent)
 

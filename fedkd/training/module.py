@@ -14,12 +14,14 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from fedkd import students
+from fedkd.core.config import one_line
 from fedkd.core.errors import FedKDError, refuse_classes, unknown_name
 from fedkd.core.metrics import EpochSums, accuracies, confusion_matrix
 from fedkd.core.modes import let_train
 from fedkd.losses import DKD, CrossEntropy, DistillationLoss, LabelLoss, Outputs, TeacherFacts, local_facts
 from fedkd.students import ClosedFormStudent, LogitsStudent, ProjectedStudent, UnbuiltStudent, trained_part
 from fedkd.teachers import Teacher, prepare_teacher
+from fedkd.training.mixed import mean_of_pair, mixed_of
 from fedkd.training.objective import Objective
 from fedkd.training.teacher_link import TeacherLink
 
@@ -252,6 +254,7 @@ class DistillationModule(LightningModule):
         data = getattr(self.trainer, "datamodule", None)
         if data is not None and hasattr(data, "image_shape"):
             self.build(data.classes, data.image_shape)
+        self.check_mixes(data)
         if not self.is_built:
             raise FedKDError("Call module.build(classes, image_shape) first, or pass a FederatedDataModule.")
         if stage != "fit" or self.teacher is None or (self.teacher.head is not None and self.is_fitted_to_teacher):
@@ -365,18 +368,47 @@ class DistillationModule(LightningModule):
         shared: Any = getattr(batch, "shared", None)
         teacher = self.teacher_link.outputs(batch, needs_features)
         of_shared = None if shared is None else self.teacher_link.outputs(shared, needs_features)
-        # One pass through the student for all images, so that a BatchNorm sees the mixture.
+        # One pass through the student for all images, so that a BatchNorm sees both.
         outputs = self.student_outputs(images if of_shared is None else torch.cat([images, shared.images]))
         student = outputs.rows(slice(len(targets)))
-        terms = self.loss(student, targets, teacher, **self._labels(batch))
+        mixed, labels = mixed_of(batch, teacher), self._labels(batch)
+        if mixed is None:
+            terms = self.loss(student, targets, teacher, **labels)
+        else:
+            terms = self.loss.forward_mixed(student, mixed, **labels)
         if of_shared is not None:
-            distilled = self.loss.distill(outputs.rows(slice(len(targets), None)), of_shared)
+            of_rest, mixed = outputs.rows(slice(len(targets), None)), mixed_of(shared, of_shared)
+            if mixed is None:
+                distilled = self.loss.distill(of_rest, of_shared)
+            else:
+                distilled = self.loss.distill_mixed(of_rest, mixed)
             terms["loss"] = terms["loss"] + batch.shared_weight * distilled["loss"]
             terms |= {f"shared_{name}": term.detach() for name, term in distilled.items()}
         for objective in objectives:
-            term = objective.term(self, batch, student)
+            term = self._term_of(objective, batch, student)
             terms |= {"loss": terms["loss"] + objective.weight * term, objective.name: term.detach()}
         return terms
+
+    def _term_of(self, objective: Objective, batch: Any, student: Outputs) -> Tensor:
+        """Return an objective's term. Of mixed images it is the mean over the classes of both, if it reads targets."""
+        if getattr(batch, "mix_weight", None) is None or not objective.needs_targets:
+            return objective.term(self, batch, student)
+        return mean_of_pair(
+            batch, batch.targets, lambda targets: objective.term(self, batch._replace(targets=targets), student)
+        )
+
+    def check_mixes(self, data: Any) -> None:
+        """Raise if a datamodule mixes images and the loss cannot learn from them.
+
+        Raises:
+            FedKDError: If so.
+        """
+        mix = getattr(getattr(data, "augmentation", None), "mix", None)
+        if mix is not None and self.teacher is not None and not self.loss.can_mix:
+            raise FedKDError(
+                f"data.augmentation.mix is {one_line(mix)}, but {type(self.loss).__name__} cannot learn from mixed "
+                "images. Set mix to None, or choose another loss."
+            )
 
     def student_outputs(self, images: Tensor, student: nn.Module | None = None) -> Outputs:
         """Run the student once for all that the loss needs of it.

@@ -29,6 +29,8 @@ class Objective(Callback, ABC):
     """Whether the term of all clients of a round is the same function, so that `fedkd.Stacked` may use one for all."""
     needs_features: ClassVar[bool] = False
     """Whether `term` reads the student's features."""
+    needs_targets: ClassVar[bool] = True
+    """Whether `term` reads the batch's targets. Of mixed images it is then computed for the classes of both."""
 
     def __init__(self, weight: float) -> None:
         self.weight = weight

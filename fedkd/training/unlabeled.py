@@ -18,6 +18,7 @@ from fedkd.data.pool import Pool
 from fedkd.data.rows import Rows
 from fedkd.losses.kd import kd_divergence
 from fedkd.students import features_and_logits, trained_part
+from fedkd.training.mixed import mean_of_pair
 from fedkd.training.trainer import evaluation_arguments, evaluator_for, fit, predict, trainer_for
 
 
@@ -68,7 +69,8 @@ class Distiller(LightningModule):
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         """Return the loss on a `fedkd.data.Batch`; its targets are blank and not used."""
-        divergence = kd_divergence(self.student(batch.images), batch.teacher_logits, self.temperature)
+        logits = self.student(batch.images)
+        divergence = mean_of_pair(batch, batch.teacher_logits, lambda t: kd_divergence(logits, t, self.temperature))
         return self.weight * self.temperature**2 * divergence
 
     def epoch_metrics(self) -> dict[str, Any]:
@@ -190,7 +192,8 @@ class FeatureRegressor(LightningModule):
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         """Return the loss on a `fedkd.data.Batch` whose ``teacher_logits`` are the targets, (B, q)."""
         features, _ = features_and_logits(self.student, batch.images, self.layer)
-        return F.mse_loss(self.projector(features).float(), batch.teacher_logits)
+        found = self.projector(features).float()
+        return mean_of_pair(batch, batch.teacher_logits, lambda targets: F.mse_loss(found, targets))
 
     def epoch_metrics(self) -> dict[str, Any]:
         """Return nothing: the server's losses are not logged."""

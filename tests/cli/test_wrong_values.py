@@ -90,7 +90,39 @@ WRONG: dict[str, list[tuple[str, str]]] = {
         ("--data.augmentation.flip maybe", "data.augmentation.flip: 'maybe' is not of type bool."),
         (
             "--data.augmentation.flp true",
-            "data.augmentation: Unknown option 'flp'. Did you mean 'flip'? Choose one of: crop_padding, flip.",
+            "data.augmentation: Unknown option 'flp'. Did you mean 'flip'? Choose one of: crop_padding, flip, mix, tra",
+        ),
+        (
+            "--data.augmentation.transforms [RandAugmen]",
+            "data.augmentation.transforms: Unknown class 'RandAugmen'. Did you mean 'RandAugment'? Choose one of: Aug",
+        ),
+        (
+            "--data.augmentation.transforms RandAugment",
+            "data.augmentation.transforms: 'RandAugment' is no list. Write it in brackets: [RandAugment].",
+        ),
+        (
+            "--data.augmentation.transforms '[{class_path: RandomErasing, init_args: {p: 3}}]'",
+            "data.augmentation.transforms[0]: `p` should be a floating point value in the interval [0.0, 1.0].",
+        ),
+        (
+            "--data.augmentation.transforms '[{class_path: RandomCrop, init_args: {size: 4}}]'",
+            "data.augmentation.transforms must keep an image's shape (1, 8, 8), but after RandomCrop there is uint8 (1",
+        ),
+        (
+            "--data.augmentation.mix MixUpp",
+            "data.augmentation.mix: Unknown class 'MixUpp'. Did you mean 'MixUp'? Choose one of: CutMix, MixUp.",
+        ),
+        (
+            "--data.augmentation.mix.alpha 1",
+            "data.augmentation.mix has no class yet. Set its class, then its options. Choose one of: CutMix, MixUp.",
+        ),
+        (
+            "--data.augmentation.mix MixUp --data.augmentation.mix.alpha 0",
+            "data.augmentation.mix.alpha must be >= 0.001 and <= 1000000.0, got 0.0.",
+        ),
+        (
+            "--data.augmentation.mix CutMix --data.batch_size 1",
+            "data.augmentation.mix mixes the images of a batch, so set batch_size to 2 or more, got 1.",
         ),
     ],
     "partitioner": [

@@ -20,6 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import fedkd
+from fedkd.data import CutMix, MixUp
 from fedkd.losses import DistillationLoss, FeatureMoments, LabelLoss, TeacherFacts
 from fedkd.training import lean_trainer
 from fedkd.training.lean_trainer import LeanTrainer
@@ -62,9 +63,9 @@ def make(**arguments):
     return module(student(), teacher=BrightRowTeacher(), **arguments)
 
 
-def client(trained, batch_size, folder):
+def client(trained, batch_size, folder, mix=None):
     """Return the site of the only client: augmented images and shared ones, teacher logits and features of views."""
-    data = one_client_with_everything(30, batch_size)
+    data = one_client_with_everything(30, batch_size, mix)
     trained.build(data.classes, data.image_shape)
     logits, features = torch.randn(30, 2, 3), folder / "features.npy"
     np.save(features, np.ones((30, 2, 3), np.float16))
@@ -72,9 +73,9 @@ def client(trained, batch_size, folder):
     return data.site(0, modules=(trained,), teacher_logits=logits, feature_file=features, pools=pools)
 
 
-def steps_and_copies(trained, batch_size, folder, patch, strategy=None, client_state=None):
+def steps_and_copies(trained, batch_size, folder, patch, strategy=None, client_state=None, mix=None):
     """Fit a client on the device. Return the number of steps and of copies."""
-    site = client(trained, batch_size, folder)
+    site = client(trained, batch_size, folder, mix)
     facts = TeacherFacts(2.0, FeatureMoments(torch.zeros(3), 1.0), nn.Identity())
     trained.fit_to_teacher(facts)
     start = fedkd.Weights.of(trained.student)
@@ -104,6 +105,12 @@ def check(make, folder, monkeypatch, **settings):
 @pytest.mark.parametrize("name", exported(DistillationLoss))
 def test_with_every_loss(name, tmp_path, monkeypatch):
     check(partial(make, loss=getattr(fedkd.losses, name)()), tmp_path, monkeypatch)
+
+
+@pytest.mark.parametrize(("name", "mix"), [("DKD", MixUp()), ("RKD", CutMix())])
+def test_with_mixed_images(name, mix, tmp_path, monkeypatch):
+    settings = {"strategy": fedkd.strategies.FedNTD(), "mix": mix}
+    check(partial(make, loss=getattr(fedkd.losses, name)()), tmp_path, monkeypatch, **settings)
 
 
 @pytest.mark.parametrize("name", exported(LabelLoss))

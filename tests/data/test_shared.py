@@ -24,7 +24,7 @@ from fedkd.data import (
     Unlabeled,
     Views,
 )
-from fedkd.data.mixing import SharedStream
+from fedkd.data.shared_stream import SharedStream
 
 IMAGES = torch.randint(0, 256, (40, 3, 6, 5), generator=torch.Generator().manual_seed(1)).to(torch.uint8)
 DATA = ImageSet(IMAGES, torch.arange(40) % 4, tuple("abcd"))

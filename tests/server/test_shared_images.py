@@ -270,7 +270,7 @@ def test_a_control_variate_is_the_gradient_of_own_and_shared_images():
         torch.testing.assert_close(update.client_state[name], expected, rtol=1e-4, atol=1e-6)
 
 
-def test_a_batchnorm_sees_the_mixture(tmp_path):
+def test_a_batchnorm_sees_own_and_shared_images(tmp_path):
     class Norm(nn.Module):
         def __init__(self):
             super().__init__()

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from helpers import BrightRowTeacher, LinearStudent, Reversed, images, module, same, sgd, weights
+from torchvision.transforms import v2
 
 import fedkd
 from fedkd.data import Augmentation, FederatedDataModule
@@ -47,9 +48,12 @@ def fit(run_dir, trained, datamodule, rounds=2, ckpt_path=None, **arguments):
     return fedkd.Federation(rounds=rounds, run_dir=run_dir, **arguments).fit(trained, datamodule, ckpt_path=ckpt_path)
 
 
-def test_consistent_the_teacher_judges_the_very_crop_and_flip(tmp_path):
+@pytest.mark.parametrize(
+    "transforms", [[], [v2.RandAugment(), v2.ColorJitter(0.9)]], ids=["crop and flip", "transforms"]
+)
+def test_consistent_the_teacher_judges_the_very_view(transforms, tmp_path):
     trained = recording()
-    fit(tmp_path / "run", trained, data())
+    fit(tmp_path / "run", trained, data(Augmentation(2, True, transforms=transforms)))
     assert sum(len(batch.images) for batch in trained.batches) == 120
     assert {int(view) for batch in trained.batches for view in batch.view} == set(range(4))
     for batch in trained.batches:

@@ -1,20 +1,26 @@
-"""Random crop and flip on the training device, drawn for each image from a counter.
+"""Augmentation on the training device: random crop and flip, further transforms, and what is done to whole batches.
 
-The augmentation of an image depends on (seed, index, view) alone, through a counter-based hash: SplitMix64, from
-Steele, Lea and Flood, "Fast Splittable Pseudorandom Number Generators" (OOPSLA 2014). It is therefore the same on every
-device, in any order and for any split into batches, and teacher outputs for a view can be cached.
+Crop, flip and the seed of further transforms depend on (seed, index, view) alone, through a counter-based hash:
+SplitMix64, from Steele, Lea and Flood, "Fast Splittable Pseudorandom Number Generators" (OOPSLA 2014). They are
+therefore the same on every device, in any order and for any split into batches, and teacher outputs for a view can be
+cached.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import NamedTuple
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torchvision.transforms.v2 import Transform
 
-from fedkd.core.errors import check_range
+from fedkd.core.config import ADDED, one_line
+from fedkd.core.errors import FedKDError, check_range, refuse_classes
+from fedkd.data.images.mix import Mix
+from fedkd.data.images.transforms import check_transforms, check_types, transform_each
 
 
 def _signed(value: int) -> int:
@@ -40,18 +46,51 @@ MAX_PADDING = 4096
 
 @dataclass(frozen=True)
 class Augmentation:
-    """Zero-pad, crop at random to the original size, then flip horizontally at random.
+    """Zero-pad, crop at random to the original size, flip horizontally at random; then transform, then mix.
 
     Args:
         crop_padding: Pixels of zeros added on each side before the crop; 0 means no crop.
         flip: Whether to flip with probability 1/2.
+        transforms: Transforms of ``torchvision.transforms.v2``, or other callables that pickle, in a list. They are
+            applied to each image (C, H, W) by itself, at first uint8: see
+            `fedkd.data.images.transforms.transform_each`.
+        mix: `fedkd.data.MixUp` or `fedkd.data.CutMix` of the images of a batch, with their labels and teacher outputs.
+
+    Raises:
+        FedKDError: If a value is out of its range, or is no transform of an image.
     """
 
     crop_padding: int = 0
     flip: bool = False
+    transforms: Sequence[Transform] = field(default=(), metadata=ADDED)
+    mix: Mix | None = field(default=None, metadata=ADDED)
 
     def __post_init__(self) -> None:
         check_range("crop_padding", self.crop_padding, low=0, high=MAX_PADDING, whole=True)
+        refuse_classes(mix=self.mix)
+        if self.mix is not None and not isinstance(self.mix, Mix):
+            raise FedKDError(f"mix must be fedkd.data.MixUp or fedkd.data.CutMix, got {self.mix!r}.")
+        given: Any = self.transforms
+        object.__setattr__(self, "transforms", tuple(given) if isinstance(given, list | tuple) else (given,))
+        check_types(self.transforms)
+
+    def __repr__(self) -> str:
+        """Show all settings, those of the transforms too."""
+        return one_line(self)
+
+    @property
+    def of_images(self) -> Augmentation:
+        """Return what is done to each image by itself."""
+        return self if self.mix is None else replace(self, mix=None)
+
+    def check(self, image_shape: tuple[int, int, int]) -> None:
+        """Raise if the transforms do not suit images of a shape (C, H, W).
+
+        Raises:
+            FedKDError: See `fedkd.data.images.transforms.check_transforms`.
+        """
+        if self.transforms:
+            check_transforms(self.transforms, image_shape)
 
     def draw(self, index: Tensor, view: Tensor, seed: int) -> Draw:
         """Draw the crop and flip of each image, from (seed, index, view) alone.
@@ -83,6 +122,14 @@ class Augmentation:
         view = torch.zeros_like(index) + epoch
         return view, self.draw(index, view, seed)
 
+    def transform_seeds(self, index: Tensor, view: Tensor, seed: int) -> Tensor:
+        """Return what the transforms' random numbers follow from: int64 (B,), of arguments as for `draw`."""
+        return splitmix64(counter_state(index, view, seed) + _signed(4 * _GAMMA))
+
+    def transform(self, images: Tensor, seeds: Tensor) -> Tensor:
+        """Apply the transforms: uint8 (B, C, H, W), and seeds (B,) on the CPU -> uint8 (B, C, H, W)."""
+        return transform_each(images, self.transforms, seeds.tolist()) if self.transforms else images
+
     def apply(self, images: Tensor, draw: Draw) -> Tensor:
         """Crop and flip: (B, C, H, W) -> (B, C, H, W), in the memory format channels_last."""
         if not self.crop_padding and not self.flip:
@@ -100,7 +147,7 @@ class Augmentation:
         return cropped.view(batch, height, width, channels).permute(0, 3, 1, 2)
 
     def __call__(self, images: Tensor, index: Tensor, view: Tensor, seed: int) -> Tensor:
-        """Augment a batch.
+        """Augment each image of a batch.
 
         Args:
             images: uint8 (B, C, H, W).
@@ -111,7 +158,10 @@ class Augmentation:
         Returns:
             uint8 (B, C, H, W) on the device of ``images``.
         """
-        return self.apply(images, self.draw(index, view, seed))
+        shown = self.apply(images, self.draw(index, view, seed))
+        if not self.transforms:
+            return shown
+        return self.transform(shown, self.transform_seeds(index.cpu(), torch.as_tensor(view).cpu(), seed))
 
 
 def counter_state(index: Tensor, view: Tensor, seed: int) -> Tensor:

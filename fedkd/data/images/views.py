@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torchvision.transforms.v2 import Transform
 
 from fedkd.core.errors import check_range
 from fedkd.data.images.augmentation import Augmentation, Draw, below, counter_state
+from fedkd.data.images.mix import Mix
 
 
 @dataclass(frozen=True)
@@ -21,7 +24,7 @@ class Views:
 
     Args:
         count: V, the number of views.
-        augmentation: Draws the views.
+        augmentation: Draws the views: crop, flip and transforms. Its ``mix`` is no part of them.
         seed: The seed of the views. Teacher outputs are cached separately for each seed.
     """
 
@@ -46,6 +49,16 @@ class Views:
         view = below(counter_state(index, torch.zeros_like(index) + epoch, seed), self.count)
         return view, self.draw(index, view)
 
+    @property
+    def transforms(self) -> Sequence[Transform]:
+        """Return the transforms that are part of the views."""
+        return self.augmentation.transforms
+
+    @property
+    def mix(self) -> Mix | None:
+        """Return how the views that train together are mixed."""
+        return self.augmentation.mix
+
     def only(self, view: int) -> Views:
         """Return these views of which every epoch shows one."""
         return OneView(self.count, self.augmentation, self.seed, view)
@@ -58,6 +71,14 @@ class Views:
         """Crop and flip: (B, C, H, W) -> (B, C, H, W)."""
         return self.augmentation.apply(images, draw)
 
+    def transform_seeds(self, index: Tensor, view: Tensor, seed: int = 0) -> Tensor:
+        """Return what the transforms follow from, int64 (B,); the seed of the run and client does nothing."""
+        return self.augmentation.transform_seeds(index, view, self.seed)
+
+    def transform(self, images: Tensor, seeds: Tensor) -> Tensor:
+        """Apply the transforms: see `Augmentation.transform`."""
+        return self.augmentation.transform(images, seeds)
+
 
 @dataclass(frozen=True)
 class OneView(Views):
@@ -68,6 +89,11 @@ class OneView(Views):
     """
 
     view: int = 0
+
+    @property
+    def mix(self) -> None:
+        """Mix nothing: one view after the other is predicted."""
+        return
 
     def sample(self, index: Tensor, epoch: int | Tensor, seed: int) -> tuple[Tensor, Draw]:
         """Choose the view, for all images and epochs."""

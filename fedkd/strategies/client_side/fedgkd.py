@@ -98,6 +98,7 @@ class KDOfGlobal(GlobalTeacher):
     """
 
     name = "global_kd"
+    needs_targets = False
     runs_stacked = True
 
     def __init__(self, weight: float, temperature: float, average: Mapping[str, Tensor]) -> None:

@@ -107,6 +107,7 @@ class ModelContrast(GlobalTeacher):
     """
 
     name = "contrast"
+    needs_targets = False
     needs_features = True
 
     def __init__(self, weight: float, temperature: float, previous: Mapping[str, Tensor]) -> None:

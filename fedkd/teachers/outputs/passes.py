@@ -5,13 +5,14 @@ from __future__ import annotations
 import hashlib
 from collections import deque
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from fedkd.core.config import describe
 from fedkd.core.errors import FedKDError, in_one_line, is_out_of_memory
 from fedkd.teachers.outputs.fingerprint import fingerprint, own_code
 from fedkd.teachers.teacher import Teacher
@@ -51,7 +52,7 @@ class Pass:
         """Return a hash of everything that the outputs depend on."""
         teacher, views = self.teacher, self.views
         what = f"logits {fingerprint(teacher)}" if self.gives_logits else f"features {teacher.fingerprint()}"
-        seen = "the clean image" if views is None else f"{views!r} {own_code(type(views.augmentation))}"
+        seen = "the clean image" if views is None else _shown(views)
         if views is not None and self.index is not None:
             seen += f" of images {hashlib.sha256(self.index.tobytes()).hexdigest()}"
         text = f"{_FORMAT}, views: {seen}; {what}; {self.data.fingerprint}"
@@ -116,11 +117,27 @@ class Pass:
         """Images from number ``first`` on, (b, C, H, W) -> all their views, (b V, C, H, W)."""
         if self.views is None:
             return images
+        index, view = self._numbers(first, len(images), images.device)
+        shown = self.views.apply(images.repeat_interleave(self.num_views, dim=0), self.views.draw(index, view))
+        if not self.views.transforms:
+            return shown
+        seeds = self.views.transform_seeds(*self._numbers(first, len(images), torch.device("cpu")))
+        return self.views.transform(shown, seeds).contiguous()
+
+    def _numbers(self, first: int, count: int, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Return the numbers of the image and of the view, (count V,) each, of all views of some images."""
         numbers = np.arange(len(self.data)) if self.index is None else self.index
-        index = torch.from_numpy(numbers[first : first + len(images)]).to(images.device)
-        index = index.repeat_interleave(self.num_views)
-        view = torch.arange(self.num_views, device=images.device).repeat(len(images))
-        return self.views.apply(images.repeat_interleave(self.num_views, dim=0), self.views.draw(index, view))
+        index = torch.from_numpy(numbers[first : first + count]).to(device).repeat_interleave(self.num_views)
+        return index, torch.arange(self.num_views, device=device).repeat(count)
+
+
+def _shown(views: Views) -> str:
+    """Write down what views depend on: their settings, and code and versions behind them."""
+    augmentation = views.augmentation.of_images
+    parts = [repr(replace(views, augmentation=augmentation)), own_code(type(augmentation))]
+    for each in augmentation.transforms:
+        parts.append(fingerprint(each) if isinstance(each, nn.Module) else repr(describe(each)))
+    return " ".join(parts)
 
 
 @dataclass(frozen=True, eq=False)

@@ -58,7 +58,7 @@ class SharedStream:
             yield from own
             return
         order, passes = self.stretch(epoch * total, total)
-        shared = self._gathered.batches(order.to(self.device), passes.to(self.device), self.seed, counts)
+        shared = self._gathered.batches(order, epoch, self.seed, counts, passes)
         for batch, joined in zip(own, shared, strict=True):
             yield batch._replace(shared=joined, shared_weight=self.settings.weight)
 
