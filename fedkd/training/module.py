@@ -230,9 +230,9 @@ class DistillationModule(LightningModule):
 
     def describe(self) -> dict[str, Any]:
         """Return what is needed to build the student again, JSON-able; see `fedkd.load_student`."""
-        spec = self.student_spec  # the weights come with it, so none are downloaded again
+        spec = self.student_spec
         return {
-            "student": None if spec is None else {key: value for key, value in spec.items() if key != "pretrained"},
+            "student": None if spec is None else students.portable(spec, self.student),
             "projection": None if self.projected is None else self.projected.describe(),
             "takes_logits": any(isinstance(part, LogitsStudent) for part in self.student.modules()),
             "closed_form": self.student.describe() if isinstance(self.student, ClosedFormStudent) else None,
