@@ -80,8 +80,9 @@ def take_weights(
             continue
         elif key == stem and given.shape[0] == value.shape[0] and given.shape[2:] == value.shape[2:]:
             taken[key] = for_channels(given, image_shape[0])
-        elif first is not None and _is_positions(given, value):
-            taken[key] = _at_size(given, value.shape[1], image_shape, first[1].stride)
+        elif first is not None and _is_positions(key, given, value):
+            grid = _at_size(given.reshape(1, *given.shape[-2:]), value.shape[-2], image_shape, first[1].stride)
+            taken[key] = grid.reshape(value.shape)
         else:
             raise FedKDError(
                 f"The weights for {name!r} do not fit: {key!r} is {tuple(given.shape)}, and {tuple(value.shape)} for "
@@ -95,9 +96,11 @@ def _differs_in_first(given: Tensor, value: Tensor) -> bool:
     return given.ndim == value.ndim > 0 and given.shape[1:] == value.shape[1:]
 
 
-def _is_positions(given: Tensor, value: Tensor) -> bool:
-    """Whether both are position embeddings (1, N, D), of different N."""
-    return given.ndim == value.ndim == 3 and len(given) == len(value) == 1 and given.shape[2] == value.shape[2]
+def _is_positions(key: str, given: Tensor, value: Tensor) -> bool:
+    """Whether both are position embeddings, (1, N, D) or (N, D), of different N."""
+    if "pos" not in key or given.ndim != value.ndim or given.shape[-1] != value.shape[-1]:
+        return False
+    return given.ndim == 2 or (given.ndim == 3 and len(given) == len(value) == 1)
 
 
 def _at_size(given: Tensor, count: int, image_shape: tuple[int, int, int], patch: tuple[int, ...]) -> Tensor:
