@@ -51,6 +51,7 @@ def run(args: Sequence[str]) -> None:
     matched = [name for pattern in options.names if is_pattern(pattern) for name in matching(pattern)]
     for name in named:
         students.check_name(name)
+        students.check_source(name)
     wanted = list(dict.fromkeys([*named, *matched])) or sorted(students.students)
     if len(wanted) > MAX_MEASURED:
         print("\n".join(wanted))

@@ -9,7 +9,7 @@ from fedkd.students.features import feature_layer, features_and_logits
 from fedkd.students.layers import BatchNorm2d, Normalize, make_norm, replace_batch_norms
 from fedkd.students.logits import LogitsStudent
 from fedkd.students.projected import ProjectedStudent
-from fedkd.students.registry import FROM_DATA, check_name, create, find, portable, register, students
+from fedkd.students.registry import FROM_DATA, check_name, check_source, create, find, portable, register, students
 from fedkd.students.resnet_cifar import CifarResNet
 from fedkd.students.torchvision_models import (
     mobilenet_v2,
@@ -34,6 +34,7 @@ __all__ = [
     "as_student",
     "check",
     "check_name",
+    "check_source",
     "create",
     "feature_layer",
     "features_and_logits",

@@ -19,17 +19,20 @@ class Family:
         prefix: Such as ``"timm/"``.
         member: What stands behind it, in a help: ``NAME`` or ``ID``.
         make: A function that makes a student: ``make(name, num_classes, in_channels, image_size, **options)``.
-        check: Raises unless there is such a network, given its name and options.
+        check: Raises unless there is such a network, as far as can be told without reading files: ``check(name)``.
         names: Returns the names without the prefix, sorted; None where they cannot be known, as those of a hub.
         about: What the networks are, and how to list them, in a few words.
+        check_source: Raises unless what a network is made from is there, a folder or what a hub has, given its name and
+            options; None where it is made from the library alone.
     """
 
     prefix: str
     member: str
     make: Callable[..., nn.Module]
-    check: Callable[..., None]
+    check: Callable[[str], None]
     names: Callable[[], Sequence[str]] | None
     about: str
+    check_source: Callable[..., None] | None = None
 
 
 def unknown_member(prefix: str, name: str, known: Sequence[str]) -> FedKDError:

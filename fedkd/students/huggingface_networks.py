@@ -86,6 +86,7 @@ def huggingface_student(
         FedKDError: If it is no image classifier, or the configuration has no such option.
     """
     check_norm(norm)
+    check_name(name)
     if not isinstance(pretrained, bool):
         raise FedKDError(f"pretrained must be true or false for {PREFIX + name!r}, got {pretrained!r}.")
     size = (image_size, image_size if image_width is None else image_width)
@@ -114,7 +115,19 @@ def huggingface_student(
     return HuggingFaceStudent(network, normalize, recipe)
 
 
-def check_name(name: str, config: Any = None, revision: str | None = None, **options: Any) -> None:
+def check_name(name: str) -> None:
+    """Raise if a name is empty. Whether there is such a checkpoint `check_source` tells.
+
+    Raises:
+        FedKDError: If it is empty.
+    """
+    if not name:
+        raise FedKDError(
+            f"{PREFIX!r} needs a HuggingFace hub id or a folder behind it, such as 'hf/microsoft/resnet-18'."
+        )
+
+
+def check_source(name: str, config: Any = None, revision: str | None = None, **options: Any) -> None:
     """Raise unless there is such a checkpoint, of an image classifier.
 
     Args:
@@ -125,12 +138,8 @@ def check_name(name: str, config: Any = None, revision: str | None = None, **opt
 
     Raises:
         MissingResourceError: If it is not found.
-        FedKDError: If it is no image classifier, or the name is empty.
+        FedKDError: If it is no image classifier.
     """
-    if not name:
-        raise FedKDError(
-            f"{PREFIX!r} needs a HuggingFace hub id or a folder behind it, such as 'hf/microsoft/resnet-18'."
-        )
     if config is None:
         _check_kind(open_checkpoint(name, revision, kind="student checkpoint").config, name)
 
@@ -229,7 +238,7 @@ def _normalization(found: Checkpoint, pretrained: bool) -> tuple[list[float], li
             f"{in_one_line(error)}. Give mean and std."
         ) from error
     scale = white - black
-    mean, std = (-black / scale).tolist(), (1 / scale).tolist()
+    mean, std = ([float(f"{value:.7g}") for value in each.tolist()] for each in (-black / scale, 1 / scale))
     reverse = bool(processor.to_dict().get("do_flip_channel_order"))
     return (mean[::-1], std[::-1], True) if reverse else (mean, std, False)
 
@@ -241,4 +250,5 @@ HUGGINGFACE = Family(
     check_name,
     None,
     "any image classifier of the HuggingFace hub, or of a folder with a config.json",
+    check_source,
 )

@@ -69,12 +69,8 @@ def family_of(name: str) -> Family | None:
     return next((family for family in FAMILIES if name.startswith(family.prefix)), None)
 
 
-def check_name(name: str, options: Mapping[str, Any] | None = None) -> None:
-    """Raise unless there is a student of a name.
-
-    Args:
-        name: As for `create`.
-        options: The student's own.
+def check_name(name: str) -> None:
+    """Raise unless there is a student of a name. What only a folder or a hub can tell is left to `check_source`.
 
     Raises:
         FedKDError: If there is none. The error names what is near.
@@ -82,7 +78,22 @@ def check_name(name: str, options: Mapping[str, Any] | None = None) -> None:
     if (family := family_of(name)) is None:
         find(name)
     else:
-        family.check(name.removeprefix(family.prefix), **(options or {}))
+        family.check(name.removeprefix(family.prefix))
+
+
+def check_source(name: str, options: Mapping[str, Any] | None = None) -> None:
+    """Raise unless what a student is made from is there, such as the folder of its configuration.
+
+    Args:
+        name: As for `create`.
+        options: The student's own.
+
+    Raises:
+        MissingResourceError: If it is not there.
+    """
+    family = family_of(name)
+    if family is not None and family.check_source is not None:
+        family.check_source(name.removeprefix(family.prefix), **(options or {}))
 
 
 def _unknown(name: str) -> FedKDError:

@@ -91,7 +91,7 @@ def names() -> list[str]:
     return sorted(timm.list_models())
 
 
-def check_name(name: str, **options: Any) -> None:
+def check_name(name: str) -> None:
     """Raise unless timm has a network of a name.
 
     Raises:

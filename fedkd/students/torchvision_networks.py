@@ -87,7 +87,7 @@ def names() -> list[str]:
     return models.list_models(module=models)
 
 
-def check_name(name: str, **options: Any) -> None:
+def check_name(name: str) -> None:
     """Raise unless torchvision has a classifier of a name.
 
     Raises:

@@ -179,16 +179,31 @@ def test_a_checkpoint_of_lightning_builds_it_again(tmp_path):
 )
 def test_what_cannot_be_is_one_line(name, options, message, tmp_path):
     save("vit", tmp_path)
-    unbuilt = fedkd.students.UnbuiltStudent
     with pytest.raises(fedkd.FedKDError, match=message) as raised:
-        unbuilt(name.replace("FOLDER", str(tmp_path)), options).build(4, (3, 32, 32))
+        fedkd.students.UnbuiltStudent(name.replace("FOLDER", str(tmp_path)), options).build(4, (3, 32, 32))
     assert "\n" not in str(raised.value)
 
 
-def test_what_is_no_image_classifier_is_one_line_before_the_data_is_read(tmp_path):
-    t.BertConfig(**SIZE).save_pretrained(tmp_path)
-    with pytest.raises(fedkd.FedKDError, match=r"\(bert\) is no image classifier of transformers"):
-        fedkd.DistillationModule(f"hf/{tmp_path}")
+class Unread(fedkd.FederatedDataModule):
+    def prepare_data(self):
+        pytest.fail("read the data")
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("bert", r"\(bert\) is no image classifier of transformers"),
+        ("none", "No student checkpoint '.*none': the folder does not exist"),
+        ("empty", "No student checkpoint in folder .*empty': it has no config.json"),
+    ],
+)
+def test_what_cannot_be_made_is_one_line_before_the_data_is_read(name, message, tmp_path):
+    t.BertConfig(**SIZE).save_pretrained(tmp_path / "bert")
+    (tmp_path / "empty").mkdir()
+    run = fedkd.Federation(1, run_dir=tmp_path / "run", trainer=CPU)
+    with pytest.raises(fedkd.FedKDError, match=message):
+        run.fit(fedkd.DistillationModule(f"hf/{tmp_path / name}"), Unread(fedkd.data.Digits()))
+    assert not (tmp_path / "run").exists()
 
 
 def test_weights_that_lack_a_part_of_the_network_are_refused(tmp_path):
@@ -210,6 +225,6 @@ def test_a_checkpoints_own_python_is_not_run(tmp_path):
     (tmp_path / "code.py").write_text(f"from pathlib import Path\nPath({str(marker)!r}).touch()\n")
     config = {"model_type": "own", "auto_map": {"AutoConfig": "code.Config"}}
     (tmp_path / "config.json").write_text(json.dumps(config))
-    with pytest.raises(fedkd.FedKDError):
-        fedkd.DistillationModule(f"hf/{tmp_path}")
+    with pytest.raises(fedkd.FedKDError, match="Cannot load AutoConfig"):
+        create(f"hf/{tmp_path}", 3)
     assert not marker.exists()
