@@ -34,9 +34,10 @@ class DistillationModule(LightningModule):
     With a plain ``Trainer`` it runs on what the student sees; a federation computes its outputs once and caches them.
 
     Args:
-        student: A name out of ``fedkd.students``, or any module from images (B, C, H, W) in [0, 1] to logits (B, K), or
-            to an output that has them as ``logits`` (`fedkd.students.LogitsStudent`). A student by name is built for
-            the data's classes and image shape as soon as they are known: see `build`.
+        student: A name out of ``fedkd.students``, or ``torchvision/NAME``, ``timm/NAME`` or ``hf/ID``; or any module
+            from images (B, C, H, W) in [0, 1] to logits (B, K), or to an output that has them as ``logits``
+            (`fedkd.students.LogitsStudent`). A student by name is built for the data's classes and image shape as soon
+            as they are known: see `build`.
             Parts that are in evaluation mode in a module in training mode stay so: a BatchNorm that keeps its
             statistics. A module in evaluation mode as a whole is put into training mode.
         teacher: A `Teacher`, or an argument of `fedkd.teachers.create`: a short name, a HuggingFace hub id or a local
