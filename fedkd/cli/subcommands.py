@@ -15,7 +15,7 @@ SUBCOMMANDS = {
     "export": "Export a run's student, as ONNX and others: fedkd export RUN_DIR.",
     "partition": "Show which client holds how many images of which class, and plot it; nothing trains.",
     "teachers": "List the teachers with a short name; or measure one on the data: fedkd teachers NAME --config FILE.",
-    "students": "List the students with a short name, and what each costs: fedkd students [NAME ...].",
+    "students": "List the students with a short name, and what each costs: fedkd students [NAME or PATTERN ...].",
     "init": "Write a configuration with comments, to start from: fedkd init [--template NAME].",
     "compare": "Run a grid of partitions, methods and seeds, and tabulate it: fedkd compare GRID --out DIR.",
     "report": "Write a run's report.html again, or a page that compares runs: fedkd report RUN [RUN ...].",

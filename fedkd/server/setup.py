@@ -25,7 +25,7 @@ from fedkd.server.exchange import Exchange, Traffic
 from fedkd.server.lr_schedule import lr_factor
 from fedkd.strategies import RoundContext, Strategy, default_strategy
 from fedkd.strategies.context import LastTest
-from fedkd.students import trained_part
+from fedkd.students import UnbuiltStudent, trained_part
 from fedkd.teachers import TeacherOutputs, prepare_teacher
 from fedkd.training.lean_trainer import has_plain_optimizer, reason_for_lightning
 from fedkd.training.module import DistillationModule
@@ -209,6 +209,8 @@ def build_plan(federation: Any, module: DistillationModule, datamodule: Federate
     trainer = with_precision(federation.trainer, device)
     consistent = module.teacher is not None and federation.teaching == "consistent"
     named: Strategy | None = None if federation.strategy == "auto" else federation.strategy
+    if isinstance(module.student, UnbuiltStudent):
+        module.student.check_source()
     datamodule.prepare_data()
     datamodule.setup()
     module.forget_federation()

@@ -9,7 +9,7 @@ from fedkd.students.features import feature_layer, features_and_logits
 from fedkd.students.layers import BatchNorm2d, Normalize, make_norm, replace_batch_norms
 from fedkd.students.logits import LogitsStudent
 from fedkd.students.projected import ProjectedStudent
-from fedkd.students.registry import FROM_DATA, create, find, register, students
+from fedkd.students.registry import FROM_DATA, check_name, check_source, create, find, portable, register, students
 from fedkd.students.resnet_cifar import CifarResNet
 from fedkd.students.torchvision_models import (
     mobilenet_v2,
@@ -33,6 +33,8 @@ __all__ = [
     "UnbuiltStudent",
     "as_student",
     "check",
+    "check_name",
+    "check_source",
     "create",
     "feature_layer",
     "features_and_logits",
@@ -41,6 +43,7 @@ __all__ = [
     "mobilenet_v2",
     "mobilenet_v3_large",
     "mobilenet_v3_small",
+    "portable",
     "register",
     "replace_batch_norms",
     "resnet18",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -163,7 +164,8 @@ def stages(student: nn.Module, image_shape: tuple[int, int, int]) -> list[tuple[
     """Find a network's stages: for each resolution of its feature maps the last module that has one as its output.
 
     A map is known by its shape, (B, C, H, W) with the images' ratio of H to W. So maps that a network keeps channels
-    last in the order of their axes, (B, H, W, C), do not count.
+    last in the order of their axes, (B, H, W, C), do not count. A network that goes on with such, or with tokens,
+    behind its last map has no stages: the only map of a vision transformer is that of its patches.
 
     Args:
         student: Images (B, C, H, W) in [0, 1] -> logits.
@@ -173,20 +175,31 @@ def stages(student: nn.Module, image_shape: tuple[int, int, int]) -> list[tuple[
         ``(name, channels, height, width)`` from the first stage to the last. Maps of one pixel do not count.
 
     Raises:
-        FedKDError: If there is no feature map.
+        FedKDError: If there is no feature map, or the network goes on with tokens.
     """
     last: dict[tuple[int, int], tuple[str, int, int, int]] = {}
+    tokens: list[str] = []  # layers with weights that gave tokens since the last map
+    trained = next(student.parameters(recurse=False), None) is not None  # whether weights have made what is there
+    has_trained_map = False
     _, height, width = image_shape
 
     def note(name: str) -> Any:
         def hook(layer: nn.Module, inputs: Any, output: Any) -> None:
-            if not isinstance(output, Tensor) or output.ndim != 4:
+            nonlocal trained, has_trained_map
+            has_weights = next(layer.parameters(recurse=False), None) is not None
+            trained = trained or has_weights
+            if not isinstance(output, Tensor) or output.ndim not in (3, 4):
                 return
-            size = high, wide = int(output.shape[2]), int(output.shape[3])
+            size = high, wide = int(output.shape[-2]), int(output.shape[-1])
             is_map = high * width <= (wide + 1) * height and wide * height <= (high + 1) * width
-            if is_map and high * wide > 1:
-                last.pop(size, None)  # so that the order is that of the last calls
-                last[size] = (name, int(output.shape[1]), *size)
+            if output.ndim == 4 and is_map:
+                if high * wide > 1:
+                    last.pop(size, None)  # so that the order is that of the last calls
+                    last[size] = (name, int(output.shape[1]), *size)
+                    tokens.clear()
+                    has_trained_map = has_trained_map or trained
+            elif has_weights and math.prod(output.shape[1:-1]) > 1:
+                tokens.append(name)
 
         return hook
 
@@ -196,9 +209,10 @@ def stages(student: nn.Module, image_shape: tuple[int, int, int]) -> list[tuple[
     finally:
         for each in hooks:
             each.remove()
-    if not last:
+    if tokens or not has_trained_map:  # a map that no weights have made is the image
+        reason = f"it goes on with tokens in {tokens[0]!r}" if tokens else "it is no network of convolutions"
         raise FedKDError(
-            f"{type(student).__name__} has no feature maps (B, C, H, W) to pool: take the inputs of its last layer, "
-            "inputs: last."
+            f"{type(student).__name__} has no feature maps (B, C, H, W) to pool: {reason}. Take the inputs of its last "
+            "layer, inputs: last."
         )
     return list(last.values())

@@ -12,6 +12,9 @@ from fedkd.core.errors import unknown_name
 
 NORMS = ("batch", "group")
 
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+"""Of the channels of ImageNet's images, which most pretrained weights expect."""
+
 
 class Normalize(nn.Module):
     """Standardize images: (B, C, H, W) in [0, 1] -> (x - mean) / std.
@@ -37,6 +40,34 @@ class Normalize(nn.Module):
     def extra_repr(self) -> str:
         """Show the constants when the module is printed."""
         return f"mean={self.mean}, std={self.std}"
+
+
+class NormalizeChannels(nn.Module):
+    """Standardize each channel: (B, C, H, W) in [0, 1] -> (x - mean_c) / std_c. The numbers are never sent.
+
+    Args:
+        mean: Of each channel.
+        std: Likewise.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1), persistent=False)
+
+    @classmethod
+    def of(cls, mean: Sequence[float], std: Sequence[float], channels: int) -> NormalizeChannels:
+        """Take the numbers of color images; images of another number of channels get their mean."""
+        return cls(
+            *(list(each) if len(each) == channels else [sum(each) / len(each)] * channels for each in (mean, std))
+        )
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return the standardized images, of the same shape."""
+        return (images - self.mean) / self.std
 
 
 class BatchNorm2d(nn.BatchNorm2d):
@@ -109,10 +140,11 @@ def num_groups(channels: int) -> int:
 
 
 def replace_batch_norms(module: nn.Module, norm: str) -> None:
-    """Replace every ``nn.BatchNorm2d`` below ``module`` with a new layer of `make_norm`, in place.
+    """Replace every ``nn.BatchNorm2d`` below ``module`` with a layer of `make_norm`, in place.
 
-    Only the eps of the old layers is kept. Momentum becomes torch's 0.1. MobileNetV3's 0.01 suits a million ImageNet
-    steps; after the few steps of a round the running statistics would still be near their initial values.
+    The layers keep eps, scales, offsets, and a BatchNorm its running statistics. An activation within the layer, as
+    timm's have it, comes behind. Momentum becomes torch's 0.1. MobileNetV3's 0.01 suits a million ImageNet steps; after
+    the few steps of a round the running statistics would still be near their initial values.
 
     Args:
         module: Any network, such as one of torchvision's.
@@ -123,7 +155,10 @@ def replace_batch_norms(module: nn.Module, norm: str) -> None:
     """
     check_norm(norm)
     for name, child in module.named_children():
-        if isinstance(child, nn.BatchNorm2d):
-            setattr(module, name, make_norm(norm, child.num_features, eps=child.eps))
-        else:
+        if not isinstance(child, nn.BatchNorm2d):
             replace_batch_norms(child, norm)
+            continue
+        layer = make_norm(norm, child.num_features, eps=child.eps)
+        layer.load_state_dict(child.state_dict(), strict=False)
+        behind = [part for part in (getattr(child, "drop", None), getattr(child, "act", None)) if part is not None]
+        setattr(module, name, nn.Sequential(layer, *behind) if behind else layer)

@@ -4,14 +4,21 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from difflib import get_close_matches
 from typing import Any
 
 from torch import nn
 
 from fedkd.core.errors import FedKDError, check_range, unknown_name
 from fedkd.core.registry import Registry
-from fedkd.students.timm_models import PREFIX, check_name, timm_student
+from fedkd.students.family import Family
+from fedkd.students.huggingface_networks import HUGGINGFACE, HuggingFaceStudent
+from fedkd.students.timm_models import TIMM
+from fedkd.students.torchvision_networks import TORCHVISION
+
+FAMILIES: tuple[Family, ...] = (TORCHVISION, TIMM, HUGGINGFACE)
+"""The libraries whose networks are students by ``PREFIX/NAME``."""
 
 SMALLEST = 8
 """The shortest side of an image, in pixels."""
@@ -45,15 +52,79 @@ def register(name: str) -> Callable[[Callable[..., nn.Module]], Callable[..., nn
 
 
 def find(name: str) -> Callable[..., nn.Module]:
-    """Return what makes the student of a name: an entry of `students`, or a network of timm for ``timm/NAME``.
+    """Return what makes the student of a name: an entry of `students`, or of one of the `FAMILIES`.
 
     Raises:
-        FedKDError: If there is none.
+        FedKDError: If there is none. Whether a family has such a network is seen when it is made: see `check_name`.
     """
-    if name.startswith(PREFIX):
-        check_name(name.removeprefix(PREFIX))
-        return functools.partial(timm_student, name.removeprefix(PREFIX))
+    if (family := family_of(name)) is not None:
+        return functools.partial(family.make, name.removeprefix(family.prefix))
+    if name not in students:
+        raise _unknown(name)
     return students[name]
+
+
+def family_of(name: str) -> Family | None:
+    """Return the family that a name belongs to; None for a name out of `students`."""
+    return next((family for family in FAMILIES if name.startswith(family.prefix)), None)
+
+
+def check_name(name: str) -> None:
+    """Raise unless there is a student of a name. What only a folder or a hub can tell is left to `check_source`.
+
+    Raises:
+        FedKDError: If there is none. The error names what is near.
+    """
+    if (family := family_of(name)) is None:
+        find(name)
+    else:
+        family.check(name.removeprefix(family.prefix))
+
+
+def check_source(name: str, options: Mapping[str, Any] | None = None) -> None:
+    """Raise unless what a student is made from is there, such as the folder of its configuration.
+
+    Args:
+        name: As for `create`.
+        options: The student's own.
+
+    Raises:
+        MissingResourceError: If it is not there.
+    """
+    family = family_of(name)
+    if family is not None and family.check_source is not None:
+        family.check_source(name.removeprefix(family.prefix), **(options or {}))
+
+
+def _unknown(name: str) -> FedKDError:
+    """Build the error for a name of no student."""
+    prefixes = [family.prefix for family in FAMILIES]
+    first, slash, rest = name.partition("/")
+    if slash:
+        near = get_close_matches(first + slash, prefixes, n=1, cutoff=0.5)
+        guess = near[0] + rest if near else HUGGINGFACE.prefix + name
+        return FedKDError(
+            f"Unknown student {name!r}. Did you mean {guess!r}? A name with a / begins with one of: "
+            f"{', '.join(prefixes)}."
+        )
+    for family in FAMILIES:
+        if family.names is not None and name in family.names():
+            return FedKDError(f"Unknown student {name!r}. Did you mean {family.prefix + name!r}?")
+    return unknown_name("student", name, [*students, *(f"{prefix}NAME" for prefix in prefixes)])
+
+
+def portable(spec: Mapping[str, Any], student: nn.Module) -> dict[str, Any]:
+    """Return the arguments of `create` that make a student again where its weights are given and no hub is.
+
+    Args:
+        spec: The arguments that made it.
+        student: The student.
+    """
+    kept = {key: value for key, value in spec.items() if key not in ("pretrained", "revision")}
+    for part in student.modules():
+        if isinstance(part, HuggingFaceStudent):
+            kept |= part.recipe
+    return kept
 
 
 def check_options(name: str, options: Iterable[str]) -> None:
@@ -82,7 +153,9 @@ def create(
     """Create a student by name, with new weights that depend only on torch's global seed.
 
     Args:
-        name: One of `students`, such as ``"resnet20"``; or ``timm/NAME``: see `fedkd.students.timm_models`.
+        name: One of `students`, such as ``"resnet20"``; or ``torchvision/NAME``, ``timm/NAME`` or ``hf/ID``: see
+            `fedkd.students.torchvision_networks`, `fedkd.students.timm_models` and
+            `fedkd.students.huggingface_networks`.
         num_classes: K, the number of classes.
         in_channels: C, the channels of an image: 1 for gray, 3 for color.
         image_size: H in pixels, 8 or more; W too unless ``image_width`` is given.

@@ -6,38 +6,17 @@ timm (https://github.com/huggingface/pytorch-image-models) is an extra: ``pip in
 from __future__ import annotations
 
 from collections import OrderedDict
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from fedkd.core.errors import FedKDError, MissingResourceError
-from fedkd.students.layers import check_norm, make_norm
+from fedkd.students.family import Family, unknown_member
+from fedkd.students.layers import NormalizeChannels, check_norm, replace_batch_norms
+from fedkd.students.stem import enlarge
 
 PREFIX = "timm/"
-
-
-class NormalizeChannels(nn.Module):
-    """Standardize each channel: (B, C, H, W) in [0, 1] -> (x - mean_c) / std_c. The numbers are never sent.
-
-    Args:
-        mean: Of each channel.
-        std: Likewise.
-    """
-
-    mean: Tensor
-    std: Tensor
-
-    def __init__(self, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
-        super().__init__()
-        self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1), persistent=False)
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Return the standardized images, of the same shape."""
-        return (images - self.mean) / self.std
 
 
 def timm_student(
@@ -95,11 +74,21 @@ def timm_student(
         raise MissingResourceError(f"The weights of {PREFIX + name!r} cannot be had: {error}") from error
     found: Any = network.pretrained_cfg
     if small_stem:
-        _enlarge(network, None if found.get("fixed_input_size") else found.get("first_conv"), name)
+        first = None if found.get("fixed_input_size") else found.get("first_conv")
+        enlarge(network, PREFIX + name, first if isinstance(first, str) else "")
     if norm == "group":
-        _group(network)
-    mean, std = (_per_channel(found[key], in_channels) for key in ("mean", "std"))
-    return nn.Sequential(OrderedDict(normalize=NormalizeChannels(mean, std), network=network))
+        replace_batch_norms(network, norm)
+    normalize = NormalizeChannels.of(found["mean"], found["std"], in_channels)
+    return nn.Sequential(OrderedDict(normalize=normalize, network=network))
+
+
+def names() -> list[str]:
+    """Return the names of timm's networks, sorted; none if timm is not installed."""
+    try:
+        import timm
+    except ImportError:
+        return []
+    return sorted(timm.list_models())
 
 
 def check_name(name: str) -> None:
@@ -115,36 +104,9 @@ def check_name(name: str) -> None:
         raise MissingResourceError("Students of timm need timm: pip install fedkd[timm].") from error
     known = timm.list_models()
     if name.partition(".")[0] not in known:
-        near = ", ".join(PREFIX + each for each in get_close_matches(name, known, n=5))
-        raise FedKDError(
-            f"Unknown student {PREFIX + name!r}. {f'Near are {near}. ' if near else ''}timm.list_models() lists all "
-            f"{len(known)}."
-        )
+        raise unknown_member(PREFIX, name, known)
 
 
-def _per_channel(values: tuple[float, ...], channels: int) -> tuple[float, ...]:
-    """Return numbers for so many channels: those of color images, or their mean."""
-    return tuple(values) if len(values) == channels else (sum(values) / len(values),) * channels
-
-
-def _enlarge(network: Any, first: Any, name: str) -> None:
-    """Give the first convolution stride 1, and leave out a max-pooling behind it."""
-    layer = network.get_submodule(first) if isinstance(first, str) else None
-    if not isinstance(layer, nn.Conv2d):
-        raise FedKDError(f"small_stem: {PREFIX + name!r} has no first convolution to change; leave it out.")
-    layer.stride = (1, 1)
-    if isinstance(getattr(network, "maxpool", None), nn.Module):
-        network.maxpool = nn.Identity()
-
-
-def _group(module: nn.Module) -> None:
-    """Put GroupNorm in the place of every BatchNorm below a module; timm's own ones carry an activation with them."""
-    for name, child in module.named_children():
-        if not isinstance(child, nn.BatchNorm2d):
-            _group(child)
-            continue
-        layer: nn.Module = make_norm("group", child.num_features, eps=child.eps)
-        if child.affine:
-            layer.load_state_dict({"weight": child.weight, "bias": child.bias}, strict=False)
-        behind = [part for part in (getattr(child, "drop", None), getattr(child, "act", None)) if part is not None]
-        setattr(module, name, nn.Sequential(layer, *behind) if behind else layer)
+TIMM = Family(
+    PREFIX, "NAME", timm_student, check_name, names, "any network of timm: fedkd students 'timm/*' lists them"
+)

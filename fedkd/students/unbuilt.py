@@ -8,7 +8,7 @@ from typing import Any, NoReturn
 from torch import Tensor, nn
 
 from fedkd.core.errors import FedKDError
-from fedkd.students.registry import FROM_DATA, check_options, create, find
+from fedkd.students.registry import FROM_DATA, check_name, check_options, check_source, create
 
 
 class UnbuiltStudent(nn.Module):
@@ -17,7 +17,7 @@ class UnbuiltStudent(nn.Module):
     It has no parameters.
 
     Args:
-        name: One of `fedkd.students.students`, or ``timm/NAME``.
+        name: One of `fedkd.students.students`, or ``torchvision/NAME``, ``timm/NAME``, ``hf/ID``.
         options: The student's own options, such as ``{"norm": "group"}``.
 
     Raises:
@@ -26,10 +26,17 @@ class UnbuiltStudent(nn.Module):
 
     def __init__(self, name: str, options: dict[str, Any] | None = None) -> None:
         super().__init__()
-        find(name)  # an unknown name raises here, before the data is read
         if taken := FROM_DATA & set(options or {}):
             raise FedKDError(f"student_options: {', '.join(sorted(taken))} come from the data; leave them out.")
+        check_name(name)  # an unknown name raises here, before the data is read
         self.name, self.options = name, dict(options or {})
+
+    def check_source(self) -> None:
+        """Raise unless what the student is made from is there: a folder, or what a hub has.
+
+        The constructor does not, because a finished run needs neither.
+        """
+        check_source(self.name, self.options)
 
     def spec(self, num_classes: int, image_shape: tuple[int, int, int]) -> dict[str, Any]:
         """Return the arguments of `fedkd.students.create` for K classes of images (C, H, W)."""

@@ -36,9 +36,10 @@ class DistillationModule(LightningModule):
     With a plain ``Trainer`` it runs on what the student sees; a federation computes its outputs once and caches them.
 
     Args:
-        student: A name out of ``fedkd.students``, or any module from images (B, C, H, W) in [0, 1] to logits (B, K), or
-            to an output that has them as ``logits`` (`fedkd.students.LogitsStudent`). A student by name is built for
-            the data's classes and image shape as soon as they are known: see `build`.
+        student: A name out of ``fedkd.students``, or ``torchvision/NAME``, ``timm/NAME`` or ``hf/ID``; or any module
+            from images (B, C, H, W) in [0, 1] to logits (B, K), or to an output that has them as ``logits``
+            (`fedkd.students.LogitsStudent`). A student by name is built for the data's classes and image shape as soon
+            as they are known: see `build`.
             Parts that are in evaluation mode in a module in training mode stay so: a BatchNorm that keeps its
             statistics. A module in evaluation mode as a whole is put into training mode.
         teacher: A `Teacher`, or an argument of `fedkd.teachers.create`: a short name, a HuggingFace hub id or a local
@@ -234,9 +235,9 @@ class DistillationModule(LightningModule):
 
     def describe(self) -> dict[str, Any]:
         """Return what is needed to build the student again, JSON-able; see `fedkd.load_student`."""
-        spec = self.student_spec  # the weights come with it, so none are downloaded again
+        spec = self.student_spec
         return {
-            "student": None if spec is None else {key: value for key, value in spec.items() if key != "pretrained"},
+            "student": None if spec is None else students.portable(spec, self.student),
             "projection": None if self.projected is None else self.projected.describe(),
             "takes_logits": any(isinstance(part, LogitsStudent) for part in self.student.modules()),
             "closed_form": self.student.describe() if isinstance(self.student, ClosedFormStudent) else None,

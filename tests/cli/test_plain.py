@@ -11,7 +11,9 @@ import yaml
 from test_cli import fedkd
 from torch import nn
 
+from fedkd.cli import students as command
 from fedkd.cli.init import FOLDER, templates
+from fedkd.cli.main import main
 from fedkd.students.cost import measure_cost
 
 
@@ -94,3 +96,57 @@ def test_students_are_listed_with_their_costs(tmp_path):
     done = fedkd("students", "resnet8", "--image_size", "4", cwd=tmp_path, check=False)
     assert done.returncode == 2
     assert len(done.stderr.splitlines()) == 1
+
+
+def test_patterns_choose_students_of_torchvision(capsys):
+    main(["students", "resnet8", "torchvision/squeeze*1", "resnet*8", "--image_size", "24"])
+    printed = capsys.readouterr().out
+    names = [line.split()[1] for line in printed.splitlines() if "net" in line and line.startswith("│")]
+    assert names == ["resnet8", "torchvision/squeezenet1_1", "resnet18"]  # each once, in the order given
+    assert "727,626" in printed  # squeezenet1_1 with ten classes
+
+
+def test_a_folder_is_measured(capsys, tmp_path):
+    from transformers import ViTConfig
+
+    size = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 24}
+    ViTConfig(**size, image_size=32, patch_size=8).save_pretrained(tmp_path)
+    main(["students", f"hf/{tmp_path}", "--num_classes", "7", "--in_channels", "1"])
+    tokens = 4 * 4 + 1
+    embedding = 64 * 16 + 16 + 16 + tokens * 16  # patches, the class token and positions
+    layer = 4 * (16 * 16 + 16) + (16 * 24 + 24) + (24 * 16 + 16) + 2 * 2 * 16
+    parameters = embedding + layer + 2 * 16 + (16 * 7 + 7)
+    macs = 16 * 64 * 16 + tokens * (4 * 16 * 16 + 2 * 16 * 24) + 2 * tokens * tokens * 16 + 16 * 7
+    printed = capsys.readouterr().out
+    assert f"{parameters:,}" in printed
+    assert f"{macs:,}" in printed
+
+
+def test_many_students_are_listed_by_name_alone(capsys, monkeypatch):
+    monkeypatch.setattr(command, "MAX_MEASURED", 2)
+    main(["students", "torchvision/mobilenet_*"])
+    assert capsys.readouterr().out.splitlines()[:3] == [
+        f"torchvision/mobilenet_{name}" for name in ("v2", "v3_large", "v3_small")
+    ]
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (
+            "torchvision/*mobilnet*",
+            "No student matches 'torchvision/*mobilnet*'. Did you mean 'torchvision/mobilenet_v",
+        ),
+        ("hf/*", "'hf/*': the names behind hf/ cannot be listed"),
+        ("hf//no/such", "No student checkpoint '/no/such': the folder does not exist"),
+        ("torchvision/resnet81", "Unknown student 'torchvision/resnet81'. Did you mean 'torchvision/resnet18'?"),
+        ("torchvision/inception_v3", "torchvision/inception_v3 cannot be measured on images (3, 32, 32)"),
+    ],
+)
+def test_students_that_are_not_there_are_one_line(given, said, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(["students", given])
+    assert ended.value.code == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"fedkd: error: {said}")
+    assert error.count("\n") == 1

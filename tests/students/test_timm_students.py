@@ -87,7 +87,7 @@ def test_a_run_from_pretrained_weights_needs_them_no_more(shared, tmp_path, monk
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("timm/resnet81", {}, "Unknown student 'timm/resnet81'.*timm/resnet18.*list_models"),
+        ("timm/resnet81", {}, r"Unknown student 'timm/resnet81'.*timm/resnet18'.*fedkd students 'timm/\*' lists"),
         ("timm/test_resnet", {"widht": 3}, "timm refuses to make 'test_resnet': .*widht"),
         ("timm/test_resnet", {"pretrained": "/nowhere/at.all"}, "pretrained: there is no file '/nowhere/at.all'"),
         ("timm/test_vit", {"small_stem": True}, "small_stem"),

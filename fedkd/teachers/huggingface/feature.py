@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from fedkd.core.errors import FedKDError, unknown_name
+from fedkd.core.hub import Checkpoint
 from fedkd.teachers.heads.head import FederatedHead
 from fedkd.teachers.heads.ridge import RidgeHead
-from fedkd.teachers.huggingface.hub import Checkpoint, find_checkpoint
+from fedkd.teachers.huggingface.hub import find_checkpoint
 from fedkd.teachers.huggingface.patches import naflex_inputs, unmasked
 from fedkd.teachers.huggingface.pooling import POOLINGS, num_prefix_tokens, pool
 from fedkd.teachers.huggingface.preprocess import load_preprocess

@@ -1,120 +1,24 @@
-"""Find and load HuggingFace checkpoints, in a folder, in the local cache, or on the hub."""
+"""Find the HuggingFace checkpoints of teachers, by short name too."""
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
-from fedkd.core.errors import FedKDError, MissingResourceError
+from fedkd.core.errors import FedKDError
+from fedkd.core.hub import Checkpoint, open_checkpoint
 from fedkd.teachers.registry import resolve, teachers
 
 
-@dataclass(frozen=True)
-class Checkpoint:
-    """A checkpoint that exists.
-
-    Args:
-        name: The name that the user gave.
-        path: The folder or hub id.
-        config: The transformers configuration.
-        options: Keyword arguments for each ``from_pretrained``.
-    """
-
-    name: str
-    path: str
-    config: Any
-    options: dict[str, Any] = field(default_factory=dict)
-
-    def load(self, auto_class: Any, **options: Any) -> Any:
-        """Load one part of the checkpoint with ``auto_class.from_pretrained``.
-
-        Raises:
-            MissingResourceError: If a file or a package is missing.
-            FedKDError: If the checkpoint cannot be read.
-        """
-        with _quiet():
-            try:
-                # else transformers asks on the terminal whether to run a checkpoint's own Python
-                return auto_class.from_pretrained(self.path, trust_remote_code=False, **self.options, **options)
-            except ImportError as error:
-                raise MissingResourceError(
-                    f"Checkpoint {self.name!r} needs a package that is not installed: {_one_line(error)}"
-                ) from error
-            except Exception as error:
-                missing = isinstance(error, OSError) and not isinstance(error, PermissionError)
-                kind = MissingResourceError if missing else FedKDError
-                raise kind(f"Cannot load {auto_class.__name__} of {self.path!r}: {_one_line(error)}") from error
-
-    def load_model(self, auto_class: Any, may_lack: str = "") -> Any:
-        """Load the model in float32, and check that the checkpoint contains its weights.
-
-        Args:
-            auto_class: ``AutoModel`` or a similar class.
-            may_lack: Weights with this text in their name may be missing. They are set to zero: transformers would
-                initialize them at random, differently in each process.
-
-        Raises:
-            FedKDError: If other weights are missing, since they would be random.
-        """
-        import torch
-
-        model, info = self.load(auto_class, dtype=torch.float32, output_loading_info=True)
-        lacking = sorted(str(name) for name in info["missing_keys"])
-        for name in lacking:
-            if not may_lack or may_lack not in name:
-                raise FedKDError(
-                    f"Checkpoint {self.path!r} lacks {len(lacking)} weights of its model, such as {name!r}."
-                )
-            with torch.no_grad():
-                model.get_parameter(name).zero_()
-        return model
-
-
 def find_checkpoint(name: str, revision: str | None = None) -> Checkpoint:
-    """Find a checkpoint by short name, folder or hub id, and read its configuration.
-
-    If the hub cannot be reached, only files from earlier downloads are used. A missing file then fails immediately;
-    transformers would retry for 23 seconds.
+    """Find a checkpoint by short name, folder or hub id, and read its configuration: see `open_checkpoint`.
 
     Raises:
         MissingResourceError: If the checkpoint is not found. The error names the searched places and what to do.
     """
-    from transformers import AutoConfig
-
     if not name:
         raise FedKDError("checkpoint is empty: give a short name, a folder or a HuggingFace hub id.")
-    path = resolve(name)
-    folder = Path(path).expanduser()
-    if folder.is_dir():
-        if not (folder / "config.json").is_file():
-            raise MissingResourceError(
-                f"No teacher checkpoint in folder {str(folder)!r}: it has no config.json. Give a folder with "
-                "config.json and model.safetensors, as save_pretrained writes it."
-            )
-        if revision is not None:
-            raise FedKDError(f"revision {revision!r} is for a hub id, and {str(folder)!r} is a folder: leave it out.")
-        return _open(AutoConfig, name, str(folder), {})
-    if path.startswith((".", "/", "~")) or path.count("/") > 1 or "\\" in path:
-        raise MissingResourceError(
-            f"No teacher checkpoint {path!r}: the folder does not exist. Give a folder with config.json and "
-            f"model.safetensors, a HuggingFace hub id, or a short name.{_nearest(name)}"
-        )
-    from huggingface_hub import constants
-
-    reachable = hub_is_reachable()
-    try:
-        return _open(AutoConfig, name, path, {"revision": revision or "main", "local_files_only": not reachable})
-    except FedKDError as error:
-        hub = f"on {constants.ENDPOINT}" if reachable else f"in {constants.HF_HUB_CACHE}"
-        reason = _one_line(error.__cause__ or error) if reachable else f"{constants.ENDPOINT} cannot be reached"
-        raise MissingResourceError(
-            f"No teacher checkpoint {path!r}: not a folder in {Path.cwd()}, and not found {hub} ({reason}). Give a "
-            f"folder with config.json and model.safetensors, or run `hf download {path}` while online.{_nearest(name)}"
-        ) from error
+    return open_checkpoint(resolve(name), revision, name, "teacher checkpoint", _nearest(name))
 
 
 def is_dual_encoder(config: Any) -> bool:
@@ -124,43 +28,8 @@ def is_dual_encoder(config: Any) -> bool:
     return config.model_type in MODEL_FOR_ZERO_SHOT_IMAGE_CLASSIFICATION_MAPPING_NAMES
 
 
-def hub_is_reachable(timeout: float = 5.0) -> bool:
-    """Whether the HuggingFace hub responds to one request, without retries. Configured proxies are used."""
-    from huggingface_hub import constants, get_session
-
-    try:
-        get_session().head(constants.ENDPOINT, timeout=timeout)
-    except Exception:
-        return False
-    return True
-
-
-def _open(auto_config: Any, name: str, path: str, options: dict[str, Any]) -> Checkpoint:
-    return Checkpoint(name, path, Checkpoint(name, path, None, options).load(auto_config), options)
-
-
 def _nearest(name: str) -> str:
     if name in teachers or any(name == entry.checkpoint for entry in teachers.registered.values()):
         return ""  # an exact name needs no hint
     nearest = difflib.get_close_matches(name, list(teachers), n=1, cutoff=0.5)
     return f" Did you mean {nearest[0]!r}?" if nearest else ""
-
-
-def _one_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Suppress transformers' progress bars and loading reports. Problems are raised as errors."""
-    from transformers.utils import logging
-
-    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(verbosity)
-        if bars:
-            logging.enable_progress_bar()

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fedkd.core.errors import MAX_PIXELS, FedKDError, check_range, in_one_line, unknown_name
+from fedkd.core.hub import middle_pixel
 from fedkd.teachers.huggingface.patches import naflex_size
 
 _IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -89,9 +90,7 @@ class Preprocess(nn.Module):
             resize, crop = (image_size, square) if isinstance(resize, int) else (square, None)
         if resample not in _MODES:
             raise unknown_name(f"resampling of {type(processor).__name__}", resample, map(str, _MODES))
-        # A processor changes pixel values by an affine map (rescaling, mean, standard deviation, offsets, for some
-        # twice). Its output for black is the shift; white minus black is the scale.
-        black, white = (_middle_pixel(processor, value, channels) for value in (0, 255))
+        black, white = (middle_pixel(processor, value, channels) for value in (0, 255))
         values = (white - black).tolist(), black.tolist()
         is_timm, reverse = "data_config" in settings, bool(settings.get("do_flip_channel_order"))
         return cls(resize, crop, _MODES[resample], *values, is_timm, patch_size, max_patches, reverse)
@@ -141,7 +140,7 @@ class Preprocess(nn.Module):
 
 
 def load_preprocess(checkpoint: Any, image_size: int | None = None, channels: int = 3) -> Preprocess:
-    """Return the preprocessing of a `fedkd.teachers.huggingface.hub.Checkpoint`, and warn if it has no processor.
+    """Return the preprocessing of a `fedkd.core.hub.Checkpoint`, and warn if it has no processor.
 
     Raises:
         FedKDError: If ``image_size`` is not positive or too large, the processor's resampling is unknown, or its result
@@ -239,15 +238,6 @@ def _timm_geometry(config: dict[str, Any]) -> tuple[int | tuple[int, int] | None
     if mode == "squash" or height != width:
         return (int(height / pct), int(width / pct)), (height, width), config["interpolation"]
     return int(height / pct), (height, width), config["interpolation"]
-
-
-def _middle_pixel(processor: Any, value: int, channels: int) -> Tensor:
-    from PIL import Image
-
-    pixels = np.full((64, 64, 3) if channels == 3 else (64, 64), value, np.uint8)
-    out = processor(Image.fromarray(pixels), return_tensors="pt")["pixel_values"][0].double()
-    # (channels, H, W), or patches (N, P * P * channels)
-    return out[:, out.shape[1] // 2, out.shape[2] // 2] if out.ndim == 3 else out[0, :channels]
 
 
 def _center_crop(images: Tensor, height: int, width: int, nearest: bool) -> Tensor:
