@@ -29,7 +29,7 @@ FURTHER = {
     "the teacher's frozen head": "--model.loss FrozenHead --federation.strategy FedAvg",
     "students of their own": "--federation.strategy FedMD --federation.strategy.students '[cnn, resnet8]'",
     "several algorithms": "--federation.strategy Compose --federation.strategy.strategies "
-    "'[{class_path: SCAFFOLD}, {class_path: FedAdam, init_args: {lr: 0.01}}]'",
+    "'[{class_path: SCAFFOLD}, {class_path: FedAdam, init_args: {server_lr: 0.01}}]'",
 }
 VARIANTS = [
     *(pytest.param(arguments, id=name) for name, arguments in IN_THE_SUITE.items()),
@@ -53,13 +53,14 @@ def test_the_same_run_on_supernodes(tmp_path: Path, arguments: str):
 
 
 @pytest.mark.slow
-def test_an_adapted_teacher(tmp_path: Path):
+def test_an_adapted_teacher(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     pytest.importorskip("peft")
     checkpoint = tiny_vit(tmp_path / "vit")
     lora = "--model.teacher.lora.rounds 1 --model.teacher.lora.rank 2"
     arguments = f"--model.teacher fedkd.teachers.LoRATeacher --model.teacher.checkpoint {checkpoint} {lora}"
     config = app(tmp_path, f"{arguments} --federation.rounds 1 --federation.strategy FedAvg")
     expected = fit(load_run(config), tmp_path / "here")
+    monkeypatch.setenv("FEDKD_CACHE", str(tmp_path / "cache"))  # where the adapter is not learned yet
     found = fit(on_grid(config, nodes(2))[0], tmp_path / "there")
     assert found["teacher"] == expected["teacher"]
     one, two = (load_file(tmp_path / name / "student.safetensors") for name in ("here", "there"))
