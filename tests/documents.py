@@ -44,9 +44,8 @@ class Snippet:
     def commands(self) -> Iterator[str]:
         """Yield the commands of a block of bash: without comments, and with continued lines joined."""
         for line in self.text.replace("\\\n", "").splitlines():
-            if command := line.partition(" #")[0].strip():
-                if not command.startswith("#"):
-                    yield command
+            if (command := line.partition(" #")[0].strip()) and not command.startswith("#"):
+                yield command
 
 
 def name_of(page: Path) -> str:

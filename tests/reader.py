@@ -31,6 +31,7 @@ from fedkd.cli.commands import parsers
 from fedkd.cli.main import main
 from fedkd.cli.subcommands import PLAIN, SECTIONS
 from fedkd.data import CIFAR10, CIFAR100, Digits, FederatedDataModule, ImageSet, ImageSource
+from fedkd.students.cost import measure_cost
 from fedkd.study.grid import read_grid, runs_of
 
 HUB = {
@@ -43,6 +44,7 @@ HUB = {
 
 DIGITS = 120
 """How many images of Digits there are for training, and for the test."""
+
 
 RNG = np.random.default_rng(0)
 
@@ -130,10 +132,12 @@ def execute(command: list[str]) -> None:
         assert command[0] == "pip", f"mark the block, for no test runs {shlex.join(command)}"
         check(command)
         return
+    status = None
     try:
-        main(command[1:])
-    except SystemExit as end:
-        assert end.code in (None, 0), shlex.join(command)
+        main([*command[1:], "--debug"])  # an error with its traceback
+    except SystemExit as end:  # the help ends so too
+        status = end.code
+    assert not status, shlex.join(command)
 
 
 def check(command: list[str]) -> None:
@@ -182,6 +186,7 @@ def shorten(patch: pytest.MonkeyPatch) -> None:
         return fit(self, *arguments, **options)
 
     patch.setattr(fedkd.Federation, "fit", short)
+    patch.setattr(measure_cost, "__defaults__", (1,))  # how often ``fedkd students`` times each
 
 
 def offline(patch: pytest.MonkeyPatch) -> None:
@@ -227,11 +232,16 @@ def tiny(family: str) -> str:
 def few_images(num_classes: int) -> tuple[ImageSet, ImageSet]:
     """Return a training and a test set of color images of noise, six images a class."""
     targets = torch.arange(6 * num_classes) % num_classes
-    pixels = torch.from_numpy(RNG.integers(0, 256, (len(targets), 3, 32, 32), dtype=np.uint8))
+    pixels = torch.from_numpy(noise(len(targets), 3, 32, 32))
     data = ImageSet(pixels, targets, tuple(f"class {i}" for i in range(num_classes)))
     return data, data
 
 
 def picture(side: int = 9) -> Image.Image:
     """Return an oblong picture of noise."""
-    return Image.fromarray(RNG.integers(0, 256, (side, side - 1, 3), dtype=np.uint8))
+    return Image.fromarray(noise(side, side - 1, 3))
+
+
+def noise(*shape: int) -> np.ndarray:
+    """Return random pixels, which are others at every call."""
+    return RNG.integers(0, 256, shape, dtype=np.uint8)

@@ -13,8 +13,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import yaml
 from documents import PAGES, ROOT, anchors, links, name_of, snippets
-from reader import DIGITS, HUB, Reader, picture, tiny
+from reader import DIGITS, Reader, picture, tiny
 
 from fedkd.cli.main import main
 
@@ -45,8 +46,12 @@ def folders(finished: Path, root: str = "pets") -> None:
 
 
 def images(finished: Path) -> None:
-    """Write pictures where the template "folder" expects them, and another run to compare with."""
+    """Write pictures where the template "folder" expects them."""
     folders(finished, "images")
+
+
+def another_run(finished: Path) -> None:
+    """Put a finished run beside those that the page makes."""
     shutil.copytree(finished, "runs/other")
 
 
@@ -75,9 +80,8 @@ def saved_datasets(finished: Path) -> None:
 
 def runs(finished: Path) -> None:
     """Put finished runs where pages have theirs."""
-    for name in ("mine", "other", "a", "b", "digits"):
-        if not Path("runs", name).exists():
-            shutil.copytree(finished, Path("runs", name))
+    for name in ("mine", "a", "b"):
+        shutil.copytree(finished, Path("runs", name))
 
 
 def photos(finished: Path) -> None:
@@ -109,8 +113,10 @@ def checkpoint(finished: Path) -> None:
 
 
 PREPARE: dict[str, list[Callable[[Path], None]]] = {
-    "README.md": [photos, images],
+    "README.md": [photos, images, another_run],
     "docs/data.md": [folders, scans, saved_datasets],
+    "docs/getting_started.md": [images],
+    "docs/hardware.md": [quickstart],
     "docs/partition.md": [quickstart, runs, scans, writers],
     "docs/runs.md": [quickstart, runs, photos, hub_student],
     "docs/teachers.md": [quickstart, checkpoint],
@@ -137,3 +143,36 @@ def plain(text: str) -> str:
     text = text.replace("_60.yaml ...", "_60.yaml --out runs/compare_closed_form_60")
     text = re.sub(r"\[(--[^\]]*)\]", r"\1", text.replace(" ...", "")).replace("SEED", "0")
     return re.sub(r"^--", "fedkd fit --", text, flags=re.MULTILINE)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_links_lead_to_files_and_headings(page: Path) -> None:
+    for link in links(page):
+        path, _, anchor = link.partition("#")
+        target = page if not path else (page.parent / path).resolve()
+        assert target.exists(), link
+        if anchor:
+            assert anchor in anchors(target), link
+
+
+def test_every_class_and_every_section_that_the_table_of_data_names_is_there() -> None:
+    import fedkd.data
+
+    page = ROOT / "docs/data.md"
+    named = re.findall(r"\| \[(.*?)\]\(#([\w-]+)\) \|", page.read_text())
+    assert len(named) >= 5
+    for words, anchor in named:
+        assert anchor in anchors(page)
+        for name in re.findall(r"`(\w+)`", words):
+            assert hasattr(fedkd.data, name)
+
+
+def test_every_page_is_in_the_navigation() -> None:
+    def pages(entry: object) -> list[str]:
+        if isinstance(entry, dict):
+            return [page for each in entry.values() for page in pages(each)]
+        return [page for each in entry for page in pages(each)] if isinstance(entry, list) else [str(entry)]
+
+    listed = pages(yaml.safe_load((ROOT / "mkdocs.yml").read_text())["nav"])
+    assert len(listed) == len(set(listed))
+    assert {name_of(page) for page in PAGES} - {"README.md"} <= {f"docs/{page}" for page in listed}
