@@ -46,10 +46,10 @@ def short_help(parser: ArgumentParser, usage: str, description: str) -> str:
     parts = [f"usage: {usage}", "", description, ""]
     for action in parser._actions:
         if "." not in action.dest and action.dest not in ABOUT and action.option_strings:
-            text = _text(action.help) or "Print the configuration with all defaults, and end."
+            text = option_text(action.help) or "Print the configuration with all defaults, and end."
             parts += _wrapped(", ".join(action.option_strings), text)
     for section, about in ABOUT.items():
-        if section in SECTIONS[name] and (options := list(_options(parser, section))):
+        if section in SECTIONS[name] and (options := list(options_of(parser, section))):
             names = [_with_default(key.partition(".")[2], action, section) for key, action in options]
             parts += ["", f"--{section}.*  {about}"]
             parts += textwrap.wrap(", ".join(names), _width(), initial_indent="    ", subsequent_indent="    ")
@@ -71,15 +71,14 @@ def section_help(parser: ArgumentParser, section: str) -> str:
     if section not in known:
         raise unknown_name("section", section, known)
     parts = [f"--{section}.*  {ABOUT[section]}", ""]
-    for name, action in _options(parser, section):
-        parts += _wrapped(f"--{name} (default: {_default(action.default)})", _text(action.help))
-        bases = [each for each in classes_of(parser, name) if each.__module__.startswith("fedkd.")]
-        if names := sorted({each for base in bases for each in subclass_names(base)}):
+    for name, action in options_of(parser, section):
+        parts += _wrapped(f"--{name} (default: {default_text(action.default)})", option_text(action.help))
+        if names := choices(parser, name):
             parts += _wrapped("", f"One of {', '.join(names)}.")
     return "\n".join(parts) + "\n"
 
 
-def _options(parser: ArgumentParser, section: str) -> Iterator[tuple[str, Any]]:
+def options_of(parser: ArgumentParser, section: str) -> Iterator[tuple[str, Any]]:
     """Yield the options of a section, with their actions."""
     for action in parser._actions:
         is_option = f"--{action.dest}" in action.option_strings  # a link between two options is none
@@ -87,12 +86,18 @@ def _options(parser: ArgumentParser, section: str) -> Iterator[tuple[str, Any]]:
             yield action.dest, action
 
 
+def choices(parser: ArgumentParser, name: str) -> list[str]:
+    """Return the short names of fedkd's classes that an option takes."""
+    bases = [each for each in classes_of(parser, name) if each.__module__.startswith("fedkd.")]
+    return sorted({each for base in bases for each in subclass_names(base)})
+
+
 def _with_default(name: str, action: Any, section: str) -> str:
     plain = action.default is None or isinstance(action.default, bool) or section == "trainer"
-    return name if plain else f"{name} ({_default(action.default)})"
+    return name if plain else f"{name} ({default_text(action.default)})"
 
 
-def _default(value: Any) -> str:
+def default_text(value: Any) -> str:
     """Return a default as YAML shows it; of an object, its class's name."""
     found = vars(value) if isinstance(value, Namespace) else value
     if isinstance(found, Mapping) and "class_path" in found:
@@ -101,7 +106,8 @@ def _default(value: Any) -> str:
     return plain[found] if found is None or isinstance(found, bool) else str(found)
 
 
-def _text(text: str | None) -> str:
+def option_text(text: str | None) -> str:
+    """Return what an option does, as plain text in one line."""
     return " ".join((text or "").replace("``", "").replace("`", "").split())
 
 

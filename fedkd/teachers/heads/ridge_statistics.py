@@ -27,8 +27,9 @@ class RidgeStatistics:
     """The sums over a client's images, in float64. Adding two of them gives the sums over both clients' images.
 
     Args:
-        second_moments: Upper triangle, row by row, of sum [x 1] [x 1]^T: ((D + 1) (D + 2) / 2,). Its last number is n.
-        cross_moments: sum [x 1] y^T, (D + 1, K). Its last row counts the images of each class.
+        second_moments: Upper triangle, row by row, of ``sum [x 1] [x 1]^T``: ((D + 1) (D + 2) / 2,). Its last number
+            is n.
+        cross_moments: ``sum [x 1] y^T``, (D + 1, K). Its last row counts the images of each class.
         noise: The variance of the noise in each number. It is public.
     """
 
