@@ -44,6 +44,14 @@ class FedKDCLI(BaseCLI):
         if "clients" in summary:
             print_clients(summary)
 
+    def check(self) -> None:
+        """Try all parts of a run, and tell its time, memory and bytes: fedkd check --config FILE."""
+        from fedkd.cli.display import make_console
+
+        forecast = self.federation.check(self.model, self.datamodule, ckpt_path=self.chosen.ckpt_path)
+        make_console().print(forecast.table())
+        forecast.check_disk()
+
     def test(self, which: str = "last") -> None:
         """Test a run's student on the global test set: fedkd test RUN_DIR.
 
