@@ -157,6 +157,7 @@ class TeacherPass:
         images: The images, each view counted.
         missing: Those among them that no file of the cache holds.
         seconds_each: Time for an image, measured on this device.
+        start_seconds: Time that is spent whatever the number of images: hashing the teacher, checking the file.
         bytes_each: Bytes of an image in the cache.
     """
 
@@ -164,12 +165,13 @@ class TeacherPass:
     images: int
     missing: int
     seconds_each: float
+    start_seconds: float
     bytes_each: int
 
     @property
     def seconds(self) -> float:
-        """Return what the missing ones take."""
-        return self.missing * self.seconds_each
+        """Return what the missing ones take, and the start."""
+        return self.start_seconds + self.missing * self.seconds_each
 
 
 class SampledCache(TeacherCache):
@@ -189,7 +191,7 @@ class SampledCache(TeacherCache):
         real: TeacherCache,
         whole: Mapping[int, ImageSet],
         stopwatch: Stopwatch,
-        rates: dict[Any, tuple[np.ndarray, float]],
+        rates: dict[Any, tuple[np.ndarray, float, float]],
     ) -> None:
         super().__init__(folder)
         self.real, self.whole, self.stopwatch, self.rates = real, whole, stopwatch, rates
@@ -213,7 +215,7 @@ class SampledCache(TeacherCache):
         known = (teacher.fingerprint(), views is None, features, data.image_shape)
         if known not in self.rates:
             self.rates[known] = self._measure(teacher, data, views, features, batch_size)
-        outputs, seconds_each = self.rates[known]
+        outputs, seconds_each, start_seconds = self.rates[known]
         images = self.whole[id(data)]
         done = self.real.images_done(teacher, images, views=views, features=features)
         self.passes.append(
@@ -222,6 +224,7 @@ class SampledCache(TeacherCache):
                 len(images) * num_views,
                 (len(images) - done) * num_views,
                 seconds_each / num_views,
+                start_seconds,
                 outputs[0].nbytes // num_views,
             )
         )
@@ -235,8 +238,8 @@ class SampledCache(TeacherCache):
 
     def _measure(
         self, teacher: Teacher, data: ImageSet, views: Views | None, features: bool, batch_size: int
-    ) -> tuple[np.ndarray, float]:
-        """Return the outputs of a few images, and seconds an image. The first batch warms up and is not counted."""
+    ) -> tuple[np.ndarray, float, float]:
+        """Return the outputs of a few images, seconds an image, and seconds in any case. A first batch warms up."""
         step = max(1, batch_size // (1 if views is None else views.count))
 
         def run(count: int) -> tuple[np.ndarray, float]:
@@ -252,6 +255,8 @@ class SampledCache(TeacherCache):
             outputs, seconds = run(first)
         most = int(TEACHER_SECONDS * first / max(seconds, 1e-6))
         count = min(len(data), max(first, most // step * step or most))
-        if count > first:
-            outputs, seconds = run(count)
-        return outputs, seconds / len(outputs)
+        if count == first:
+            return outputs, seconds / first, 0.0
+        outputs, longer = run(count)
+        each = max(0.0, longer - seconds) / (count - first)
+        return outputs, each, max(0.0, longer - each * count)
