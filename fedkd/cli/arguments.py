@@ -20,6 +20,14 @@ WITH_CONFIG = ("fit", "check", "partition")
 """The subcommands whose configuration may be given without ``--config``."""
 
 
+FLAGS = {
+    "--clear-cache": "--clear_cache=true",
+    "--clear_cache": "--clear_cache=true",
+    "--overwrite": "--overwrite=true",
+}
+"""Options that may be given without a value."""
+
+
 MAX_SHOWN = 60
 """Characters of a wrong value that an error shows."""
 
@@ -156,14 +164,14 @@ def expand(args: Sequence[str]) -> list[str]:
       For one of several students, in RUN_DIR/clients/K, the configuration is that of the whole run;
     - ``teachers NAME ...`` becomes ``teachers --name NAME ...``;
     - ``fit FILE.yaml ...`` becomes ``fit --config FILE.yaml ...``; ``check`` and ``partition`` likewise;
-    - ``--clear-cache`` becomes ``--clear_cache=true``;
+    - ``--clear-cache`` becomes ``--clear_cache=true``, and ``--overwrite`` likewise;
     - a class is chosen before its options: see `put_classes_first`.
 
     Raises:
         MissingResourceError: If there is no run at RUN_DIR.
         FedKDError: If a configuration is no YAML, or a key stands in it twice.
     """
-    args = ["--clear_cache=true" if arg in ("--clear-cache", "--clear_cache") else arg for arg in args]
+    args = [FLAGS.get(arg, arg) if following.startswith("--") else arg for arg, following in pairwise([*args, "--"])]
     args = put_classes_first(args)
     if len(args) > 1 and args[0] in WITH_CONFIG and not args[1].startswith("-") and args[1].endswith((".yaml", ".yml")):
         args = [args[0], "--config", *args[1:]]
