@@ -93,7 +93,10 @@ def test_names_are_what_the_folders_do_not_share(tmp_path):
         (["nowhere"], "No run at 'nowhere': there is no 'nowhere/metrics.csv'."),
         (["run", "run/../run"], "The run 'run/../run' is given twice."),
         (["run", "--out", "run/student.safetensors"], "must end with .html, got 'run/student.safetensors'."),
-        (["run", "--out", "run/old.html"], "'run/old.html' exists and is not written over. Name another, or add --overwrite."),
+        (
+            ["run", "--out", "run/old.html"],
+            "'run/old.html' exists and is not written over. Name another, or add --overwrite.",
+        ),
         (["run", "--ot=x.html"], "Unknown option of report '--ot'. Did you mean '--out'?"),
     ],
 )

@@ -52,6 +52,8 @@ ROUND_SECONDS = 1.2
 """The larger of the small runs has rounds of about this time."""
 TOO_SLOW = 8.0
 """Where the first small run's rounds take so long, it is the only one."""
+LONG = 10.0
+"""Where the first small run takes so long, it is not run again to find what it took because it was the first."""
 FIRST_IMAGES = 64
 """So many images the first small run evaluates."""
 MOST_BATCHES = 128
@@ -204,6 +206,8 @@ class SmallRuns:
             seconds = first.middle.seconds
             if seconds > TOO_SLOW:
                 return (first, first), 0.0
+            if cold > LONG:  # what a process's first run takes longer is then little of it
+                return self._pair(size, max(seconds, 1e-3)), 0.0
             began = time.perf_counter()
             warm = self.trial(size)
             cold = max(0.0, cold - (time.perf_counter() - began))

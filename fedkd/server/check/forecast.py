@@ -106,7 +106,8 @@ class RunForecast:
         empty = f", and {self.num_empty} without any" if self.num_empty else ""
         lines = {
             "images": f"{images}; {self.num_classes} classes, {'x'.join(map(str, self.image_shape))}",
-            "clients": f"{self.num_clients - self.num_empty} with {smallest} to {largest} images, median {median}" + empty,
+            "clients": f"{self.num_clients - self.num_empty} with {smallest} to {largest} images, median {median}"
+            + empty,
             "a round": f"{self.cohort_size} clients, {_count(self.batches)} batches",
             **self.settings,
         }
