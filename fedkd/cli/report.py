@@ -12,7 +12,7 @@ EPILOG = """With one run the page is RUN/report.html, which a finished run has a
 round, accuracy by class, confusion matrix, bytes and seconds, and how to load the student. A run that was stopped gets
 a page of the rounds that it has. With several runs it is comparison.html in the current folder: a table of the results,
 the curves, and the settings that differ. A page is one file that loads nothing.
-These pages hold nothing but what is in the runs, so they are written again. A FILE that you name is not written over."""
+These pages hold only what is in the runs, so they are written again. A FILE that you name is not written over."""
 
 
 def make_parser() -> PlainParser:
