@@ -101,12 +101,10 @@ def _checked(federation: Any, module: Any, data: Any, ckpt_path: str | Path | No
     if plan.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(plan.device)
 
-    with (
-        quiet(),
-        writing(home, "Choose another run_dir"),
-        tempfile.TemporaryDirectory(prefix=".fedkd-check-", dir=home) as folder,
-    ):
-        small_runs = SmallRuns(federation, module, plan, Path(folder))
+    with writing(home, "Choose another run_dir"):
+        folder = tempfile.TemporaryDirectory(prefix=".fedkd-check-", dir=home)
+    with quiet(), folder as name:
+        small_runs = SmallRuns(federation, module, plan, Path(name))
         trials, cold = small_runs.run()
     amounts = Amounts.of(data, plan.trainer)
     clients = list(amounts.rows)

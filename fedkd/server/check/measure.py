@@ -21,6 +21,9 @@ from fedkd.teachers.outputs.cache import joins_members
 TEACHER_SECONDS = 2.0
 """So long a teacher is measured, for each of the ways in which it is used."""
 
+FOR_A_BATCH = 3
+"""A whole batch is measured if it takes at most so many times that."""
+
 
 @dataclass(frozen=True)
 class Call:
@@ -254,7 +257,9 @@ class SampledCache(TeacherCache):
         if (first := min(4, step, len(data))) > 1:
             outputs, seconds = run(first)
         most = int(TEACHER_SECONDS * first / max(seconds, 1e-6))
-        count = min(len(data), max(first, most // step * step or most))
+        if most >= step / FOR_A_BATCH:  # a whole batch needs the most memory
+            most = max(step, most // step * step)
+        count = min(len(data), max(first, most))
         if count == first:
             return outputs, seconds / first, 0.0
         outputs, longer = run(count)
