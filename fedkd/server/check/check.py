@@ -48,7 +48,7 @@ from fedkd.training.trainer import with_defaults
 FEW_CLIENTS, MORE_CLIENTS = 4, 12
 """Clients of a small run; more where a round takes less than `QUICK` seconds."""
 QUICK = 0.5
-ROUND_SECONDS = 1.2
+ROUND_SECONDS = 2.0
 """The larger of the small runs has rounds of about this time."""
 TOO_SLOW = 8.0
 """Where the first small run's rounds take so long, it is the only one."""
@@ -223,8 +223,14 @@ class SmallRuns:
         batches = min(MOST_BATCHES, max(2, steps // epochs))
         share = min(1.0, size.share * steps)
         large = Size(clients, batches, epochs, share, min(self.federation.rounds, 5 if is_quick else 3))
-        small = replace(large, batches=max(1, batches // 4), share=share / 4)
-        return self.trial(small), self.trial(large)
+        pair = self.trial(replace(large, batches=max(1, batches // 4), share=share / 4)), self.trial(large)
+        growth = int(ROUND_SECONDS / max(pair[1].middle.seconds, 1e-3))
+        if growth < 2 or (large.batches == MOST_BATCHES and large.share == 1.0):
+            return pair
+        epochs = min(epochs * growth, MOST_EPOCHS, self.epochs if self.epochs > 0 else 1)
+        batches = min(MOST_BATCHES, max(batches, batches * large.epochs * growth // epochs))
+        larger = replace(large, epochs=epochs, batches=batches, share=min(1.0, share * growth))
+        return pair[1], self.trial(larger)
 
     def trial(self, size: Size) -> Trial:
         """Run one."""

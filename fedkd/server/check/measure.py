@@ -15,6 +15,7 @@ from fedkd.data import ImageSet, Views
 from fedkd.server.backends import Backend, Workers
 from fedkd.server.backends.base import Outcome, SiteFactory
 from fedkd.server.callbacks import RoundCallback, RoundEvent, RunEvent
+from fedkd.server.exchange import size_of
 from fedkd.teachers import Teacher, TeacherCache
 from fedkd.teachers.outputs.cache import joins_members
 
@@ -139,10 +140,10 @@ class TimedWorkers(Workers):
         """Yield what the workers yield."""
         began, up = time.perf_counter(), 0
         for outcome in self.timed.map(work, tasks):
-            up += outcome.num_bytes if isinstance(outcome, ClientUpdate) else 0
+            up += size_of(outcome) if isinstance(outcome, ClientUpdate) else 0
             yield outcome
             del outcome  # else it would stay in memory while the next client works
-        clients, down = tuple(task.client for task in tasks), sum(task.num_bytes for task in tasks)
+        clients, down = tuple(task.client for task in tasks), size_of(*tasks)
         call = Call(work.__name__, clients, time.perf_counter() - began, up, down)
         self.stopwatch.phases[-1].calls.append(call)
 
