@@ -19,11 +19,8 @@ from fedkd.server.exchange import size_of
 from fedkd.teachers import Teacher, TeacherCache
 from fedkd.teachers.outputs.cache import joins_members
 
-TEACHER_SECONDS = 2.0
-"""So long a teacher is measured, for each of the ways in which it is used."""
-
-FOR_A_BATCH = 3
-"""A whole batch is measured if it takes at most so many times that."""
+TEACHER_SECONDS = 6.0
+"""A teacher is measured on more and more images, up to a whole batch, as long as they take no longer than this."""
 
 
 @dataclass(frozen=True)
@@ -254,15 +251,16 @@ class SampledCache(TeacherCache):
             )
             return np.asarray(outputs), time.perf_counter() - began
 
-        outputs, seconds = run(1)
-        if (first := min(4, step, len(data))) > 1:
-            outputs, seconds = run(first)
-        most = int(TEACHER_SECONDS * first / max(seconds, 1e-6))
-        if most >= step / FOR_A_BATCH:  # a whole batch needs the most memory
-            most = max(step, most // step * step)
-        count = min(len(data), max(first, most))
-        if count == first:
-            return outputs, seconds / first, 0.0
-        outputs, longer = run(count)
-        each = max(0.0, longer - seconds) / (count - first)
-        return outputs, each, max(0.0, longer - each * count)
+        run(1)
+        count = min(4, step, len(data))
+        outputs, seconds = run(count)
+        each, start = seconds / count, 0.0
+        while (more := min(4 * count, max(step, count), len(data))) > count:
+            if seconds * more / count > TEACHER_SECONDS:
+                break
+            outputs, longer = run(more)
+            # between few images, noise is all that differs: a slope below half of the mean is not believed
+            each = max((longer - seconds) / (more - count), longer / more / 2)
+            start = max(0.0, longer - each * more)
+            count, seconds = more, longer
+        return outputs, each, start
