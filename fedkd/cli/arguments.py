@@ -16,8 +16,16 @@ POSITIONAL = {"test": "RUN_DIR", "predict": "RUN_DIR", "export": "RUN_DIR", "tea
 """The positional argument of each subcommand that has one."""
 
 
-WITH_CONFIG = ("fit", "partition")
+WITH_CONFIG = ("fit", "check", "partition")
 """The subcommands whose configuration may be given without ``--config``."""
+
+
+FLAGS = {
+    "--clear-cache": "--clear_cache=true",
+    "--clear_cache": "--clear_cache=true",
+    "--overwrite": "--overwrite=true",
+}
+"""Options that may be given without a value."""
 
 
 MAX_SHOWN = 60
@@ -104,6 +112,50 @@ def _short(value: Any) -> str:
     return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}..."
 
 
+def put_classes_first(args: Sequence[str]) -> list[str]:
+    """Put the options of a class behind the option that chooses the class: the parser drops those before it in silence.
+
+    ``--data.partitioner.alpha 0.5 --data.partitioner Shards`` becomes ``--data.partitioner Shards
+    --data.partitioner.alpha 0.5``, about which the parser says that `Shards` has no such option.
+
+    Args:
+        args: Of a subcommand, ``--NAME VALUE`` or ``--NAME=VALUE``.
+
+    Raises:
+        FedKDError: If the option that comes later is null, which has no options.
+    """
+    groups = _by_option(args)
+    names = [group[0].removeprefix("--").split("=")[0] for group in groups]
+    behind: dict[int, list[list[str]]] = {}  # by the position of the option that chooses a class
+    for position, (name, group) in enumerate(zip(names, groups, strict=True)):
+        chosen = [
+            later
+            for later in range(position + 1, len(groups))
+            if "." in names[later] and name.startswith(f"{names[later]}.")
+        ]
+        if not chosen:
+            continue
+        what, value = groups[chosen[-1]][0], " ".join(groups[chosen[-1]][1:]) or groups[chosen[-1]][0].partition("=")[2]
+        if value in ("null", "None"):
+            raise FedKDError(
+                f"{group[0].split('=')[0]} is dropped by the later {what.split('=')[0]} {value}: leave one out."
+            )
+        behind.setdefault(chosen[-1], []).append(group)
+        groups[position] = []
+    ordered = [part for position, group in enumerate(groups) for part in (group, *behind.get(position, []))]
+    return [each for group in ordered for each in group]
+
+
+def _by_option(args: Sequence[str]) -> list[list[str]]:
+    """Cut arguments before each option, so that its values stay with it."""
+    groups: list[list[str]] = []
+    for each in args:
+        if each.startswith("--") or not groups:
+            groups.append([])
+        groups[-1].append(each)
+    return groups
+
+
 def expand(args: Sequence[str]) -> list[str]:
     """Turn the positional argument of a subcommand into options.
 
@@ -111,14 +163,16 @@ def expand(args: Sequence[str]) -> list[str]:
       ``export`` likewise. A run that was made from Python has no configuration.
       For one of several students, in RUN_DIR/clients/K, the configuration is that of the whole run;
     - ``teachers NAME ...`` becomes ``teachers --name NAME ...``;
-    - ``fit FILE.yaml ...`` becomes ``fit --config FILE.yaml ...``; ``partition`` likewise;
-    - ``--clear-cache`` becomes ``--clear_cache=true``.
+    - ``fit FILE.yaml ...`` becomes ``fit --config FILE.yaml ...``; ``check`` and ``partition`` likewise;
+    - ``--clear-cache`` becomes ``--clear_cache=true``, and ``--overwrite`` likewise;
+    - a class is chosen before its options: see `put_classes_first`.
 
     Raises:
         MissingResourceError: If there is no run at RUN_DIR.
         FedKDError: If a configuration is no YAML, or a key stands in it twice.
     """
-    args = ["--clear_cache=true" if arg in ("--clear-cache", "--clear_cache") else arg for arg in args]
+    args = [FLAGS.get(arg, arg) if following.startswith("--") else arg for arg, following in pairwise([*args, "--"])]
+    args = put_classes_first(args)
     if len(args) > 1 and args[0] in WITH_CONFIG and not args[1].startswith("-") and args[1].endswith((".yaml", ".yml")):
         args = [args[0], "--config", *args[1:]]
     for option, value in pairwise([*args, ""]):

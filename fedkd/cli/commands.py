@@ -15,7 +15,7 @@ from fedkd.cli.help import section_asked_for, section_help
 from fedkd.cli.parser import BaseCLI
 from fedkd.cli.subcommands import SECTIONS
 from fedkd.core.errors import FedKDError
-from fedkd.core.storage import cache_dir, make_parent
+from fedkd.core.storage import cache_dir, claim, make_parent
 from fedkd.partition.report.report import plot_file
 from fedkd.server.backends import InProcess
 from fedkd.server.setup import Connections
@@ -44,6 +44,14 @@ class FedKDCLI(BaseCLI):
         if "clients" in summary:
             print_clients(summary)
 
+    def check(self) -> None:
+        """Try all parts of a run, and tell its time, memory and bytes: fedkd check --config FILE."""
+        from fedkd.cli.display import make_console
+
+        forecast = self.federation.check(self.model, self.datamodule, ckpt_path=self.chosen.ckpt_path)
+        make_console().print(forecast.table())
+        forecast.check_disk()
+
     def test(self, which: str = "last") -> None:
         """Test a run's student on the global test set: fedkd test RUN_DIR.
 
@@ -55,7 +63,9 @@ class FedKDCLI(BaseCLI):
 
         print_metrics(evaluate_run(self.run_dir(), self.datamodule, self.trainer_arguments, self.student, which))
 
-    def predict(self, images: str | None = None, output: str | None = None, which: str = "last") -> None:
+    def predict(
+        self, images: str | None = None, output: str | None = None, which: str = "last", overwrite: bool = False
+    ) -> None:
         """Write a run's predictions as CSV: fedkd predict RUN_DIR.
 
         Args:
@@ -63,17 +73,19 @@ class FedKDCLI(BaseCLI):
             output: The CSV file; RUN_DIR/predictions.csv if not given, or predictions_2.csv if that is there. Beside it
                 comes a PNG of the images with the least certain predictions.
             which: last is the student of the last round, best that of the callback SaveBest.
+            overwrite: Write over files that are there.
         """
         from fedkd.runs.inference import predict_run
 
         run_dir = self.run_dir()
-        path = Path(output) if output else free_file(run_dir / "predictions.csv")
+        path = Path(output) if output else run_dir / "predictions.csv"
+        if not output and not overwrite:
+            path = free_file(path)
         with about("output"):
             if path.suffix.lower() != ".csv":
                 raise FedKDError(f"{str(path)!r} must end in .csv; a .png comes beside it.")
             for each in (path, path.with_suffix(".png")):
-                if each.exists():
-                    raise FedKDError(f"{str(each)!r} exists, and no predictions are written over. Name another file.")
+                claim(each, overwrite)
             make_parent(path)
         print(predict_run(run_dir, self.datamodule, self.trainer_arguments, images, path, self.student, which))
 
@@ -83,6 +95,7 @@ class FedKDCLI(BaseCLI):
         output: str | None = None,
         which: str = "last",
         push: str | None = None,
+        overwrite: bool = False,
     ) -> None:
         """Export a run's student, and compare what was exported with it: fedkd export RUN_DIR.
 
@@ -90,29 +103,38 @@ class FedKDCLI(BaseCLI):
             format: onnx is for ONNX Runtime; torch is a program that torch.export.load reads, with torch alone;
                 safetensors is a folder for the HuggingFace hub, with weights, a model card and that program.
             output: The file or folder; student.onnx, student.pt2 or student_published in RUN_DIR if not given,
-                with the name in which in place of student.
+                with the name in which in place of student. Those are written again.
             which: last is the student of the last round, best that of the callback SaveBest.
             push: A repository of the HuggingFace hub to push the folder to, such as me/student.
+            overwrite: Write over an output that is there.
         """
         from fedkd.runs.export import export_student
 
         if output is not None:
             with about("output"):
-                make_parent(Path(output))
+                claim(Path(output), overwrite)
+                if format != "safetensors":
+                    make_parent(Path(output))
         exported = export_student(self.run_dir(), format, output, which, self.student, push)
         print(f"{exported.path} (logits differ from the student's by {exported.max_difference:.2g} at most)")
 
-    def partition(self, output: str = "partition_report.png", kind: Literal["heat", "bubble"] = "heat") -> None:
+    def partition(
+        self, output: str | None = None, kind: Literal["heat", "bubble"] = "heat", overwrite: bool = False
+    ) -> None:
         """Show and plot how many images of each class each client holds, without training.
 
         Args:
-            output: The plot's file (PNG, PDF or SVG). The numbers are written next to it, as JSON.
+            output: The plot's file (PNG, PDF or SVG). The numbers are written next to it, as JSON. If not given, it is
+                partition_report.png, which is written again.
             kind: How a count is drawn: heat is a cell's color, bubble is a bubble's area.
+            overwrite: Write over an output that is there.
         """
         from fedkd.cli.display import make_console
 
         with about("output"):
-            path = plot_file(output)
+            path = plot_file(output or "partition_report.png")
+            for each in (path, path.with_suffix(".json")) if output else ():
+                claim(each, overwrite)
         self.datamodule.prepare_data()
         self.datamodule.setup()
         report = self.datamodule.partition_report()

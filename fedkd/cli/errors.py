@@ -60,7 +60,10 @@ def explain_option(parser: ArgumentParser, message: str) -> str:
     if not (found := re.search(r"(?:class_path '([^']+)':\s+)?Option '([^']+)' is not accepted", message)):
         return " ".join(message.split())
     own = [each.dest for each in parser._actions if not re.search(r"help$|^config$|^print_", each.dest)]
-    return str(unknown_name("option", found[2], parameters_of(found[1]) if found[1] else own))
+    told = unknown_name("option", found[2], parameters_of(found[1]) if found[1] else own)
+    # the parser of a class's options has one group, with the name of the class
+    name = found[1].rpartition(".")[2] if found[1] else next(iter(getattr(parser, "groups", None) or {}), "")
+    return f"{told} The class is {name}." if name[:1].isupper() else str(told)
 
 
 def explain_value(parser: ArgumentParser, key: str, message: str) -> str:

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from fedkd.cli.plain import PlainParser
-from fedkd.core.errors import FedKDError, unknown_name
-from fedkd.core.storage import write_atomically
+from fedkd.core.errors import unknown_name
+from fedkd.core.storage import claim, make_parent, write_atomically
 
 FOLDER = Path(__file__).parent / "templates"
 
@@ -21,12 +21,13 @@ def make_parser() -> PlainParser:
     """Return the parser of ``fedkd init``."""
     parser = PlainParser(
         "init",
-        usage="fedkd init [--template NAME] [--output FILE]",
+        usage="fedkd init [--template NAME] [--output FILE] [--overwrite]",
         epilog="digits runs as it is and downloads nothing. folder and medical are for your own images.",
     )
     names = ", ".join(templates())
     parser.add_argument("--template", default="digits", metavar="NAME", help=f"{names} (default: digits)")
     parser.add_argument("--output", type=Path, default=Path("run.yaml"), metavar="FILE", help="default: run.yaml")
+    parser.add_argument("--overwrite", action="store_true", help="write over a file that is there")
     return parser
 
 
@@ -39,8 +40,8 @@ def run(args: Sequence[str]) -> None:
     options = make_parser().parse_args(list(args))
     if options.template not in templates():
         raise unknown_name("template", options.template, templates())
-    if options.output.exists():
-        raise FedKDError(f"{str(options.output)!r} exists: give another file with --output.")
+    claim(options.output, options.overwrite)
+    make_parent(options.output)
     text = (FOLDER / f"{options.template}.yaml").read_text()
     write_atomically(options.output, text.replace("{output}", str(options.output)))
     print(f"{options.output}: change it as you like, then: fedkd fit --config {options.output}")

@@ -10,6 +10,7 @@ DESCRIPTION = "Federated distillation from foundation models."
 
 SUBCOMMANDS = {
     "fit": "Run a federation.",
+    "check": "Try all parts of a run, and tell its time, memory and bytes: fedkd check --config FILE.",
     "test": "Test a run's student on the global test set: fedkd test RUN_DIR.",
     "predict": "Write a run's predictions as CSV: fedkd predict RUN_DIR.",
     "export": "Export a run's student, as ONNX and others: fedkd export RUN_DIR.",
@@ -24,6 +25,7 @@ SUBCOMMANDS = {
 
 SECTIONS = {  # the sections of the configuration that each subcommand instantiates
     "fit": ("data", "model", "federation", "trainer"),
+    "check": ("data", "model", "federation", "trainer"),
     "test": ("data", "model", "trainer"),
     "predict": ("data", "model", "trainer"),
     "export": ("model",),

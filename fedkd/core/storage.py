@@ -146,6 +146,22 @@ def make_parent(path: Path) -> None:
         raise FedKDError(f"{str(path)!r} cannot be written: it is a folder.")
 
 
+def claim(path: Path, overwrite: bool = False) -> None:
+    """Make the folder of a file that a user names, before any work, and refuse to write over what is there.
+
+    Args:
+        path: The file, or a folder that is to be filled.
+        overwrite: Whether what is there may be written over. A folder is never in a file's place.
+
+    Raises:
+        FedKDError: If the name is taken, or the folder cannot be made.
+    """
+    if not overwrite and path.exists() and not (path.is_dir() and not any(path.iterdir())):
+        raise FedKDError(f"{str(path)!r} exists and is not written over. Name another, or add --overwrite.")
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+
+
 def write_atomically(path: Path, content: bytes | str) -> None:
     """Write a file so that a crash at any moment leaves either the old file or the complete new one.
 

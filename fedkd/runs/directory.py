@@ -68,17 +68,11 @@ class RunDirectory:
     """
 
     def __init__(self, path: str | Path | None = None, resume: bool = False) -> None:
-        if str(path) == "":
-            raise FedKDError("run_dir is empty: give a folder, or leave it out for the next free runs/version_N.")
+        check_free(path, resume)
         if path is None:
             path = (newest_version(Path("runs")) if resume else None) or next_version(Path("runs"))
         self.path = Path(path).expanduser()
         try:
-            if not resume and (self.path / "metrics.csv").exists():
-                raise FedKDError(
-                    f"run_dir {str(self.path)!r} already holds a run. Choose another, or go on with it: "
-                    "ckpt_path: last."
-                )
             (self.path / "checkpoints").mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise FedKDError(f"run_dir {str(self.path)!r} cannot be made: {error.strerror}.") from error
@@ -252,6 +246,24 @@ class RunDirectory:
         with writing(folder):
             folder.mkdir(parents=True, exist_ok=True)
         write_student(student_path(folder, which), {**weights.tensors, **(constants or {})}, spec)
+
+
+def check_free(path: str | Path | None, resume: bool) -> None:
+    """Raise if a folder cannot be a run's, before anything is written; arguments as for `RunDirectory`.
+
+    Raises:
+        FedKDError: If it holds a run and ``resume`` is False, or the path is empty.
+    """
+    if str(path) == "":
+        raise FedKDError("run_dir is empty: give a folder, or leave it out for the next free runs/version_N.")
+    try:
+        if path is not None and not resume and (Path(path).expanduser() / "metrics.csv").exists():
+            raise FedKDError(
+                f"run_dir {str(Path(path).expanduser())!r} already holds a run. Choose another, or go on with it: "
+                "ckpt_path: last."
+            )
+    except OSError as error:
+        raise FedKDError(f"run_dir {str(path)!r} cannot be made: {error.strerror}.") from error
 
 
 def check_branch(ckpt_path: str | Path, identity: Mapping[str, Any]) -> None:

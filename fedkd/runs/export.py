@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from fedkd.core.errors import FedKDError, MissingResourceError, in_one_line, unknown_name
-from fedkd.core.storage import write_atomically
+from fedkd.core.storage import make_parent, write_atomically
 from fedkd.runs.program import as_program, described, quiet, trace
 from fedkd.runs.student_file import LAST, load_student, read_spec
 
@@ -53,7 +53,7 @@ def export_student(
         format: "onnx" is for ONNX Runtime and others (``pip install fedkd[export]``). "torch" is a program for
             ``torch.export.load(file).module()``, which needs torch alone. "safetensors" is a folder with the weights,
             their configuration, a model card and that program: see `fedkd.runs.published.PublishedStudent`.
-        output: The file or folder; by default it lies in the run directory.
+        output: The file or folder; by default it lies in the run directory. A file there is written over.
         which: Which of the run's students: see `fedkd.load_student`.
         student: A module like the run's student, where that was not made by name.
         push: A repository of the HuggingFace hub to push the folder of "safetensors" to.
@@ -89,6 +89,7 @@ def export_student(
                 ) from error
         return exported
     path = Path(output or Path(run_dir).expanduser() / f"{name}{SUFFIXES[format]}")
+    make_parent(path)
     content = as_onnx(module, spec) if format == "onnx" else as_program(module, spec)
     difference = compare(run_onnx(content) if format == "onnx" else run_program(content), module, spec["image_shape"])
     write_atomically(path, content)

@@ -32,6 +32,11 @@ class Traffic:
         return Traffic(self.up - other.up, self.down - other.down)
 
 
+def size_of(*messages: ClientTask | ClientUpdate) -> int:
+    """Return the bytes of the tensors of some tasks or updates."""
+    return sum(message.num_bytes for message in messages)
+
+
 class Exchange:
     """Sends tasks to clients and returns their updates: counted, checked and in the clients' order.
 
@@ -99,7 +104,7 @@ class Exchange:
                     failed |= {client: update.reason for client in update.clients}
                 else:
                     answered.append(update.client)
-                    up += update.num_bytes
+                    up += size_of(update)
                     if update.is_finite or min_updates is None:
                         waiting[update.client] = update
                         diverged += [] if update.is_finite else [update.client]
@@ -117,7 +122,7 @@ class Exchange:
             raise FedKDError(
                 f"{work.__name__}: clients {told} were told to work, updates came from {sorted(answered)}."
             )
-        self.traffic += Traffic(up=up, down=sum(task.num_bytes for task in tasks))
+        self.traffic += Traffic(up=up, down=size_of(*tasks))
         self.failures += [ClientFailure(client, tasks[0].round, failed[client]) for client in sorted(failed)]
         if min_updates is not None and len(told) - len(failed) < min_updates:
             reasons = "; ".join(f"client {client}: {failed[client]}" for client in sorted(failed))

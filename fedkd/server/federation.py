@@ -7,6 +7,7 @@ import logging
 import shlex
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Literal
 
@@ -33,12 +34,14 @@ from fedkd.runs.student_file import LAST
 from fedkd.runs.summary import Summary, reported, round_row, summarize
 from fedkd.server.backends import Backend, InProcess
 from fedkd.server.callbacks import RoundCallback, RoundEvent, RunEvent, check_callbacks
+from fedkd.server.check.forecast import RunForecast
 from fedkd.server.display import show_rounds
 from fedkd.server.lr_schedule import check_lr_schedule
 from fedkd.server.run_loggers import RunLoggers, check_loggers, confusion_figure
 from fedkd.server.sampling import sample_cohort
 from fedkd.server.setup import Prepared, described, plan_run, prepare_run, run_settings, training_loop
 from fedkd.strategies import Strategy
+from fedkd.teachers import TeacherCache
 from fedkd.training.module import DistillationModule
 
 TEACHING = ("fixed", "consistent")
@@ -106,6 +109,8 @@ class Federation(Shown):
         self.trainer = arguments
         self.run_dir, self.seed = run_dir, int(seed)  # jsonargparse has an int of its own
         self.config: str | None = None  # the command line's YAML, kept with the run
+        self.teacher_cache: TeacherCache | None = None  # where a check keeps the teacher's outputs; None is fedkd's own
+        self.is_shown = True  # whether the rounds are shown as they end
 
     def fit(
         self, module: DistillationModule, datamodule: FederatedDataModule, ckpt_path: str | Path | None = None
@@ -177,6 +182,27 @@ class Federation(Shown):
                 module.was_federated = True
                 self.backend.shutdown()
 
+    def check(
+        self, module: DistillationModule, datamodule: FederatedDataModule, ckpt_path: str | Path | None = None
+    ) -> RunForecast:
+        """Find out before a run whether all of it works, how long it will take and how much memory.
+
+        What `fit` refuses, this refuses. Small runs of the same settings, with a few batches of a few clients, then go
+        through everything that the run does; see `fedkd.server.check.check_run`. No run directory is written, and the
+        module stays as it was.
+
+        Args:
+            module: As for `fit`.
+            datamodule: As for `fit`.
+            ckpt_path: As for `fit`. The forecast is for a whole run, also where one goes on.
+
+        Raises:
+            FedKDError: As for `fit`.
+        """
+        from fedkd.server.check.check import check_run
+
+        return check_run(self, module, datamodule, ckpt_path)
+
     def _rounds(
         self,
         run: RunDirectory,
@@ -188,7 +214,7 @@ class Federation(Shown):
     ) -> Iterator[RunEvent]:
         """Run the rounds that are left, and yield the event of each once it is on disk; rows join the history."""
         strategy, clients, state = prepared.plan.strategy, list(prepared.clients), event.state
-        with show_rounds(self.rounds, history, run.path) as display:
+        with show_rounds(self.rounds, history, run.path) if self.is_shown else nullcontext() as display:
             while state.round < self.rounds and not (history and event.reasons):
                 began = time.perf_counter()
                 # the first round counts what the strategy sent before it
@@ -230,7 +256,8 @@ class Federation(Shown):
                 event = self._event(run, prepared, state, history)
                 yield event
                 loggers.log(history[-1])
-                display.add(history[-1])
+                if display is not None:
+                    display.add(history[-1])
                 told = reported(updates, val_accuracy)
                 round_event = RoundEvent(**vars(event), row=history[-1], clients=told)
                 for callback in self.callbacks:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import posixpath
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +19,9 @@ from fedkd.runs.summary import versions
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from torch import Tensor
+
+MLFLOW_LENGTH = 240
+"""Characters of a name for MLflow, which takes 250; the rest is for a number."""
 
 WITH_FIGURES = (TensorBoardLogger, WandbLogger, MLFlowLogger)
 
@@ -47,7 +52,10 @@ class RunLoggers:
         """Log a round's numbers."""
         numbers = {name: value for name, value in row.items() if isinstance(value, int | float)}
         for logger in self.loggers:
-            logger.log_metrics(numbers, step=row["round"])
+            named = numbers
+            if isinstance(logger, MLFlowLogger):
+                named = {name: numbers[given] for given, name in mlflow_names(numbers).items()}
+            logger.log_metrics(named, step=row["round"])
             logger.save()
 
     def log_figure(self, name: str, draw: Callable[[], Figure], step: int) -> None:
@@ -100,6 +108,27 @@ def default_logger(run_dir: Path) -> Logger:
     if importlib.util.find_spec("tensorboard") or importlib.util.find_spec("tensorboardX"):
         return TensorBoardLogger(run_dir, name="tensorboard", version="")
     return CSVLogger(run_dir, name="csv", version="")
+
+
+def mlflow_names(names: Iterable[str]) -> dict[str, str]:
+    """Return the names under which MLflow takes numbers, by the given ones.
+
+    MLflow takes paths of ASCII letters, digits and ``_ . - /``, of up to 250 characters. Lightning drops what else
+    stands in a name, which may leave none of a class's name, or the same of two.
+    """
+    found: dict[str, str] = {}
+    for given in names:
+        first, slash, rest = given.partition("/")
+        rest = re.sub(r"[^a-zA-Z0-9_/. -]+", "_", rest)
+        if slash and posixpath.normpath(f"{first}/{rest}") != f"{first}/{rest}":
+            rest = rest.replace("/", "_").replace(".", "_") or "_"
+        name = base = f"{first}{slash}{rest}"[:MLFLOW_LENGTH]
+        number = 1
+        while name in found.values():
+            number += 1
+            name = f"{base}_{number}"
+        found[given] = name
+    return found
 
 
 def confusion_figure(confusion: Tensor, classes: Sequence[str]) -> Figure:

@@ -14,7 +14,6 @@ from fedkd.core.config import one_line
 from fedkd.core.errors import FedKDError, check_range
 from fedkd.core.messages import ServerState, Weights
 from fedkd.core.seeding import seeded
-from fedkd.core.storage import cache_dir
 from fedkd.core.tensors import split_state
 from fedkd.data import FederatedDataModule
 from fedkd.data.pool import Pool
@@ -307,7 +306,7 @@ def prepare_run(federation: Any, plan: Plan) -> Iterator[Prepared]:
             connect=connect,
             views=data.image_views if plan.consistent else None,
             features=needs_features,
-            cache=cache_dir("teachers"),
+            cache=federation.teacher_cache,
             device=plan.device,
         )
         pools = data.pools(outputs.logits, outputs.shared_logits, outputs.shared_feature_file, outputs.feature_file)

@@ -10,7 +10,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 from fedkd.core.errors import FedKDError
-from fedkd.core.storage import write_atomically
+from fedkd.core.storage import make_parent, write_atomically
 from fedkd.core.units import format_bytes, format_seconds
 from fedkd.runs.record import RunRecord, finite, read_run
 from fedkd.runs.report import page as html
@@ -55,7 +55,7 @@ def report(run_dir: str | Path, *further: str | Path, out: str | Path | None = N
         run_dir: A run directory.
         further: More of them. Then the page has their results in a table, their curves, and the settings that differ.
         out: The file, with the suffix .html. None is ``report.html`` in the run directory for one run, and
-            ``comparison.html`` in the current folder for several.
+            ``comparison.html`` in the current folder for several. Its folder is made; a file there is written over.
 
     Returns:
         The file.
@@ -68,8 +68,8 @@ def report(run_dir: str | Path, *further: str | Path, out: str | Path | None = N
     path = None if out is None else Path(out).expanduser()
     if path is not None and path.suffix.lower() not in (".html", ".htm"):
         raise FedKDError(f"The report is an HTML file, so its name must end with .html, got {str(path)!r}.")
-    if path is not None and not path.parent.is_dir():
-        raise FedKDError(f"There is no folder {str(path.parent)!r} for the report {str(path)!r}.")
+    if path is not None:
+        make_parent(path)
     if not further:
         return write_report(run_dir, path)
     records = [read_run(each) for each in (run_dir, *further)]

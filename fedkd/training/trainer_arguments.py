@@ -40,16 +40,34 @@ BOUNDS: dict[str, dict[str, Any]] = {
 """Ranges that Lightning does not check, or checks once a client trains."""
 
 
+REFUSALS = (MisconfigurationException, ImportError, ValueError, TypeError, AttributeError)
+"""What Lightning raises for a wrong argument."""
+
+
 def _blamed(arguments: Mapping[str, Any], message: str) -> str:
     """Say that Lightning refuses the argument that its error is about, with its value; or the arguments."""
     plain = {name: value for name, value in arguments.items() if isinstance(value, str | int | float | dict)}
     named = [name for name in plain if re.search(rf"\b{name}\b", message)]
     valued = [name for name, value in plain.items() if isinstance(value, str) and value in message]
     quoted = [name for name in named if f"{name}=" in message]  # as in `Trainer(devices='0')`
-    found = quoted or [name for name in named if name in valued] or named or valued
+    found = quoted or [name for name in named if name in valued] or named or valued or _refused_alone(arguments)
     if not found:
         return "trainer: Lightning's Trainer refuses its arguments"
-    return f"trainer.{found[0]} {plain[found[0]]!r}: Lightning's Trainer refuses it"
+    return f"trainer.{found[0]} {arguments[found[0]]!r}: Lightning's Trainer refuses it"
+
+
+def _refused_alone(arguments: Mapping[str, Any]) -> list[str]:
+    """Return the arguments that Lightning refuses whatever the others are.
+
+    An error about what is in a value, such as ``max_time: {dayz: 1}``, names only that.
+    """
+    found = []
+    for name, value in arguments.items():
+        try:
+            make_trainer({"accelerator": "cpu", name: value})
+        except REFUSALS:
+            found.append(name)
+    return found
 
 
 def check_trainer(arguments: Mapping[str, Any]) -> torch.device:
@@ -79,7 +97,7 @@ def check_trainer(arguments: Mapping[str, Any]) -> torch.device:
             )
     try:
         trainer = make_trainer(arguments)
-    except (MisconfigurationException, ImportError, ValueError, TypeError) as error:
+    except REFUSALS as error:
         raise FedKDError(f"{_blamed(arguments, str(error))}: {error}") from error
     if trainer.world_size > 1:
         raise FedKDError(f"trainer.devices: each client trains on one device, got {trainer.world_size}.")

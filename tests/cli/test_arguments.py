@@ -61,3 +61,67 @@ def test_keys_of_merged_mappings_may_repeat(tmp_path: Path) -> None:
     path = tmp_path / "run.yaml"
     path.write_text("a: &a {x: 1}\nb: &b {y: 1}\nc:\n  <<: [*a, *b]\n  x: 2\n")
     expand(["fit", str(path)])
+
+
+QUICKSTART = str(Path(__file__).parents[2] / "examples" / "quickstart.yaml")
+
+
+def test_the_options_of_a_class_come_after_it() -> None:
+    given = ["--data.p.alpha", "1", "--data.num_clients", "3", "--data.p", "Shards", "--data.p.k=2"]
+    ordered = ["--data.num_clients", "3", "--data.p", "Shards", "--data.p.alpha", "1", "--data.p.k=2"]
+    assert expand(["fit", *given]) == ["fit", *ordered]
+    assert expand(["fit", "--data.p=A", "--data.p.x", "1", "--data.p=B"])[1:] == [
+        *("--data.p=A", "--data.p=B", "--data.p.x", "1")
+    ]
+    several = ["--federation.callbacks.patience", "1", "--federation.callbacks+", "SaveBest", "--data", "data.yaml"]
+    assert expand(["fit", *several]) == ["fit", *several]  # a section is no class, and a list is added to
+    with pytest.raises(FedKDError, match=r"^--data.p.x is dropped by the later --data.p null: leave one out.$"):
+        expand(["fit", "--data.p.x=1", "--data.p", "null"])
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        (
+            ["--data.partitioner.alpha", "0.5", "--data.partitioner", "ClassSpecific"],
+            "data.partitioner: Unknown option 'alpha'. Choose one of: classes_per_client. The class is ClassSpecific.",
+        ),
+        (["--data.partitioner", "ClassSpecific"], None),
+        (["--data.partitioner.alpha", "100"], None),
+        (["--data.partitioner.min_examples", "5", "--data.partitioner", "Dirichlet"], None),
+    ],
+)
+def test_an_option_of_a_class_that_is_replaced_is_not_dropped(tmp_path, monkeypatch, capsys, given, told) -> None:
+    monkeypatch.chdir(tmp_path)
+    if told is None:
+        main(["partition", QUICKSTART, *given])
+        return
+    with pytest.raises(SystemExit) as ended:
+        main(["partition", QUICKSTART, *given])
+    assert (ended.value.code, capsys.readouterr().err) == (2, f"fedkd: error: {told}\n")
+    assert not list(tmp_path.iterdir())
+
+
+def test_files_that_a_user_names_are_not_written_over_but_their_folder_is_made(tmp_path, monkeypatch, capsys) -> None:
+    monkeypatch.chdir(tmp_path)
+    for command, option, new, old in (
+        (["init"], "--output", "a/b/run.yaml", "mine.yaml"),
+        (["partition", QUICKSTART], "--output", "c/d/plot.svg", "mine.png"),
+    ):
+        (tmp_path / old).touch()
+        main([*command, option, new])
+        assert (tmp_path / new).stat().st_size
+        with pytest.raises(SystemExit) as ended:
+            main([*command, option, old])
+        assert ended.value.code == 2
+        assert f"{old!r} exists and is not written over. Name another, or add --overwrite." in capsys.readouterr().err
+        assert not (tmp_path / old).stat().st_size
+        main([*command, option, old, "--overwrite"])
+        assert (tmp_path / old).stat().st_size
+
+
+def test_what_is_derived_is_written_again_under_its_own_name(tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for _ in range(2):
+        main(["partition", QUICKSTART])
+    assert {path.name for path in tmp_path.iterdir()} == {"partition_report.png", "partition_report.json"}

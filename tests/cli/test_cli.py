@@ -128,7 +128,7 @@ def test_predictions_are_never_written_over(run, tmp_path):
     again = fedkd("predict", run_dir, *images, "--output", "out/p.csv", cwd=tmp_path, check=False)
     assert (again.returncode, again.stderr) == (
         2,
-        "fedkd: error: output: 'out/p.csv' exists, and no predictions are written over. Name another file.\n",
+        "fedkd: error: output: 'out/p.csv' exists and is not written over. Name another, or add --overwrite.\n",
     )
     wrong = fedkd("predict", run_dir, *images, "--output", "out/p.png", cwd=tmp_path, check=False)
     assert "'out/p.png' must end in .csv" in wrong.stderr

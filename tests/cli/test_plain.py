@@ -61,7 +61,7 @@ def test_nothing_is_written_over(tmp_path):
     done = fedkd("init", cwd=tmp_path, check=False)
     assert (done.returncode, done.stderr) == (
         2,
-        "fedkd: error: 'run.yaml' exists: give another file with --output.\n",
+        "fedkd: error: 'run.yaml' exists and is not written over. Name another, or add --overwrite.\n",
     )
     assert (tmp_path / "run.yaml").read_text() == "mine"
 

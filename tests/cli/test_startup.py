@@ -68,6 +68,6 @@ def test_bash_completes_subcommands_and_their_options(tmp_path):
     assert complete("fedkd", "te") == ["test", "teachers"]
     assert complete("fedkd", "fit", "--federation.rou") == ["--federation.rounds"]
     assert complete("fedkd", "compare", "--j") == ["--jobs"]
-    assert complete("fedkd", "report", "--o") == ["--out"]
+    assert complete("fedkd", "report", "--o") == ["--out", "--overwrite"]
     assert complete("fedkd", "partition", "--federation.rou") == []
     assert set(SECTIONS) | set(PLAIN) | {"completion"} == set(SUBCOMMANDS)

@@ -12,6 +12,7 @@ from helpers import datamodule, module
 from torch import nn
 
 import fedkd
+from fedkd.cli.main import main
 from fedkd.core.sealed import DamagedFileError
 from fedkd.runs.export import compare, export_student
 from fedkd.runs.published import PublishedStudent, teacher_license
@@ -52,6 +53,21 @@ def test_a_program_needs_torch_alone(run, tmp_path):
     with torch.inference_mode():
         expected = fedkd.load_student(run)(images)
     torch.testing.assert_close(torch.load(tmp_path / "logits.pt"), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_a_named_output_is_not_written_over(run, tmp_path, monkeypatch, capsys):
+    (tmp_path / "mine.pt2").touch()
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "file").touch()
+    for output, format in (("mine.pt2", "torch"), ("mine", "safetensors")):
+        with pytest.raises(SystemExit):
+            main(["export", str(run), "--format", format, "--output", str(tmp_path / output)])
+        assert "exists and is not written over. Name another, or add --overwrite." in capsys.readouterr().err
+    monkeypatch.setattr("fedkd.runs.export.as_program", lambda student, spec: b"content")
+    monkeypatch.setattr("fedkd.runs.export.run_program", lambda content: fedkd.load_student(run))
+    main(["export", str(run), "--format", "torch", "--output", str(tmp_path / "mine.pt2"), "--overwrite"])
+    main(["export", str(run), "--format", "torch", "--output", str(tmp_path / "new" / "x.pt2")])
+    assert (tmp_path / "mine.pt2").read_bytes() == (tmp_path / "new" / "x.pt2").read_bytes() == b"content"
 
 
 @pytest.mark.slow  # half a minute, for torch's exporter

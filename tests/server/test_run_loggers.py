@@ -7,10 +7,10 @@ import sys
 
 import pytest
 import torch
-from helpers import datamodule, module
+from helpers import datamodule, images, module
 
 import fedkd
-from fedkd.server.run_loggers import RunLoggers, confusion_figure
+from fedkd.server.run_loggers import RunLoggers, confusion_figure, mlflow_names
 
 
 def fit(run_dir, logger, rounds=2, ckpt_path=None):
@@ -80,3 +80,46 @@ def test_weights_and_biases_gets_them_offline(tmp_path, monkeypatch):
     fit(tmp_path / "run", WandbLogger(save_dir=tmp_path, offline=True))
     (kept,) = tmp_path.glob("wandb/offline-run-*")
     assert {path.name.split("_")[0] for path in kept.glob("files/media/images/*.png")} == {"partition", "confusion"}
+
+
+def test_mlflow_gets_them_in_a_database(tmp_path):
+    mlflow = pytest.importorskip("mlflow")
+    pytest.importorskip("sqlalchemy")
+    from lightning.pytorch.loggers import MLFlowLogger
+
+    store = f"sqlite:///{tmp_path}/mlflow.db"
+    logger = MLFlowLogger("fedkd", tracking_uri=store, artifact_location=str(tmp_path / "files"))
+    data = fedkd.FederatedDataModule.from_datasets(images(60), images(30, seed=1), num_clients=3)
+    data.prepare_data()
+    for part in (data.train, data.test):
+        object.__setattr__(part, "classes", ("äpfel", "ü", "ö"))
+    run = fedkd.Federation(2, run_dir=tmp_path / "run", trainer={"accelerator": "cpu", "logger": logger})
+    summary = run.fit(module("cnn"), data)
+    client = mlflow.MlflowClient(store)
+    (kept,) = client.search_runs([client.get_experiment_by_name("fedkd").experiment_id])
+    assert kept.info.status == "FINISHED"
+    assert [each.step for each in client.get_metric_history(kept.info.run_id, "balanced_accuracy")] == [0, 1]
+    assert kept.data.metrics["balanced_accuracy"] == pytest.approx(summary["balanced_accuracy"])
+    assert {name for name in kept.data.metrics if name.startswith("accuracy/")} == {
+        *("accuracy/_pfel", "accuracy/_", "accuracy/__2")
+    }
+    assert kept.data.params["strategy"] == "FedAvg()"
+    assert {each.path for each in client.list_artifacts(kept.info.run_id)} == {"confusion.png", "partition.png"}
+
+
+def test_names_for_mlflow_are_paths_and_differ():
+    given = [
+        "loss",
+        "train/kd",
+        "accuracy/cat",
+        "accuracy/ü",
+        "accuracy/猫",
+        "accuracy/a//b",
+        "accuracy/..",
+        "accuracy/.",
+    ]
+    assert list(mlflow_names(given).values()) == [
+        *("loss", "train/kd", "accuracy/cat", "accuracy/_", "accuracy/__2", "accuracy/a__b", "accuracy/__"),
+        "accuracy/__3",
+    ]
+    assert len(mlflow_names(["accuracy/" + "x" * 300])["accuracy/" + "x" * 300]) < 250

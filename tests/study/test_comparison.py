@@ -93,12 +93,16 @@ def test_names_are_what_the_folders_do_not_share(tmp_path):
         (["nowhere"], "No run at 'nowhere': there is no 'nowhere/metrics.csv'."),
         (["run", "run/../run"], "The run 'run/../run' is given twice."),
         (["run", "--out", "run/student.safetensors"], "must end with .html, got 'run/student.safetensors'."),
-        (["run", "--out", "none/x.html"], "There is no folder 'none' for the report 'none/x.html'."),
+        (
+            ["run", "--out", "run/old.html"],
+            "'run/old.html' exists and is not written over. Name another, or add --overwrite.",
+        ),
         (["run", "--ot=x.html"], "Unknown option of report '--ot'. Did you mean '--out'?"),
     ],
 )
 def test_a_mistake_is_one_line(arguments, message, tmp_path, monkeypatch, capsys):
     finished(tmp_path / "run", 0.5, 0.5)
+    (tmp_path / "run" / "old.html").touch()
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit) as stopped:
         main(["report", *arguments])
@@ -116,7 +120,10 @@ def test_the_command_prints_the_page(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     main(["report", "run"])
     main(["report", "run", "other", "--out", "both.html"])
-    assert capsys.readouterr().out == "run/report.html\nboth.html\n"
+    main(["report", "run", "--out", "new/run.html"])
+    main(["report", "run", "--out", "new/run.html", "--overwrite"])
+    main(["report", "run"])  # it holds nothing but what is in the run
+    assert capsys.readouterr().out == "run/report.html\nboth.html\nnew/run.html\nnew/run.html\nrun/report.html\n"
     assert "Settings" not in Page(tmp_path / "run" / "report.html").text
     assert "2 runs" in Page(tmp_path / "both.html").text
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["rounds"] == 2

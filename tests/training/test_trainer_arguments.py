@@ -14,7 +14,7 @@ from torch import nn
 import fedkd
 from fedkd.cli.main import main
 from fedkd.server.setup import plan_run, run_settings
-from fedkd.training.trainer_arguments import with_precision
+from fedkd.training.trainer_arguments import check_trainer, with_precision
 
 
 @pytest.mark.parametrize(
@@ -155,3 +155,18 @@ def test_early_stopping_starts_afresh_with_every_client(tmp_path):
 def test_another_module_or_datamodule_is_one_line(arguments, message):
     with pytest.raises(fedkd.FedKDError, match=message):
         fedkd.Federation(1).fit(*arguments())
+
+
+@pytest.mark.parametrize(
+    ("given", "named"),
+    [
+        ({"max_time": {"dayz": 1}}, "trainer.max_time {'dayz': 1}: "),
+        ({"max_time": "soon", "max_epochs": 2}, "trainer.max_time 'soon': "),
+        ({"max_epochs": 2, "profiler": "simpel"}, "trainer.profiler 'simpel': "),
+        ({"val_check_interval": {"hourz": 1}}, "trainer.val_check_interval {'hourz': 1}: "),
+    ],
+)
+def test_an_error_about_what_is_in_a_value_names_the_option(given, named):
+    with pytest.raises(fedkd.FedKDError) as found:
+        check_trainer({"accelerator": "cpu", **given})
+    assert str(found.value).startswith(named)

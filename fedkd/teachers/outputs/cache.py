@@ -81,15 +81,14 @@ class TeacherCache:
         if len(data) == 0:
             raise FedKDError("There are no images to compute teacher outputs for.")
         work = Pass(teacher, data, views, teacher.overrides_forward and not features, batch_size, index)
-        if type(teacher).features is EnsembleTeacher.features and not work.gives_logits:
+        if joins_members(teacher, features):
 
             def outputs_of(member: Teacher) -> np.memmap:
                 return self.get(member, data, views=views, batch_size=batch_size, index=index, progress=progress)
 
             work = JoinedPass(**vars(work), outputs_of=outputs_of)
-        stem = f"{type(teacher).__name__}-{work.key}"
-        half, full = (self.folder / f"{stem}.{dtype}.npy" for dtype in ("float16", "float32"))
-        lock = FileLock(self.folder / f"{stem}.lock")
+        half, full = self._files(work)
+        lock = FileLock(self.folder / f"{_stem(work)}.lock")
         try:
             take(lock)
         except OSError:
@@ -109,6 +108,30 @@ class TeacherCache:
         finally:
             lock.release()
 
+    def images_done(
+        self, teacher: Teacher, data: ImageSet, *, views: Views | None = None, features: bool = False
+    ) -> int:
+        """Return for how many of the N images the outputs are in a file. Nothing is computed.
+
+        Args:
+            teacher: As for `get`; no ensemble, whose members have files of their own.
+            data: N images.
+            views: As for `get`.
+            features: As for `get`.
+        """
+        work = Pass(teacher, data, views, teacher.overrides_forward and not features, batch_size=1)
+        done = 0
+        for path, dtype in zip(self._files(work), (np.float16, np.float32), strict=True):
+            if path.is_file():
+                with path.open("rb") as file:
+                    done = max(done, images_done(file, np.dtype(dtype), len(data), work.num_views))
+        return done
+
+    def _files(self, work: Pass) -> tuple[Path, Path]:
+        """Return the file of a pass in float16, and that in float32."""
+        stem = _stem(work)
+        return self.folder / f"{stem}.float16.npy", self.folder / f"{stem}.float32.npy"
+
     def clear(self) -> int:
         """Delete all outputs except those that a process is computing. Return the number of bytes freed."""
         freed = 0
@@ -121,6 +144,16 @@ class TeacherCache:
             except Timeout:
                 continue
         return freed
+
+
+def joins_members(teacher: Teacher, features: bool) -> bool:
+    """Whether a teacher's outputs are joined from those of the members of an ensemble."""
+    gives_logits = teacher.overrides_forward and not features
+    return type(teacher).features is EnsembleTeacher.features and not gives_logits
+
+
+def _stem(work: Pass) -> str:
+    return f"{type(work.teacher).__name__}-{work.key}"
 
 
 def _whole(path: Path, work: Pass, dtype: np.dtype, progress: bool) -> np.memmap:

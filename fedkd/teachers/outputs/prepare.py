@@ -65,7 +65,7 @@ def prepare_teacher(
     connect: Connect = connect_locally,
     views: Views | None = None,
     features: bool = False,
-    cache: Path | str | None = None,
+    cache: TeacherCache | Path | str | None = None,
     device: torch.device | str = "cpu",
     batch_size: int = 128,
     progress: bool = True,
@@ -88,7 +88,7 @@ def prepare_teacher(
         connect: Gives an exchange with the clients of a site factory; by default one in this process.
         views: The views of each image that the student is trained on; None is the images themselves.
         features: Whether the student is also trained on features.
-        cache: Folder of the `TeacherCache`; None uses fedkd's own cache.
+        cache: The `TeacherCache`, or its folder; None uses fedkd's own cache.
         device: The device that the teacher runs on.
         batch_size: Images in a batch.
         progress: Whether to show a progress bar on a terminal.
@@ -96,7 +96,8 @@ def prepare_teacher(
     Raises:
         FedKDError: If the head's number of classes is not the data's, or no client has an image.
     """
-    store, train, shared = TeacherCache(cache), data.train, data.shared_images
+    store = cache if isinstance(cache, TeacherCache) else TeacherCache(cache)
+    train, shared = data.train, data.shared_images
 
     def outputs_of(images: ImageSet, views: Views | None = None, features: bool = False) -> np.ndarray:
         if not len(images):  # a server without public images, whose clients have theirs elsewhere
