@@ -207,11 +207,12 @@ class SampledCache(TeacherCache):
         views: Views | None = None,
         features: bool = False,
         batch_size: int = 128,
+        index: np.ndarray | None = None,
         progress: bool = True,
     ) -> np.memmap:
         """Return outputs (N, V, D) of the right kind and size; those of the first images are the teacher's own."""
         if joins_members(teacher, features):
-            return super().get(teacher, data, views=views, batch_size=batch_size, progress=False)
+            return super().get(teacher, data, views=views, batch_size=batch_size, index=index, progress=False)
         began, num_views = time.perf_counter(), 1 if views is None else views.count
         known = (teacher.fingerprint(), views is None, features, data.image_shape)
         if known not in self.rates:
