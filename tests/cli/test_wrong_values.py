@@ -397,8 +397,8 @@ WRONG: dict[str, list[tuple[str, str]]] = {
             "federation.strategy has no class yet, it is 'auto'; set it before its options, with --federation.strategy",
         ),
         (
-            "--federation.strategy.proximal_mu 0.1 --federation.strategy FedProx",
-            "federation.strategy has no class yet, it is 'auto'; set it before its options, with --federation.strategy",
+            "--federation.strategy.proximal_mu 0.1 --federation.strategy MultiKrum",  # whatever their order
+            "federation.strategy: Unknown option 'proximal_mu'. Choose one of: num_byzantine, num_selected.",
         ),
         ("--federation.strategy Compose", "federation.strategy.strategies must be set."),
         (
@@ -471,7 +471,7 @@ WRONG: dict[str, list[tuple[str, str]]] = {
             "--trainer.precision bf17",
             "trainer.precision: Unknown value 'bf17'. Did you mean 'bf16'? Choose one of: 16, ",
         ),
-        ("--trainer.precision transformer-engine", "trainer: Lightning's Trainer refuses its arguments: "),
+        ("--trainer.precision transformer-engine", "trainer.precision 'transformer-engine': Lightning's Trainer refu"),
         (
             "--trainer.accelerator abacus",
             "trainer.accelerator 'abacus': Lightning's Trainer refuses it: You selected an",
@@ -575,10 +575,10 @@ FILES = [
 ]
 
 COMMANDS = [
-    ("", 'expected "subcommand" to be one of {fit,test,predict,export,partition, ...}'),
+    ("", 'expected "subcommand" to be one of {fit,check,test,predict,export, ...}'),
     (
         "compar grid.yaml",
-        "Unknown subcommand 'compar'. Did you mean 'compare'? Choose one of: compare, completion, export, fit, ",
+        "Unknown subcommand 'compar'. Did you mean 'compare'? Choose one of: check, compare, completion, export, fit, ",
     ),
     ("fit run", "'run' has no option before it. A configuration is a YAML file: fedkd fit RUN.yaml"),
     ("fit run.yaml", "config: File does not exist: "),
