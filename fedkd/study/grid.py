@@ -110,14 +110,25 @@ def runs_of(grid: Mapping[str, Any], beside: Path, out: Path, further: Sequence[
         out: The folder of all runs.
         further: Options for every run, such as ``["--data.dataset", "ImageFolder"]``.
     """
-    common = ["--config", str(beside / str(grid["config"])), *as_options(grid["arguments"]), *further]
+    config = ["--config", str(beside / str(grid["config"]))]
     for seed in grid["seeds"]:
         for partition, changes in {**grid["partitions"], REFERENCES: {}}.items():
             methods = grid["references"] if partition == REFERENCES else grid["methods"]
             for method, own in methods.items():
                 folder = out / slug(partition) / slug(method) / f"seed-{seed}"
-                options = (*common, *as_options(changes), *as_options(own), "--seed_everything", str(seed))
+                kept, changed = without_replaced(grid["arguments"], changes, own), without_replaced(changes, own)
+                own_options = (*as_options(changed), *as_options(own), "--seed_everything", str(seed))
+                options = (*config, *as_options(kept), *further, *own_options)
                 yield Run(partition, method, seed, folder, options)
+
+
+def without_replaced(options: Mapping[str, Any], *later: Mapping[str, Any]) -> dict[str, Any]:
+    """Return options without those of a class that later ones put another in place of, or nothing.
+
+    ``{"teacher": "A", "teacher.size": 3}`` before ``{"teacher": None}`` is ``{"teacher": "A"}``.
+    """
+    replaced = [f"{key}." for each in later for key, value in each.items() if value != options.get(key, value)]
+    return {key: value for key, value in options.items() if not key.startswith(tuple(replaced))}
 
 
 def as_options(changes: Mapping[str, Any]) -> list[str]:

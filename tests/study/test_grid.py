@@ -146,9 +146,22 @@ def test_a_grid_that_is_no_file_and_one_that_starts_from_itself_are_refused(writ
         read_grid(write("base: a.yaml", "b.yaml"))
 
 
+def test_a_method_without_a_teacher_takes_no_options_of_the_teacher_that_all_others_have(write, tmp_path):
+    teacher = "model.teacher: A, model.teacher.size: 3"
+    grid = f"{{config: {EXAMPLES / 'quickstart.yaml'}, arguments: {{{teacher}}}, seeds: [0], partitions: {{p: {{}}}}, "
+    grid += "methods: {none: {model.teacher: null}, other: {model.teacher: B, model.teacher.depth: 1}, same: {}}}"
+    found = {run.method: " ".join(run.arguments) for run in runs_of(read_grid(write(grid)), tmp_path, tmp_path)}
+    assert "--model.teacher A --model.teacher null" in found["none"]
+    assert "--model.teacher A --model.teacher B --model.teacher.depth 1" in found["other"]
+    assert "--model.teacher A --model.teacher.size 3 --seed" in found["same"]
+
+
 @pytest.mark.parametrize(
     ("name", "count"),
-    [("algorithms", 99), ("algorithms_gpu", 297), ("public", 19), ("teachers", 80)],
+    [
+        *(("algorithms", 99), ("algorithms_gpu", 297), ("public", 19), ("teachers", 80), ("closed_form", 30)),
+        *(("closed_form_60", 11), ("closed_form_digits", 30), ("closed_form_public", 5)),
+    ],
 )
 def test_every_grid_of_the_examples_is_one(name, count, tmp_path):
     runs = list(runs_of(read_grid(EXAMPLES / f"compare_{name}.yaml"), EXAMPLES, tmp_path))
