@@ -208,7 +208,8 @@ class FederatedDataModule(Shown, LightningDataModule):
     @property
     def partition_fingerprint(self) -> str:
         """Return a hash of which client trains on which images."""
-        return hashlib.sha256(b"|".join(shard.tobytes() for shard in self.shards)).hexdigest()
+        positions = (np.asarray(shard, np.int64).tobytes() for shard in self.shards)
+        return hashlib.sha256(b"|".join(positions)).hexdigest()
 
     @property
     def num_clients(self) -> int:

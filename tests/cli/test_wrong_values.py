@@ -19,7 +19,7 @@ from test_cli import QUICK, ROOT, fedkd
 from fedkd.cli import errors
 
 STRATEGIES = "Choose one of: ClosedFormHead, Compose, CoordinateMedian, DPFedAvg, "
-STUDENTS = "Choose one of: cnn, mobilenet_v2, "
+STUDENTS = "Choose one of: cnn, hf/NAME, mobilenet_v2, "
 FEATURE = f"--model.teacher FeatureTeacher --model.teacher.checkpoint {ROOT}/fedkd/teachers/checkpoints/digits "
 
 WRONG: dict[str, list[tuple[str, str]]] = {
