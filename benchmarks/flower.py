@@ -1,6 +1,6 @@
 """What Flower's messages cost: a round of ten clients over `LocalGrid`, beside the same round without messages.
 
-    python -m benchmarks.flower [--rounds 7]
+    python -m benchmarks.flower [--rounds 7] [--students resnet8 resnet18]
 
 Clients train one step on one small batch, so the rest of a round is what is measured. Both forms run in this process,
 alternately. What a deployment adds is the network, and a process that Flower starts for each message.
@@ -97,12 +97,13 @@ def main() -> None:
     """Measure."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=7)
-    rounds = parser.parse_args().rounds
+    parser.add_argument("--students", nargs="+", choices=STUDENTS, default=list(STUDENTS))
+    given = parser.parse_args()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
-        for student, num_parameters in STUDENTS.items():
-            one_message(num_parameters)
-            measure(student, rounds, Path(folder))
+        for student in given.students:
+            one_message(STUDENTS[student])
+            measure(student, given.rounds, Path(folder))
 
 
 if __name__ == "__main__":

@@ -7,10 +7,12 @@ import inspect
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import astuple, dataclass, field, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from fedkd.core.errors import FedKDError
 from fedkd.core.messages import ClientTask, ClientUpdate, Work
@@ -20,7 +22,8 @@ from fedkd.data import ClientSite, FederatedDataModule, ImageFolder, ImageSet, P
 from fedkd.data.remote import ClientCounts, OwnData
 from fedkd.flower.stage import adapting, check_stage, facts_from_plain, key_of
 from fedkd.runs.identity import run_identity
-from fedkd.server.backends.in_process import InProcess, InProcessWorkers
+from fedkd.server.backends.base import run_work
+from fedkd.server.backends.in_process import SITES_KEPT, InProcess
 from fedkd.server.setup import Plan, build_plan
 from fedkd.teachers.outputs.cache import TeacherCache
 from fedkd.teachers.outputs.prepare import logits_from
@@ -107,8 +110,8 @@ class Node:
             raise FedKDError(f"The images here are {data.image_shape} (C, H, W), and the server's are {image_shape}.")
         self.seed, backend = federation.seed, federation.backend
         self.lines = run_identity(self.plan.modules[0], data, self.plan.trainer)  # before the teacher learns anything
-        threads = backend.threads if isinstance(backend, InProcess) else 1
-        self.workers = InProcessWorkers(self._site, threads)
+        self.threads = backend.threads if isinstance(backend, InProcess) else 1
+        self.sites = lru_cache(SITES_KEPT)(self._site)
         self._stage: Mapping[str, Any] = {}
         self._key = ""
         self._modules: tuple[Any, ...] = ()
@@ -156,15 +159,17 @@ class Node:
         if key != self._key:
             self._enter(stage)
             self._key = key
-        outcomes = list(self.workers.map(work_of(work), tasks))
-        return {
-            task.client: outcome if isinstance(outcome, ClientUpdate) else outcome.reason
-            for task, outcome in zip(tasks, outcomes, strict=True)
-        }
+        function, before = work_of(work), torch.get_num_threads()
+        torch.set_num_threads(self.threads or before)
+        try:
+            outcomes = {task.client: run_work(function, self.sites, task) for task in tasks}
+        finally:
+            torch.set_num_threads(before)
+        return {k: each if isinstance(each, ClientUpdate) else each.reason for k, each in outcomes.items()}
 
     def _enter(self, stage: Mapping[str, Any]) -> None:
         """Begin a stage of the run: the teacher and the losses here get what those of the server have learned."""
-        self.workers.sites.cache_clear()  # the sites of an earlier stage are not asked for again
+        self.sites.cache_clear()  # the sites of an earlier stage are not asked for again
         if self.plan.modules[0].teacher is not None and stage["stage"] != "adapt":
             self._teach(stage)
         for number, (module, facts) in enumerate(zip(self.plan.modules, stage["facts"], strict=False)):
