@@ -19,20 +19,40 @@ class Terminated(SystemExit):
         super().__init__(SIGTERM_STATUS)
 
 
+_told: type[BaseException] | None = None  # what a signal asked for; a process has its signals once
+
+
 @contextmanager
 def terminable() -> Iterator[None]:
-    """Raise `Terminated` on SIGTERM, unless the program has a handler of its own. A second one ends the process."""
+    """Raise `Terminated` on SIGTERM and KeyboardInterrupt on SIGINT, where the program has no handlers of its own.
+
+    A second SIGTERM ends the process. An exception that comes while Python runs a destructor or a weak reference's
+    callback is lost: Python prints it and goes on. So it is also remembered, for `raise_if_told`.
+    """
+    global _told
     in_main = threading.current_thread() is threading.main_thread()  # Python takes handlers in no other thread
-    if not in_main or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
-        yield
-        return
+    usual: dict[int, Any] = {signal.SIGTERM: signal.SIG_DFL, signal.SIGINT: signal.default_int_handler}
+    taken = [number for number, handler in usual.items() if in_main and signal.getsignal(number) is handler]
 
-    def stop(*_: Any) -> NoReturn:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        raise Terminated
+    def stop(number: int, frame: Any) -> NoReturn:
+        global _told
+        _told = Terminated if number == signal.SIGTERM else KeyboardInterrupt
+        if number == signal.SIGTERM:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        raise _told
 
-    signal.signal(signal.SIGTERM, stop)
+    for number in taken:
+        signal.signal(number, stop)
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        for number in taken:
+            signal.signal(number, usual[number])
+        if taken:
+            _told = None
+
+
+def raise_if_told() -> None:
+    """Raise again what a signal raised, if it was lost."""
+    if _told is not None:
+        raise _told

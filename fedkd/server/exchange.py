@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from fedkd.core.errors import FedKDError
 from fedkd.core.messages import ClientFailure, ClientTask, ClientUpdate, Work
+from fedkd.core.stopping import raise_if_told
 from fedkd.server.backends import Workers
 from fedkd.server.backends.base import ClientError
 
@@ -98,6 +99,7 @@ class Exchange:
         outcomes = self.workers.map(work, tasks)
         try:
             for update in outcomes:
+                raise_if_told()
                 if isinstance(update, ClientError):
                     if min_updates is None:
                         raise update
