@@ -230,14 +230,19 @@ def test_the_quickstart_with_tls_and_authentication_while_a_node_is_killed(deplo
 
 def test_flowers_own_simulation(deployment: Deployment):
     pytest.importorskip("ray")
-    folder = deployment.folder
-    deployment.connection(**{"options.num-supernodes": 10})
-    text = '[superlink]\ndefault = "local-simulation"\n\n[superlink.local-simulation]\noptions.num-supernodes = 10\n'
-    text += "options.backend.client-resources.num-cpus = 1\n"
-    (folder / "flwr" / "config.toml").write_text(text)
+    folder, port = deployment.folder, str(deployment.port)
+    # the SuperLink that flwr itself starts for a simulation would install the app's dependencies
+    deployment.start(
+        "superlink",
+        *("flower-superlink", "--insecure", "--simulation", "--disable-runtime-dependency-installation"),
+        *("--port", port),
+    )
+    deployment.connection(address=f"127.0.0.1:{port}", insecure=True)
+    deployment.wait_for(folder / "superlink.log", "Application startup complete")
+    deployment.flwr("federation", "simulation-config", "@none/default", "here", "--num-supernodes", "10")
     short = "--federation.rounds 2 --trainer.max_epochs 1"
     arguments = json.dumps(f"{short} --run_dir {folder / 'run'}")
-    deployment.flwr("run", str(app(folder)), "local-simulation", "--run-config", f"arguments={arguments}")
+    deployment.flwr("run", str(app(folder)), "here", "--run-config", f"arguments={arguments}")
     deployment.wait_for(folder / "run" / "summary.json", "balanced_accuracy")
     here = load_run({"config": str(EXAMPLE / "run.yaml"), "arguments": f"{short} --run_dir {folder / 'here'}"})
     here.federation.fit(here.module, here.data)
