@@ -17,7 +17,7 @@ from fedkd.core.errors import FedKDError
 from fedkd.data.remote import PoolAndTest
 from fedkd.flower.backend import Flower
 from fedkd.flower.node import Node, Place
-from fedkd.flower.records import pack, pack_outcomes, unpack, unpack_work
+from fedkd.flower.records import header_of, pack, pack_outcomes, unpack_work
 from fedkd.flower.run_files import Run, load_run
 from fedkd.server.backends.base import said_by
 
@@ -66,7 +66,7 @@ TIMEOUTS = {"start_timeout": "start-timeout", "client_timeout": "client-timeout"
 def hello(message: Message, context: Context) -> Message:
     """Tell the server which clients are here and how many images they have, or why they cannot take part."""
     try:
-        text, _ = unpack(message.content)
+        text = header_of(message.content)
         place = Place.of(context.node_config)
         told = node(text, context, place).introduce(place, json.loads(text)["lines"])
     except Exception as error:  # whatever it is, the server is told
@@ -78,7 +78,7 @@ def hello(message: Message, context: Context) -> Message:
 def work(message: Message, context: Context) -> Message:
     """Do the work of the clients here."""
     try:
-        text = json.loads(unpack(message.content)[0])["stage"]["hello"]
+        text = json.loads(header_of(message.content))["stage"]["hello"]
         place = Place.of(context.node_config)
         here = node(text, context, place)  # first: it imports the classes that the task names
         content = pack_outcomes(here.run(place, *unpack_work(message.content)))

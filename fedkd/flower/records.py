@@ -45,14 +45,28 @@ def unpack(record: RecordDict) -> tuple[str, list[Tensor]]:
     Raises:
         FedKDError: If the record is none of `pack`.
     """
+    header = header_of(record)
     try:
-        header, arrays = record["message"]["json"], record.array_records["tensors"]
+        arrays = record.array_records["tensors"]
         found = [arrays[str(number)] for number in range(len(arrays))]
+    except (KeyError, TypeError, AttributeError) as error:
+        raise FedKDError(f"This record is no message of fedkd: {type(error).__name__} {error}.") from error
+    return header, [to_tensor(array) for array in found]
+
+
+def header_of(record: RecordDict) -> str:
+    """Return the JSON of a record, and leave its tensors as they are.
+
+    Raises:
+        FedKDError: If the record is none of `pack`.
+    """
+    try:
+        header = record.config_records["message"]["json"]
     except (KeyError, TypeError, AttributeError) as error:
         raise FedKDError(f"This record is no message of fedkd: {type(error).__name__} {error}.") from error
     if not isinstance(header, str):
         raise FedKDError(f"The JSON of a message must be text, got {type(header).__name__}.")
-    return header, [to_tensor(array) for array in found]
+    return header
 
 
 def to_array(tensor: Tensor) -> Array:
