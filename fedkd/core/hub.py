@@ -43,12 +43,12 @@ class Checkpoint:
                 return auto_class.from_pretrained(self.path, trust_remote_code=False, **self.options, **options)
             except ImportError as error:
                 raise MissingResourceError(
-                    f"Checkpoint {self.name!r} needs a package that is not installed: {_one_line(error)}"
+                    f"Checkpoint {self.name!r} needs a package that is not installed: {_first_line(error)}"
                 ) from error
             except Exception as error:
                 missing = isinstance(error, OSError) and not isinstance(error, PermissionError)
                 kind = MissingResourceError if missing else FedKDError
-                raise kind(f"Cannot load {auto_class.__name__} of {self.path!r}: {_one_line(error)}") from error
+                raise kind(f"Cannot load {auto_class.__name__} of {self.path!r}: {_first_line(error)}") from error
 
     def load_model(self, auto_class: Any, may_lack: str = "") -> Any:
         """Load the model in float32, and check that the checkpoint contains its weights.
@@ -118,7 +118,7 @@ def open_checkpoint(
         return _open(AutoConfig, name, path, {"revision": revision or "main", "local_files_only": not reachable})
     except FedKDError as error:
         hub = f"on {constants.ENDPOINT}" if reachable else f"in {constants.HF_HUB_CACHE}"
-        reason = _one_line(error.__cause__ or error) if reachable else f"{constants.ENDPOINT} cannot be reached"
+        reason = _first_line(error.__cause__ or error) if reachable else f"{constants.ENDPOINT} cannot be reached"
         raise MissingResourceError(
             f"No {kind} {path!r}: not a folder in {Path.cwd()}, and not found {hub} ({reason}). Give a "
             f"folder with config.json and model.safetensors, or run `hf download {path}` while online.{hint}"
@@ -159,10 +159,6 @@ def _open(auto_config: Any, name: str, path: str, options: dict[str, Any]) -> Ch
     return Checkpoint(name, path, Checkpoint(name, path, None, options).load(auto_config), options)
 
 
-def _one_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
-
-
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Suppress transformers' progress bars and loading reports. Problems are raised as errors."""
@@ -177,3 +173,8 @@ def _quiet() -> Iterator[None]:
         logging.set_verbosity(verbosity)
         if bars:
             logging.enable_progress_bar()
+
+
+def _first_line(error: BaseException) -> str:
+    """Return the first line of an error's message: those of the hub go on for several."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -264,13 +265,16 @@ class FederatedDataModule(Shown, LightningDataModule):
         found: dict[str, Pool] = {}
         if len(self.public_indices):
             public = Unlabeled.of(self.train.images, self.classes, self.public_indices)
-            found["public"] = self._pool(public.rows(public_logits, public_features))
+            found["public"] = self._pool(public, public_logits, public_features)
         if self.shared_images is not None:
-            found["shared"] = self._pool(self.shared_images.rows(shared_logits, shared_features))
+            found["shared"] = self._pool(self.shared_images, shared_logits, shared_features)
         return found
 
-    def _pool(self, rows: Rows) -> Pool:
-        views, logits = self.image_views, rows.teacher_logits
+    def _pool(self, images: Unlabeled, logits: Tensor | None, features: Path | None) -> Pool:
+        rows, numbers = images.rows(logits, features), self.train_numbers
+        if numbers is not None and images.data.images is self.train.images:
+            rows = replace(rows, index=torch.from_numpy(numbers[images.indices]))
+        views = self.image_views
         return Pool(
             rows,
             batch_size=self.batch_size,

@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from fedkd.core.errors import FedKDError
 from fedkd.data.datamodule import FederatedDataModule
 from fedkd.data.images.folder import ImageFolder
 from fedkd.data.images.image_set import ImageSet
-from fedkd.data.pool import Pool
 from fedkd.data.shared import Unlabeled
 from fedkd.data.splits import hold_out
 from fedkd.partition import PartitionReport
@@ -113,27 +110,11 @@ class RemoteData(FederatedDataModule):
         """Return what stands for the clients' sites in a stage of a run."""
         return RemoteSites(stage, self.teacher, settings.get("modules", ()), settings.get("teacher"))
 
-    def pools(
-        self,
-        public_logits: Tensor | None = None,
-        shared_logits: Tensor | None = None,
-        shared_features: Path | None = None,
-        public_features: Path | None = None,
-    ) -> dict[str, Pool]:
-        """Return the unlabeled images that all may see, as the clients have them; see `FederatedDataModule.pools`."""
-        found = super().pools(public_logits, shared_logits, shared_features, public_features)
-        positions = torch.from_numpy(self._numbers)
-        are_public = {"public": True, "shared": self.shared_images is not None and self._shares_public}
-        return {
-            name: replace(pool, rows=replace(pool.rows, index=positions)) if are_public[name] else pool
-            for name, pool in found.items()
-        }
-
     def _shared(self, local: FederatedDataModule) -> Unlabeled | None:
         """Return the shared images; those of the public split are the ones that are left in ``train``."""
         shared = local.shared_images
-        self._shares_public = shared is not None and shared.data.images is local.train.images
-        return Unlabeled.of(self.train.images, self.classes) if self._shares_public else shared
+        are_public = shared is not None and shared.data.images is local.train.images
+        return Unlabeled.of(self.train.images, self.classes) if are_public else shared
 
     def _report_of_counts(self, public: int) -> PartitionReport:
         sizes = np.array([[each.num_examples] for each in self.counts], dtype=np.int64)

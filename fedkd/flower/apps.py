@@ -14,6 +14,7 @@ from flwr.serverapp import Grid, ServerApp
 
 from fedkd import __version__
 from fedkd.core.errors import FedKDError
+from fedkd.core.storage import cache_dir
 from fedkd.data.remote import PoolAndTest
 from fedkd.flower.backend import Flower
 from fedkd.flower.node import Node, Place
@@ -100,11 +101,12 @@ def node(hello: str, context: Context, place: Place) -> Node:
         wants = "a data-root in its --node-config" if told["own_data"] else "no data-root, since own-data is false"
         raise FedKDError(f"The run expects a SuperNode with {wants}.")
     own = place if place.data_root is not None else Place(0, 1)  # one node for all clients of a shared data set
-    return _node(hello, json.dumps(dict(context.run_config), sort_keys=True), own)
+    return _node(hello, json.dumps(dict(context.run_config), sort_keys=True), own, context.run_id)
 
 
 @lru_cache(NODES_KEPT)
-def _node(hello: str, config: str, place: Place) -> Node:
+def _node(hello: str, config: str, place: Place, run_id: int) -> Node:
     told: Mapping[str, Any] = json.loads(hello)
-    run = load_run(json.loads(config))
-    return Node(run.federation, run.module, run.data, place, tuple(told["classes"]), tuple(told["image_shape"]))
+    run, scratch = load_run(json.loads(config)), cache_dir("flower") / f"run-{run_id}"
+    classes, image_shape = tuple(told["classes"]), tuple(told["image_shape"])
+    return Node(run.federation, run.module, run.data, place, classes, image_shape, scratch)

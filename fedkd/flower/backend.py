@@ -16,11 +16,11 @@ from fedkd import __version__
 from fedkd.core.errors import FedKDError, check_range
 from fedkd.core.messages import ClientTask, Work
 from fedkd.data.remote import ClientCounts, RemoteData, RemoteSites
-from fedkd.flower.records import pack, pack_work, unpack, unpack_outcomes
+from fedkd.flower.records import header_of, pack, pack_work, unpack_outcomes
 from fedkd.flower.stage import to_plain
-from fedkd.runs.identity import run_identity
 from fedkd.server.backends.base import Backend, ClientError, Outcome, SiteFactory, Workers
 from fedkd.server.backends.process_pool import name_of
+from fedkd.server.setup import run_settings
 
 HELLO, WORK = "query.hello", "train.work"
 """The types of Flower's messages, which decide the function of `fedkd.flower.client_app` that answers."""
@@ -29,7 +29,7 @@ GREETING_SECONDS = 1.0
 """How often the server looks which nodes are there."""
 
 DATA_LINES = ("data set", "partition", "shared images")
-"""What a server and a client with data of its own need not agree on; see `fedkd.runs.identity.run_identity`."""
+"""What a server and a client with data of its own need not agree on; see `fedkd.server.setup.run_settings`."""
 
 
 @dataclass(frozen=True)
@@ -82,6 +82,8 @@ class Flower(Backend):
         self.grid, self.start_timeout, self.client_timeout = grid, start_timeout, client_timeout
         self.poll_seconds = poll_seconds
         self.nodes: dict[int, Node] = {}
+        self.counts: dict[int, ClientCounts] = {}  # of each client, as the first node said that has it
+        self._asked: dict[str, int] = {}  # the nodes that have not answered the hello yet, by the message's id
         self._refused: set[int] = set()
         self.hello = ""  # what the nodes are greeted with: what this run is
 
@@ -98,7 +100,7 @@ class Flower(Backend):
                 f"{what} needs the public images on every client: it does not go with own-data, where a SuperNode has "
                 "its own images alone."
             )
-        lines = run_identity(plan.modules[0], data, plan.trainer)
+        lines = run_settings(federation, plan)
         if not data.has_rows:
             lines = {key: value for key, value in lines.items() if key not in DATA_LINES}
         self.hello = json.dumps(
@@ -107,15 +109,13 @@ class Flower(Backend):
                 "classes": list(data.classes),
                 "image_shape": list(data.image_shape),
                 "num_clients": data.num_clients,
-                "seed": federation.seed,
                 "own_data": not data.has_rows,
                 "lines": lines,
             }
         )
         self._wait_for_clients(data.num_clients)
-        counts = {client: counts for node in self.nodes.values() for client, counts in node.clients.items()}
         rank_zero_info(f"{len(self.nodes)} SuperNodes with {data.num_clients} clients are there")
-        return RemoteData(data, [counts[client] for client in range(data.num_clients)], plan.modules[0].teacher)
+        return RemoteData(data, [self.counts[client] for client in range(data.num_clients)], plan.modules[0].teacher)
 
     def open(self, sites: SiteFactory) -> Workers:
         """Return workers that send tasks to the SuperNodes."""
@@ -124,59 +124,55 @@ class Flower(Backend):
         return FlowerWorkers(self, {**to_plain(sites), "hello": self.hello})
 
     def node_of(self, client: int) -> Node | None:
-        """Return the node that serves a client; None if it has not introduced itself."""
-        return next((node for node in self.nodes.values() if client in node.clients), None)
+        """Return the node that serves a client, the last that answered; None if none has."""
+        return next((node for node in reversed(self.nodes.values()) if client in node.clients), None)
 
     def greet(self, strict: bool = False) -> None:
-        """Let go of the nodes that left, and ask the new ones who they are.
+        """Let go of the nodes that left, ask the new ones who they are, and read the answers that are there.
+
+        It waits for no answer: a node that never answers holds nobody up. Several nodes may have the same clients, as
+        when one was started again and Flower still counts the one before: `node_of` takes the last that answered.
 
         Args:
             strict: Whether to raise if a node cannot take part, as when a run starts. Otherwise it is left out, with
                 a warning.
 
         Raises:
-            FedKDError: If a node runs something else, or two serve the same clients.
+            FedKDError: If a node runs something else, or has other images of a client than are known.
         """
         present = set(self.grid.get_node_ids())
         self.nodes = {number: node for number, node in self.nodes.items() if number in present}
-        asked = [
-            Message(pack(self.hello, []), number, HELLO) for number in sorted(present - set(self.nodes) - self._refused)
-        ]
-        if not asked:
-            return
-        for reply in self._answers(asked):
-            number = reply.metadata.src_node_id
+        self._asked = {message: number for message, number in self._asked.items() if number in present}
+        for number in sorted(present - set(self.nodes) - self._refused - set(self._asked.values())):
+            (message,) = self.grid.push_messages([Message(pack(self.hello, []), number, HELLO)])
+            if message is not None:
+                self._asked[message] = number
+        for reply in self.grid.pull_messages(sorted(self._asked)) if self._asked else ():
+            number = self._asked.pop(reply.metadata.reply_to_message_id)
             try:
-                if reply.has_error():
-                    raise FedKDError(f"SuperNode {number} could not be asked who it is: {reply.error.reason}")
-                node = node_from(number, unpack(reply.content)[0])
-                twice = [each for each in self.nodes.values() if set(each.clients) & set(node.clients)]
-                if twice:
-                    raise FedKDError(
-                        f"SuperNodes {twice[0].number} and {number} both have partition-id {node.partition}: give each "
-                        "its own with --node-config 'partition-id=K num-partitions=N'."
-                    )
+                self.nodes[number] = self._introduced(number, reply)
             except FedKDError as error:
                 if strict:
                     raise
                 self._refused.add(number)
                 rank_zero_warn(f"{error} It is left out.")
-            else:
-                self.nodes[number] = node
 
-    def _answers(self, messages: Sequence[Message]) -> Iterator[Message]:
-        """Send messages and yield the answers as they come, until `client_timeout` is over.
+    def _introduced(self, number: int, reply: Message) -> Node:
+        """Return a node by its answer to the hello.
 
-        Flower's own ``send_and_receive`` looks for answers every three seconds, and returns all of them together.
+        Raises:
+            FedKDError: If it cannot take part, or has other images of a client than are known.
         """
-        waiting = {number for number in self.grid.push_messages(messages) if number is not None}
-        deadline = time.monotonic() + self.client_timeout
-        while waiting and time.monotonic() < deadline:
-            for reply in self.grid.pull_messages(sorted(waiting)):
-                waiting.discard(reply.metadata.reply_to_message_id)
-                yield reply
-            if waiting:
-                time.sleep(self.poll_seconds)
+        if reply.has_error():
+            raise FedKDError(f"SuperNode {number} could not be asked who it is: {_reason(reply)}")
+        node = node_from(number, header_of(reply.content))
+        for client, counts in node.clients.items():
+            if self.counts.setdefault(client, counts) != counts:
+                raise FedKDError(
+                    f"SuperNode {number} has partition-id {node.partition} and other images of client {client} than "
+                    "another SuperNode: give each its own with --node-config 'partition-id=K num-partitions=N'."
+                )
+        return node
 
     def _wait_for_clients(self, num_clients: int) -> None:
         """Wait until all clients are there.
@@ -295,7 +291,7 @@ def outcomes_of(reply: Message, tasks: Sequence[ClientTask]) -> Iterator[Outcome
     """Yield what an answer says of each task: the update, or why there is none."""
     try:
         if reply.has_error():
-            raise FedKDError(" ".join(str(reply.error.reason).split()))
+            raise FedKDError(_reason(reply))
         found = unpack_outcomes(reply.content, tasks)
     except (FedKDError, KeyError, TypeError) as error:
         found = {task.client: f"its SuperNode's answer: {error}" for task in tasks}
@@ -303,6 +299,11 @@ def outcomes_of(reply: Message, tasks: Sequence[ClientTask]) -> Iterator[Outcome
         outcome = found.pop(task.client)
         yield _failure(task, outcome) if isinstance(outcome, str) else outcome
         del outcome
+
+
+def _reason(reply: Message) -> str:
+    """Return in one line what went wrong at a node."""
+    return " ".join(str(reply.error.reason).split())
 
 
 def _failure(task: ClientTask, reason: str) -> ClientError:

@@ -48,9 +48,11 @@ class LocalGrid(Grid):
         """There is no run of a SuperLink."""
         raise NotImplementedError("a LocalGrid has no SuperLink")
 
-    def create_message(self, *args: Any, **kwargs: Any) -> Message:
-        """Make messages by `flwr.app.Message`."""
-        raise NotImplementedError("make a flwr.app.Message")
+    def create_message(
+        self, content: RecordDict, message_type: str, dst_node_id: int, group_id: str, ttl: float | None = None
+    ) -> Message:
+        """Return a message."""
+        return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
 
     def get_node_ids(self) -> Iterable[int]:
         """Return the nodes' numbers."""

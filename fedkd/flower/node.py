@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import shutil
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import astuple, dataclass, field, replace
@@ -21,10 +22,9 @@ from fedkd.core.storage import cache_dir
 from fedkd.data import ClientSite, FederatedDataModule, ImageFolder, ImageSet, Pool, Rows, Views
 from fedkd.data.remote import ClientCounts, OwnData
 from fedkd.flower.stage import adapting, check_stage, facts_from_plain, key_of
-from fedkd.runs.identity import run_identity
 from fedkd.server.backends.base import run_work
 from fedkd.server.backends.in_process import SITES_KEPT, InProcess
-from fedkd.server.setup import Plan, build_plan
+from fedkd.server.setup import Plan, build_plan, run_settings
 from fedkd.teachers.outputs.cache import TeacherCache
 from fedkd.teachers.outputs.prepare import logits_from
 
@@ -81,6 +81,7 @@ class Node:
         place: Where the images are. The clients of several places are served by one node if it is the run's data set.
         classes: The class names of the whole federation.
         image_shape: (C, H, W) of its images.
+        scratch: A folder of this run's own for what clients keep while the teacher is adapted.
 
     Raises:
         FedKDError: If the images here are not of these classes or shape.
@@ -94,7 +95,9 @@ class Node:
         place: Place,
         classes: tuple[str, ...],
         image_shape: tuple[int, int, int],
+        scratch: Path,
     ) -> None:
+        self.scratch = scratch
         if place.data_root is not None:
             if place.num_partitions != data.num_clients:
                 raise FedKDError(
@@ -109,7 +112,7 @@ class Node:
         if data.image_shape != image_shape:
             raise FedKDError(f"The images here are {data.image_shape} (C, H, W), and the server's are {image_shape}.")
         self.seed, backend = federation.seed, federation.backend
-        self.lines = run_identity(self.plan.modules[0], data, self.plan.trainer)  # before the teacher learns anything
+        self.lines = run_settings(federation, self.plan)  # before the teacher learns anything
         self.threads = backend.threads if isinstance(backend, InProcess) else 1
         self.sites = lru_cache(SITES_KEPT)(self._site)
         self._stage: Mapping[str, Any] = {}
@@ -121,7 +124,7 @@ class Node:
 
         Args:
             place: Which clients are here.
-            lines: What the server runs, by name: see `fedkd.runs.identity.run_identity`.
+            lines: What the server runs, by name: see `fedkd.server.setup.run_settings`.
 
         Raises:
             FedKDError: If something else is run here.
@@ -171,6 +174,7 @@ class Node:
         """Begin a stage of the run: the teacher and the losses here get what those of the server have learned."""
         self.sites.cache_clear()  # the sites of an earlier stage are not asked for again
         if self.plan.modules[0].teacher is not None and stage["stage"] != "adapt":
+            shutil.rmtree(self.scratch, ignore_errors=True)
             self._teach(stage)
         for number, (module, facts) in enumerate(zip(self.plan.modules, stage["facts"], strict=False)):
             found = facts_from_plain(facts, stage["tensors"], f"facts.{number}.")
@@ -186,7 +190,7 @@ class Node:
         shard = data.shards[client]
         rows = Rows.of(data.train, shard)
         held_out = Rows.of(data.train, data.val_shards[client])
-        scratch = cache_dir("flower") / f"client-{client}"
+        scratch = self.scratch / f"client-{client}"
         site = ClientSite(client, self.seed, rows, held_out, batching=data.batching, scratch=scratch)
         if kind == "adapt":
             return replace(site, teacher=stage["recipe"])

@@ -192,12 +192,24 @@ def unpack_outcomes(record: RecordDict, tasks: Sequence[ClientTask]) -> dict[int
 
 def mistake(update: ClientUpdate, task: ClientTask) -> str | None:
     """Return why an update does not answer a task; None if it does."""
+    numbers = [update.num_examples, update.num_steps]
+    if not all(isinstance(value, int) and value >= 0 for value in numbers):
+        return f"num_examples and num_steps must be whole numbers >= 0, got {numbers}"
     if update.client != task.client:
         return f"client {task.client} was told to work, and the answer says that it is of {update.client!r}"
-    sent = task.weights.parameters
-    for name, value in update.delta.items() if sent else ():
-        if name not in sent:
-            return str(unknown_name("parameter in the client's update", str(name), sent))
-        if value.shape != sent[name].shape:
-            return f"the update's {name!r} has the shape {tuple(value.shape)}, the student's {tuple(sent[name].shape)}"
+    weights = task.weights
+    for kind, sent, found in (
+        ("parameter", weights.parameters, update.delta),
+        ("buffer", weights.buffers, update.buffers),
+    ):
+        if not (sent and found):  # the work sends none, or the client has a student of its own
+            continue
+        for name, value in found.items():
+            if name not in sent:
+                return str(unknown_name(f"{kind} in the client's update", str(name), sent))
+            if value.shape != sent[name].shape:
+                shapes = f"{tuple(value.shape)}, the student's {tuple(sent[name].shape)}"
+                return f"the update's {name!r} has the shape {shapes}"
+        if missing := sorted(set(sent) - set(found)):
+            return f"the update lacks the {kind} {missing[0]!r}"
     return None

@@ -32,15 +32,29 @@ class Outputs(NamedTuple):
 
 
 class Mixed(NamedTuple):
-    """What mixed images are to be learned as: each is two images, in shares that sum to 1 (`fedkd.data.MixUp`)."""
+    """Targets and teacher's outputs of mixed images: each is two images, with shares of sum 1 (`fedkd.data.MixUp`)."""
 
     weight: Tensor  # (), the share of the first
     targets: tuple[Tensor, Tensor]  # (B,) class indices of the first, and of the second
     teachers: tuple[Outputs | None, Outputs | None]  # the teacher's outputs for them; None without a teacher
 
+    def blend(self, first: Tensor, second: Tensor) -> Tensor:
+        """Return the mean of two values, weighted by the shares."""
+        return self.weight * first + (1 - self.weight) * second
+
     def mean(self, first: dict[str, Tensor], second: dict[str, Tensor]) -> dict[str, Tensor]:
         """Return the mean of terms by name, weighted by the shares."""
-        return {name: self.weight * first[name] + (1 - self.weight) * second[name] for name in first}
+        return {name: self.blend(first[name], second[name]) for name in first}
+
+    @property
+    def teacher(self) -> Outputs | None:
+        """The teacher's outputs, mixed as the images are: logits and features linearly. None without a teacher."""
+        first, second = self.teachers
+        if first is None or second is None:
+            return None
+        both = first.features is not None and second.features is not None
+        features = self.blend(first.features, second.features) if both else first.features  # type: ignore[arg-type]
+        return Outputs(self.blend(first.logits, second.logits), features)
 
 
 class FeatureMoments(NamedTuple):

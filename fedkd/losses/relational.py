@@ -103,24 +103,11 @@ class RKD(WeightedLoss):
         label = labels.get("labels", CrossEntropy())
 
         def of_both(logits: Tensor, targets: Tensor) -> Tensor:
-            first, second = (label(logits, each) for each in mixed.targets)
-            return mixed.weight * first + (1 - mixed.weight) * second
+            return mixed.blend(*(label(logits, each) for each in mixed.targets))
 
-        return self(student, mixed.targets[0], mixed_outputs(mixed), labels=of_both)
+        return self(student, mixed.targets[0], mixed.teacher, labels=of_both)
 
     def distill_mixed(self, student: Outputs, mixed: Mixed) -> dict[str, Tensor]:
         """Compare relations with those of mixed features."""
-        teacher = mixed_outputs(mixed)
-        assert teacher is not None
-        return self.distill(student, teacher)
-
-
-def mixed_outputs(mixed: Mixed) -> Outputs | None:
-    """Return a teacher's outputs mixed as the images are, logits and features linearly; None without a teacher."""
-    first, second = mixed.teachers
-    if first is None or second is None:
-        return None
-    (logits, features), weight = first, mixed.weight
-    if features is not None and second.features is not None:
-        features = weight * features + (1 - weight) * second.features
-    return Outputs(weight * logits + (1 - weight) * second.logits, features)
+        assert mixed.teacher is not None
+        return self.distill(student, mixed.teacher)

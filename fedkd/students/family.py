@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
+from typing import Any
 
 from torch import nn
 
@@ -24,6 +25,8 @@ class Family:
         about: What the networks are, and how to list them, in a few words.
         check_source: Raises unless what a network is made from is there, a folder or what a hub has, given its name and
             options; None where it is made from the library alone.
+        portable: Returns the arguments of `fedkd.students.create` that make a student again where there is neither
+            folder nor hub, given those that made it, and the student; None where the same ones do.
     """
 
     prefix: str
@@ -33,6 +36,7 @@ class Family:
     names: Callable[[], Sequence[str]] | None
     about: str
     check_source: Callable[..., None] | None = None
+    portable: Callable[[Mapping[str, Any], nn.Module], dict[str, Any]] | None = None
 
 
 def unknown_member(prefix: str, name: str, known: Sequence[str]) -> FedKDError:

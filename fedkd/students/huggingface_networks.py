@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,13 +13,21 @@ from torch import Tensor, nn
 from fedkd.core.errors import FedKDError, MissingResourceError, in_one_line, unknown_name
 from fedkd.core.hub import Checkpoint, middle_pixel, open_checkpoint
 from fedkd.students.family import Family
-from fedkd.students.layers import IMAGENET_MEAN, IMAGENET_STD, NormalizeChannels, check_norm, replace_batch_norms
+from fedkd.students.layers import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    NormalizeChannels,
+    check_norm,
+    check_per_channel,
+    replace_batch_norms,
+)
 from fedkd.students.logits import logits_of
 from fedkd.students.pretrained import take_weights
 from fedkd.students.stem import enlarge, first_convolution
 
 PREFIX = "hf/"
 
+_PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
 _OF_CHECKPOINT = ("id2label", "label2id", "label_names", "num_classes", "transformers_version", "_name_or_path")
 """What a configuration says of the checkpoint's labels and origin, which the student does not share."""
 
@@ -93,25 +102,30 @@ def huggingface_student(
     found = None if config is not None else open_checkpoint(name, revision, kind="student checkpoint")
     if found is None and pretrained:
         raise FedKDError(f"pretrained: true reads the configuration of {PREFIX + name!r}: leave out config.")
+    for key, given in (("mean", mean), ("std", std)):
+        check_per_channel(key, given, in_channels)
     base = _restored(config or {}) if found is None else found.config
     made = _for_data(base, name, num_classes, in_channels, size, options)
     network = _new(made, name, (in_channels, *size))
     reverse = False
-    if found is not None and (mean is None or std is None):
+    if found is not None and (pretrained or mean is None or std is None):
         own_mean, own_std, reverse = _normalization(found, pretrained)
         mean, std = own_mean if mean is None else mean, own_std if std is None else std
     if found is not None and pretrained:
         weights = _weights(found, name)
         if reverse and (stem := first_convolution(network)) is not None:  # turn the weights instead of all images
             weights[f"{stem[0]}.weight"] = weights[f"{stem[0]}.weight"].flip(1)
-        head = {key: value for key, value in network.state_dict().items() if key not in weights}
+        body = f"{network.base_model_prefix}."  # of it all must be there; a last layer may be new
+        own = network.state_dict().items()
+        head = {key: value for key, value in own if key not in weights and not key.startswith(body)}
         take_weights(network, {**weights, **head}, num_classes, (in_channels, *size), PREFIX + name)
     if small_stem:
         enlarge(network, PREFIX + name)
     replace_batch_norms(network, norm)
-    normalize = NormalizeChannels.of(mean or IMAGENET_MEAN, std or IMAGENET_STD, in_channels)
+    mean, std = IMAGENET_MEAN if mean is None else mean, IMAGENET_STD if std is None else std
+    normalize = NormalizeChannels.of(mean, std, in_channels)
     kept = {key: value for key, value in made.to_dict().items() if key not in _OF_CHECKPOINT}
-    recipe = {"config": kept, "mean": list(mean or IMAGENET_MEAN), "std": list(std or IMAGENET_STD)}
+    recipe = {"config": kept, "mean": list(mean), "std": list(std)}
     return HuggingFaceStudent(network, normalize, recipe)
 
 
@@ -222,11 +236,13 @@ def _normalization(found: Checkpoint, pretrained: bool) -> tuple[list[float], li
     channels = getattr(config, "num_channels", None) or 3
     try:
         processor = found.load(AutoImageProcessor)
-    except FedKDError:
-        if pretrained:
+    except FedKDError as error:
+        folder = Path(found.path)
+        has_none = folder.is_dir() and not any((folder / name).exists() for name in _PROCESSOR_FILES)
+        if pretrained or not has_none:
             warnings.warn(
-                f"Checkpoint {found.name!r} has no image processor that transformers can load. Using ImageNet's mean "
-                "and standard deviation.",
+                f"Checkpoint {found.name!r} has no image processor that transformers can load ({in_one_line(error)}). "
+                "Using ImageNet's mean and standard deviation; mean and std are options.",
                 stacklevel=2,
             )
         return list(IMAGENET_MEAN), list(IMAGENET_STD), False
@@ -243,6 +259,12 @@ def _normalization(found: Checkpoint, pretrained: bool) -> tuple[list[float], li
     return (mean[::-1], std[::-1], True) if reverse else (mean, std, False)
 
 
+def _portable(spec: Mapping[str, Any], student: nn.Module) -> dict[str, Any]:
+    """Return the options of a student that make it again without its checkpoint."""
+    (part,) = (each for each in student.modules() if isinstance(each, HuggingFaceStudent))
+    return {**{key: value for key, value in spec.items() if key != "revision"}, **part.recipe}
+
+
 HUGGINGFACE = Family(
     PREFIX,
     "ID",
@@ -251,4 +273,5 @@ HUGGINGFACE = Family(
     None,
     "any image classifier of the HuggingFace hub, or of a folder with a config.json",
     check_source,
+    _portable,
 )

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fedkd.core.errors import unknown_name
+from fedkd.core.errors import FedKDError, check_range, unknown_name
 
 NORMS = ("batch", "group")
 
@@ -40,6 +41,26 @@ class Normalize(nn.Module):
     def extra_repr(self) -> str:
         """Show the constants when the module is printed."""
         return f"mean={self.mean}, std={self.std}"
+
+
+def check_per_channel(name: str, values: Any, channels: int) -> None:
+    """Raise unless numbers are one for each channel, or those of color images; None is allowed.
+
+    Args:
+        name: "mean" or "std", which is above 0.
+        values: The numbers.
+        channels: C.
+
+    Raises:
+        FedKDError: If they are not.
+    """
+    if values is None:
+        return
+    allowed = sorted({channels, 3})
+    if not isinstance(values, Sequence) or isinstance(values, str) or len(values) not in allowed:
+        raise FedKDError(f"{name} must be a list of {' or '.join(map(str, allowed))} numbers, got {values!r}.")
+    for value in values:
+        check_range(name, value, low=0, low_open=name == "std")
 
 
 class NormalizeChannels(nn.Module):

@@ -76,20 +76,19 @@ def take_weights(
         given = found[key]
         if given.shape == value.shape:
             taken[key] = given
+        elif first is not None and _is_positions(key, given, value):
+            grid = _at_size(given.reshape(1, *given.shape[-2:]), value.shape[-2], image_shape, first[1].stride)
+            taken[key] = grid.reshape(value.shape)
         elif _differs_in_first(given, value) and len(value) == num_classes:
             continue
         elif key == stem and given.shape[0] == value.shape[0] and given.shape[2:] == value.shape[2:]:
             taken[key] = for_channels(given, image_shape[0])
-        elif first is not None and _is_positions(key, given, value):
-            grid = _at_size(given.reshape(1, *given.shape[-2:]), value.shape[-2], image_shape, first[1].stride)
-            taken[key] = grid.reshape(value.shape)
         else:
             raise FedKDError(
                 f"The weights for {name!r} do not fit: {key!r} is {tuple(given.shape)}, and {tuple(value.shape)} for "
                 f"images {image_shape} and {num_classes} classes."
             )
-    with torch.no_grad():
-        network.load_state_dict(taken, strict=False)
+    network.load_state_dict(taken, strict=False)
 
 
 def _differs_in_first(given: Tensor, value: Tensor) -> bool:

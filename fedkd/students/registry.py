@@ -13,7 +13,7 @@ from torch import nn
 from fedkd.core.errors import FedKDError, check_range, unknown_name
 from fedkd.core.registry import Registry
 from fedkd.students.family import Family
-from fedkd.students.huggingface_networks import HUGGINGFACE, HuggingFaceStudent
+from fedkd.students.huggingface_networks import HUGGINGFACE
 from fedkd.students.timm_models import TIMM
 from fedkd.students.torchvision_networks import TORCHVISION
 
@@ -120,11 +120,9 @@ def portable(spec: Mapping[str, Any], student: nn.Module) -> dict[str, Any]:
         spec: The arguments that made it.
         student: The student.
     """
-    kept = {key: value for key, value in spec.items() if key not in ("pretrained", "revision")}
-    for part in student.modules():
-        if isinstance(part, HuggingFaceStudent):
-            kept |= part.recipe
-    return kept
+    kept = {key: value for key, value in spec.items() if key != "pretrained"}  # the weights come with it
+    family = family_of(spec["name"])
+    return kept if family is None or family.portable is None else family.portable(kept, student)
 
 
 def check_options(name: str, options: Iterable[str]) -> None:

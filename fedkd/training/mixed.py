@@ -1,4 +1,4 @@
-"""What the images of a mixed batch are to be learned as; for an ordinary batch, what they always are."""
+"""The targets and the teacher's outputs of a batch whose images are mixed."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from fedkd.losses import Mixed, Outputs
 
 
 def mixed_of(batch: Any, teacher: Outputs | None) -> Mixed | None:
-    """Return what a batch's images are to be learned as, if they are mixed; else None.
+    """Return the targets and the teacher's outputs of both images of each, if a batch's images are mixed; else None.
 
     Args:
         batch: ``(images, targets)`` or a `fedkd.data.Batch`. Its targets, and its teacher outputs if it has any, are of
@@ -22,8 +22,7 @@ def mixed_of(batch: Any, teacher: Outputs | None) -> Mixed | None:
     weight: Tensor | None = getattr(batch, "mix_weight", None)
     if weight is None:
         return None
-    of_single = teacher is not None and batch.teacher_logits is not None
-    second = teacher.before() if of_single and teacher is not None else teacher
+    second = teacher if teacher is None or batch.teacher_logits is None else teacher.before()
     return Mixed(weight, (batch.targets, batch.targets.roll(1, 0)), (teacher, second))
 
 

@@ -43,11 +43,11 @@ def on_grid(
     config: dict[str, Any],
     there: dict[int, dict[str, Any]],
     fault: Fault | None = None,
-    options: dict[str, Any] = {},  # noqa: B006
+    options: dict[str, Any] | None = None,
 ) -> tuple[Run, LocalGrid]:
     """Return the run with a grid of nodes as its backend, and the grid; ``options`` are the app's configuration."""
     grid = LocalGrid(there, config, fault)
-    run = server_run(grid, {"start-timeout": 5, **config, **options})
+    run = server_run(grid, {"start-timeout": 5, **config, **(options or {})})
     run.federation.backend.poll_seconds = 0.01
     return run, grid
 

@@ -106,10 +106,27 @@ def test_an_update_of_other_shapes_is_refused(tmp_path: Path, monkeypatch: pytes
         fit(run, tmp_path / "run")
 
 
-def test_two_nodes_of_the_same_part_are_refused(tmp_path: Path):
-    run, _ = on_grid(app(tmp_path, PLAIN), {**nodes(2), 200: {"partition-id": 1, "num-partitions": 2}})
-    with pytest.raises(FedKDError, match="both have partition-id 1"):
-        fit(run, tmp_path / "run")
+def test_a_node_that_was_started_again_takes_over(tmp_path: Path):
+    working: list[int] = []
+
+    def seen(message: Message, answer: Message) -> Message:
+        working.extend([message.metadata.dst_node_id] * training(message))
+        return answer
+
+    again = {200: {"partition-id": 1, "num-partitions": 2}}  # node 101, which Flower still counts
+    run, _ = on_grid(app(tmp_path, f"{PLAIN} --federation.rounds 1"), {**nodes(2), **again}, seen)
+    fit(run, tmp_path / "run")
+    assert working == [100, 200]
+
+
+def test_a_node_that_never_says_who_it_is_holds_nobody_up(tmp_path: Path):
+    def silent(message: Message, answer: Message) -> Message | None:
+        return None if message.metadata.dst_node_id == 300 else answer
+
+    there = {**nodes(2), 300: {"partition-id": 0, "num-partitions": 2}}
+    run, grid = on_grid(app(tmp_path, f"{PLAIN} --federation.rounds 1"), there, silent, {"client-timeout": 1000.0})
+    fit(run, tmp_path / "run")
+    assert 300 in grid.nodes
 
 
 @pytest.mark.parametrize(

@@ -103,6 +103,13 @@ def test_a_run_of_other_images_is_not_gone_on_with(folders: Path, tmp_path: Path
         fit(again, tmp_path / "run", ckpt_path="last")
 
 
+def test_two_nodes_with_different_images_of_the_same_client_are_refused(folders: Path, tmp_path: Path):
+    run, grid = own(folders, tmp_path, "--model.teacher null --federation.strategy FedAvg")
+    grid.nodes[200] = {**grid.nodes[101], "data-root": str(folders / "client0")}
+    with pytest.raises(FedKDError, match="SuperNode 200 has partition-id 1 and other images of client 1"):
+        fit(run, tmp_path / "run")
+
+
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [

@@ -15,10 +15,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedkd.core.errors import FedKDError
-from fedkd.core.messages import ClientTask, ClientUpdate, Weights, to_bytes
+from fedkd.core.messages import ClientTask, ClientUpdate, ServerState, Weights, to_bytes
 from fedkd.core.plain_modules import put_together, take_apart
 from fedkd.flower.records import (
     DTYPES,
+    mistake,
     pack_outcomes,
     pack_work,
     to_array,
@@ -72,7 +73,7 @@ def through_bytes(record: RecordDict) -> RecordDict:
 
 def test_tasks_with_the_same_weights_send_them_once():
     weights = Weights({"w": torch.randn(1000)}, {"b": torch.tensor(3)})
-    rule = FedProx(proximal_mu=0.5).local_rule(None, 0)  # type: ignore[arg-type]
+    rule = FedProx(proximal_mu=0.5).local_rule(ServerState(0, weights), 0)
     tasks = [ClientTask(3, k, weights, client_state={"c": torch.full((2,), k)}, rule=rule) for k in range(5)]
     record = through_bytes(pack_work(tasks, "a:b", STAGE))
     assert sum(len(array.data) for array in record["tensors"].values()) == 4000 + 8 + 5 * 16 + 24
@@ -86,7 +87,8 @@ def test_outcomes_are_updates_or_reasons():
     tasks = [ClientTask(0, k, Weights({"w": torch.zeros(2)})) for k in range(3)]
     update = ClientUpdate(0, 5, 2, {"w": torch.tensor([1.0, 2.0])}, metrics={"loss": 0.5})
     found = unpack_outcomes(through_bytes(pack_outcomes({0: update, 1: "its disk is full"})), tasks)
-    assert to_bytes(found[0]) == to_bytes(update)  # type: ignore[arg-type]
+    assert isinstance(found[0], ClientUpdate)
+    assert to_bytes(found[0]) == to_bytes(update)
     assert found[1] == "its disk is full"
     assert found[2] == "its node sent no answer for it"
 
@@ -130,7 +132,7 @@ def test_a_head_is_the_same_after_it_was_taken_apart(head: torch.nn.Module):
 
 def test_a_head_with_something_else_in_it_is_refused_by_name():
     head = torch.nn.Identity()
-    head.table = {"a": 1}  # type: ignore[assignment]
+    vars(head)["table"] = {"a": 1}
     with pytest.raises(FedKDError, match=r"Identity cannot be sent .* 'table' is dict"):
         take_apart(head)
 
@@ -138,3 +140,29 @@ def test_a_head_with_something_else_in_it_is_refused_by_name():
 def test_a_module_that_this_machine_does_not_know_is_refused():
     with pytest.raises(FedKDError, match="knows no module of class 'os:system'"):
         put_together({"class": "os:system", "values": {}, "parts": {}}, {})
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({"delta": {"w": torch.zeros(3)}}, "'w' has the shape"),
+        ({"delta": {"v": torch.zeros(2)}}, "Unknown parameter in the client's update 'v'"),
+        (
+            {"delta": {"w": torch.zeros(2)}, "buffers": {"c": torch.tensor(1)}},
+            "Unknown buffer in the client's update 'c'",
+        ),
+        ({"client": 4}, "client 1 was told to work"),
+        ({"num_examples": -1}, "whole numbers >= 0"),
+        ({"num_steps": "many"}, "whole numbers >= 0"),
+    ],
+)
+def test_an_update_that_does_not_answer_its_task_is_a_reason(change: dict, expected: str):
+    task = ClientTask(0, 1, Weights({"w": torch.zeros(2), "u": torch.zeros(1)}, {"b": torch.tensor(0)}))
+    right = {"client": 1, "delta": {"w": torch.zeros(2), "u": torch.zeros(1)}, "buffers": {"b": torch.tensor(1)}}
+    assert mistake(ClientUpdate(**right), task) is None
+    assert mistake(ClientUpdate(1), task) is None  # a work that sends no change
+    delta = {**right["delta"], **change.get("delta", {})}
+    assert expected in str(mistake(ClientUpdate(**{**right, **change, "delta": delta}), task))
+    assert (
+        mistake(ClientUpdate(**{**right, "delta": {"u": torch.zeros(1)}}), task) == "the update lacks the parameter 'w'"
+    )

@@ -108,6 +108,31 @@ def test_blue_green_red_is_turned_in_the_weights(tmp_path):
     with torch.no_grad():
         expected = t.MobileViTForImageClassification.from_pretrained(tmp_path).eval()(pixels).logits
         torch.testing.assert_close(student(images.float() / 255), expected)
+    given = {"mean": student.recipe["mean"], "std": student.recipe["std"]}
+    assert same(create(name, 4, image_size=64, pretrained=True, **given).state_dict(), student.state_dict())
+
+
+def test_position_embeddings_are_taken_although_there_are_as_many_classes_as_patches(tmp_path):
+    torch.manual_seed(0)
+    config = t.SiglipConfig(text_config=TEXT, vision_config=PATCHES)
+    t.SiglipForImageClassification(config).save_pretrained(tmp_path)
+    found = []
+    for num_classes in (64, 5):
+        student = create(f"hf/{tmp_path}", num_classes, image_size=64, pretrained=True)  # 8 x 8 patches
+        found += [value for key, value in student.state_dict().items() if "position_embedding" in key]
+    assert len(found) == 2
+    assert torch.equal(*found)
+
+
+def test_a_registered_student_that_makes_one_of_a_folder_keeps_its_own_options(tmp_path):
+    name = save("vit", tmp_path)
+
+    def of_a_folder(num_classes, in_channels=3, image_size=32, revision=1):
+        return create(name, num_classes, in_channels, image_size)
+
+    fedkd.students.register("of_a_folder")(of_a_folder)
+    spec = {"name": "of_a_folder", "num_classes": 4, "in_channels": 3, "image_size": 32, "revision": 2}
+    assert portable(spec, create(**spec)) == spec
 
 
 def test_a_config_alone_suffices_for_new_weights(tmp_path):
@@ -175,6 +200,10 @@ def test_a_checkpoint_of_lightning_builds_it_again(tmp_path):
         ("hf/FOLDER", {"norm": "layer"}, "Unknown norm 'layer'"),
         ("hf/FOLDER", {"hidden_act": "no"}, r"cannot be made for images \(3, 32, 32\): .*no"),
         ("hf/FOLDER", {"hidden_size": "wide"}, "refuses its options: .*hidden_size"),
+        ("hf/FOLDER", {"pretrained": True, "num_hidden_layers": 3}, r"lack \d+ of its tensors, such as 'vit\."),
+        ("hf/FOLDER", {"mean": [0.5, 0.4]}, r"mean must be a list of 3 numbers, got \[0.5, 0.4\]"),
+        ("hf/FOLDER", {"mean": 0.5}, "mean must be a list of 3 numbers, got 0.5"),
+        ("hf/FOLDER", {"std": [1.0, 1.0, 0.0]}, "std must be"),
     ],
 )
 def test_what_cannot_be_is_one_line(name, options, message, tmp_path):

@@ -65,11 +65,7 @@ class ImageFolder(ImageSource):
 
     def load(self) -> tuple[ImageSet, ImageSet]:
         """Return the training and the test set, from the cache if the files have not changed."""
-        root = Path(self.root).expanduser().resolve()
-        if not root.is_dir():
-            raise MissingResourceError(
-                f"The image folder {root} does not exist. Set root to a folder with train/ and test/."
-            )
+        root = self._existing("train/ and test/")
         (classes, train), (test_classes, test) = _scan(root, "train"), _scan(root, "test")
         if empty := sorted(set(classes) - {file.class_name for file in train}):
             raise FedKDError(
@@ -95,9 +91,10 @@ class ImageFolder(ImageSource):
             classes: The names of all classes; a folder of another name is refused. None takes those that are there.
 
         Raises:
-            FedKDError: If a class is not among them, or there is no image.
+            MissingResourceError: If there is no such folder, or no image in it.
+            FedKDError: If a class is not among them.
         """
-        root = Path(self.root).expanduser().resolve()
+        root = self._existing(f"{part}/")
         found, files = _scan(root, part)
         known = found if classes is None else list(classes)
         for name in found:
@@ -108,6 +105,12 @@ class ImageFolder(ImageSource):
             root.name, recipe, json.dumps([recipe, known, files]), lambda: (self._decode(root, known, files),)
         )
         return images
+
+    def _existing(self, parts: str) -> Path:
+        root = Path(self.root).expanduser().resolve()
+        if not root.is_dir():
+            raise MissingResourceError(f"The image folder {root} does not exist. Set root to a folder with {parts}.")
+        return root
 
     def _decode(self, root: Path, classes: list[str], files: list[ImageFile]) -> ImageSet:
         names = [file.path for file in files]
@@ -121,7 +124,7 @@ def _scan(root: Path, part: str) -> tuple[list[str], list[ImageFile]]:
     """Return the class folders of ``root/part``, and the image files below them, both sorted."""
     if not (root / part).is_dir():
         raise MissingResourceError(
-            f"{root} has no folder {part}/. An image folder needs train/ and test/, each with one folder per class."
+            f"{root} has no folder {part}/. An image folder has train/ and test/, each with one folder per class."
         )
     classes = sorted(entry.name for entry in os.scandir(root / part) if entry.is_dir() and entry.name[0] != ".")
     for name in classes:

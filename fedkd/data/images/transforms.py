@@ -1,8 +1,8 @@
 """Further transforms of images, such as torchvision's, each image with random numbers of its own.
 
 A transform of ``torchvision.transforms.v2`` draws one set of parameters a call, so a whole batch would get the same
-colors and angles. Each image is therefore a call. Before it all generators are seeded for the image, so what a
-transform draws does not depend on the other images, on other clients, or on what ran before.
+colors and angles. So fedkd calls the transforms once for each image. Before it all generators are seeded for the image,
+so what a transform draws does not depend on the other images, on other clients, or on what ran before.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def transform_each(images: Tensor, transforms: Sequence[Callable[[Any], Any]], s
     with states_kept():
         for image, seed in zip(images, seeds, strict=True):
             seed_all(seed)
-            found.append(_to_uint8(_through(image, transforms)))
+            found.append(_to_uint8(_through(image.clone(), transforms)))  # a transform may work in place
     if not found:
         return images
     return torch.stack(found).contiguous(memory_format=torch.channels_last)

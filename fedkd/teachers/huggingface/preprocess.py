@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from fedkd.core.errors import MAX_PIXELS, FedKDError, check_range, in_one_line, unknown_name
 from fedkd.core.hub import middle_pixel
+from fedkd.students.layers import IMAGENET_MEAN, IMAGENET_STD
 from fedkd.teachers.huggingface.patches import naflex_size
 
-_IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 # PIL's numbers and timm's names -> torch's modes. Torch has no Lanczos or Hamming filter: the most similar replaces it.
 _MODES: dict[Any, str] = {0: "nearest-exact", 1: "bicubic", 2: "bilinear", 3: "bicubic", 4: "area", 5: "bilinear"} | {
     name: name for name in ("bilinear", "bicubic")
@@ -100,9 +100,9 @@ class Preprocess(nn.Module):
         """Build without a processor: ImageNet's mean and standard deviation, and the model's image size."""
         size = image_size or getattr(config, "image_size", None) or 224
         height, width = (size, size) if isinstance(size, int) else tuple(size)
-        std = np.resize(_IMAGENET_STD, channels)
+        std = np.resize(IMAGENET_STD, channels)
         return cls(
-            (height, width), None, "bicubic", (1 / std).tolist(), (-np.resize(_IMAGENET_MEAN, channels) / std).tolist()
+            (height, width), None, "bicubic", (1 / std).tolist(), (-np.resize(IMAGENET_MEAN, channels) / std).tolist()
         )
 
     def forward(self, images: Tensor) -> Tensor:
