@@ -28,6 +28,9 @@ FLAGS = {
 """Options that may be given without a value."""
 
 
+SHORT = ("-c", "-h")
+"""Options of a single letter."""
+
 MAX_SHOWN = 60
 """Characters of a wrong value that an error shows."""
 
@@ -143,14 +146,20 @@ def put_classes_first(args: Sequence[str]) -> list[str]:
         behind.setdefault(chosen[-1], []).append(group)
         groups[position] = []
     ordered = [part for position, group in enumerate(groups) for part in (group, *behind.get(position, []))]
-    return [each for group in ordered for each in group]
+    found = [each for group in ordered for each in group]
+    return found if found == list(args) else put_classes_first(found)  # again for the options of an inner class
+
+
+def is_option(argument: str) -> bool:
+    """Whether an argument names an option, and is no value such as -1."""
+    return argument.startswith("--") or argument in SHORT
 
 
 def _by_option(args: Sequence[str]) -> list[list[str]]:
     """Cut arguments before each option, so that its values stay with it."""
     groups: list[list[str]] = []
     for each in args:
-        if each.startswith("--") or not groups:
+        if is_option(each) or not groups:
             groups.append([])
         groups[-1].append(each)
     return groups
@@ -171,7 +180,7 @@ def expand(args: Sequence[str]) -> list[str]:
         MissingResourceError: If there is no run at RUN_DIR.
         FedKDError: If a configuration is no YAML, or a key stands in it twice.
     """
-    args = [FLAGS.get(arg, arg) if following.startswith("--") else arg for arg, following in pairwise([*args, "--"])]
+    args = [FLAGS.get(arg, arg) if is_option(following) else arg for arg, following in pairwise([*args, "--"])]
     args = put_classes_first(args)
     if len(args) > 1 and args[0] in WITH_CONFIG and not args[1].startswith("-") and args[1].endswith((".yaml", ".yml")):
         args = [args[0], "--config", *args[1:]]

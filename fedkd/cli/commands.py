@@ -15,7 +15,7 @@ from fedkd.cli.help import section_asked_for, section_help
 from fedkd.cli.parser import BaseCLI
 from fedkd.cli.subcommands import SECTIONS
 from fedkd.core.errors import FedKDError
-from fedkd.core.storage import cache_dir, claim, make_parent
+from fedkd.core.storage import cache_dir, claim
 from fedkd.partition.report.report import plot_file
 from fedkd.server.backends import InProcess
 from fedkd.server.setup import Connections
@@ -86,7 +86,6 @@ class FedKDCLI(BaseCLI):
                 raise FedKDError(f"{str(path)!r} must end in .csv; a .png comes beside it.")
             for each in (path, path.with_suffix(".png")):
                 claim(each, overwrite)
-            make_parent(path)
         print(predict_run(run_dir, self.datamodule, self.trainer_arguments, images, path, self.student, which))
 
     def export(
@@ -112,9 +111,7 @@ class FedKDCLI(BaseCLI):
 
         if output is not None:
             with about("output"):
-                claim(Path(output), overwrite)
-                if format != "safetensors":
-                    make_parent(Path(output))
+                claim(Path(output), overwrite, is_folder=format == "safetensors")
         exported = export_student(self.run_dir(), format, output, which, self.student, push)
         print(f"{exported.path} (logits differ from the student's by {exported.max_difference:.2g} at most)")
 

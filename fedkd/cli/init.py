@@ -7,7 +7,7 @@ from pathlib import Path
 
 from fedkd.cli.plain import PlainParser
 from fedkd.core.errors import unknown_name
-from fedkd.core.storage import claim, make_parent, write_atomically
+from fedkd.core.storage import claim, write_atomically
 
 FOLDER = Path(__file__).parent / "templates"
 
@@ -41,7 +41,6 @@ def run(args: Sequence[str]) -> None:
     if options.template not in templates():
         raise unknown_name("template", options.template, templates())
     claim(options.output, options.overwrite)
-    make_parent(options.output)
     text = (FOLDER / f"{options.template}.yaml").read_text()
     write_atomically(options.output, text.replace("{output}", str(options.output)))
     print(f"{options.output}: change it as you like, then: fedkd fit --config {options.output}")

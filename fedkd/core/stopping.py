@@ -19,7 +19,7 @@ class Terminated(SystemExit):
         super().__init__(SIGTERM_STATUS)
 
 
-_told: type[BaseException] | None = None  # what a signal asked for; a process has its signals once
+_pending: type[BaseException] | None = None  # of the process, as signals are
 
 
 @contextmanager
@@ -27,19 +27,20 @@ def terminable() -> Iterator[None]:
     """Raise `Terminated` on SIGTERM and KeyboardInterrupt on SIGINT, where the program has no handlers of its own.
 
     A second SIGTERM ends the process. An exception that comes while Python runs a destructor or a weak reference's
-    callback is lost: Python prints it and goes on. So it is also remembered, for `raise_if_told`.
+    callback is lost: Python prints it and goes on. So what a signal asked for stays pending until this ends, and
+    `raise_pending` raises it again.
     """
-    global _told
+    global _pending
     in_main = threading.current_thread() is threading.main_thread()  # Python takes handlers in no other thread
     usual: dict[int, Any] = {signal.SIGTERM: signal.SIG_DFL, signal.SIGINT: signal.default_int_handler}
     taken = [number for number, handler in usual.items() if in_main and signal.getsignal(number) is handler]
 
     def stop(number: int, frame: Any) -> NoReturn:
-        global _told
-        _told = Terminated if number == signal.SIGTERM else KeyboardInterrupt
+        global _pending
+        _pending = Terminated if number == signal.SIGTERM else KeyboardInterrupt
         if number == signal.SIGTERM:
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        raise _told
+        raise _pending
 
     for number in taken:
         signal.signal(number, stop)
@@ -49,10 +50,10 @@ def terminable() -> Iterator[None]:
         for number in taken:
             signal.signal(number, usual[number])
         if taken:
-            _told = None
+            _pending = None
 
 
-def raise_if_told() -> None:
-    """Raise again what a signal raised, if it was lost."""
-    if _told is not None:
-        raise _told
+def raise_pending() -> None:
+    """Raise what a signal asked for within `terminable`, whether or not its exception was lost."""
+    if _pending is not None:
+        raise _pending

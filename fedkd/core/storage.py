@@ -57,7 +57,7 @@ def take(lock: FileLock, wait: bool = True) -> None:
     """
     try:
         lock.acquire(timeout=-1 if wait else 0)
-    except (NotImplementedError, OSError) as error:  # earlier versions of filelock raise the first
+    except (NotImplementedError, OSError) as error:  # the first of earlier filelocks, where a disk has no locks
         if isinstance(error, OSError) and error.errno not in NO_LOCKS:
             raise
         from lightning.pytorch.utilities import rank_zero_warn  # here: `fedkd report` runs without torch
@@ -146,20 +146,24 @@ def make_parent(path: Path) -> None:
         raise FedKDError(f"{str(path)!r} cannot be written: it is a folder.")
 
 
-def claim(path: Path, overwrite: bool = False) -> None:
+def claim(path: Path, overwrite: bool = False, is_folder: bool = False) -> None:
     """Make the folder of a file that a user names, before any work, and refuse to write over what is there.
 
     Args:
         path: The file, or a folder that is to be filled.
-        overwrite: Whether what is there may be written over. A folder is never in a file's place.
+        overwrite: Whether what is there may be written over. A folder is never written over by a file.
+        is_folder: Whether it is a folder.
 
     Raises:
         FedKDError: If the name is taken, or the folder cannot be made.
     """
     if not overwrite and path.exists() and not (path.is_dir() and not any(path.iterdir())):
         raise FedKDError(f"{str(path)!r} exists and is not written over. Name another, or add --overwrite.")
-    with writing(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
+    if is_folder:
+        with writing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+    else:
+        make_parent(path)
 
 
 def write_atomically(path: Path, content: bytes | str) -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from fedkd.core.errors import FedKDError
 from fedkd.core.messages import ClientFailure, ClientTask, ClientUpdate, Work
-from fedkd.core.stopping import raise_if_told
+from fedkd.core.stopping import raise_pending
 from fedkd.server.backends import Workers
 from fedkd.server.backends.base import ClientError
 
@@ -31,11 +31,6 @@ class Traffic:
     def __sub__(self, other: Traffic) -> Traffic:
         """Return what came since ``other``."""
         return Traffic(self.up - other.up, self.down - other.down)
-
-
-def size_of(*messages: ClientTask | ClientUpdate) -> int:
-    """Return the bytes of the tensors of some tasks or updates."""
-    return sum(message.num_bytes for message in messages)
 
 
 class Exchange:
@@ -99,14 +94,14 @@ class Exchange:
         outcomes = self.workers.map(work, tasks)
         try:
             for update in outcomes:
-                raise_if_told()
+                raise_pending()
                 if isinstance(update, ClientError):
                     if min_updates is None:
                         raise update
                     failed |= {client: update.reason for client in update.clients}
                 else:
                     answered.append(update.client)
-                    up += size_of(update)
+                    up += update.num_bytes
                     if update.is_finite or min_updates is None:
                         waiting[update.client] = update
                         diverged += [] if update.is_finite else [update.client]
@@ -124,7 +119,9 @@ class Exchange:
             raise FedKDError(
                 f"{work.__name__}: clients {told} were told to work, updates came from {sorted(answered)}."
             )
-        self.traffic += Traffic(up=up, down=size_of(*tasks))
+        traffic = Traffic(up=up, down=sum(task.num_bytes for task in tasks))
+        self.traffic += traffic
+        self.workers.exchanged(work, told, traffic.up, traffic.down)
         self.failures += [ClientFailure(client, tasks[0].round, failed[client]) for client in sorted(failed)]
         if min_updates is not None and len(told) - len(failed) < min_updates:
             reasons = "; ".join(f"client {client}: {failed[client]}" for client in sorted(failed))

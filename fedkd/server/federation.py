@@ -24,7 +24,7 @@ from fedkd.core.errors import (
 )
 from fedkd.core.messages import Metrics, ServerState
 from fedkd.core.notebook import Shown
-from fedkd.core.stopping import Terminated, terminable
+from fedkd.core.stopping import Terminated, raise_pending, terminable
 from fedkd.core.storage import FULL, CannotWriteError
 from fedkd.core.tensors import load_state
 from fedkd.data import FederatedDataModule
@@ -255,6 +255,7 @@ class Federation(Shown):
                 state = run.commit(state, history[-1], settings)
                 event = self._event(run, prepared, state, history)
                 yield event
+                raise_pending()
                 loggers.log(history[-1])
                 if display is not None:
                     display.add(history[-1])

@@ -226,7 +226,7 @@ def _table(entries: Sequence[Entry], folder: Path) -> Markup:
                 format_seconds(statistics.mean(seconds for _, _, seconds in traffic)),
             ]
         )
-    caption = "Accuracies in mean_percent, after the last round" + (
+    caption = "Accuracies in percent, after the last round" + (
         ", mean ± standard deviation over the seeds" if has_seeds else ""
     )
     return html.table(header, rows, numbers=range(1, len(header)), caption=caption)

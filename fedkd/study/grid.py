@@ -127,7 +127,8 @@ def without_replaced(options: Mapping[str, Any], *later: Mapping[str, Any]) -> d
 
     ``{"teacher": "A", "teacher.size": 3}`` before ``{"teacher": None}`` is ``{"teacher": "A"}``.
     """
-    replaced = [f"{key}." for each in later for key, value in each.items() if value != options.get(key, value)]
+    chosen = [(key, value) for each in later for key, value in each.items()]
+    replaced = [f"{key}." for key, value in chosen if value is None or value != options.get(key)]
     return {key: value for key, value in options.items() if not key.startswith(tuple(replaced))}
 
 

@@ -31,7 +31,7 @@ def write_tables(rows: Sequence[Row], path: Path) -> None:
 
 
 def mean_percent(values: Sequence[float]) -> str:
-    """Return the mean in mean_percent, with the standard deviation if there are several values; "" without values."""
+    """Return the mean in percent, with the standard deviation if there are several values; "" without values."""
     if not values:
         return ""
     text = f"{100 * statistics.mean(values):.1f}"

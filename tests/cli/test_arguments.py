@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from fedkd.cli.arguments import expand
+from fedkd.cli.arguments import expand, put_classes_first
 from fedkd.cli.main import main
 from fedkd.core.errors import FedKDError
 
@@ -125,3 +125,10 @@ def test_what_is_derived_is_written_again_under_its_own_name(tmp_path, monkeypat
     for _ in range(2):
         main(["partition", QUICKSTART])
     assert {path.name for path in tmp_path.iterdir()} == {"partition_report.png", "partition_report.json"}
+
+
+def test_options_of_inner_classes_and_a_short_option_keep_their_order():
+    given = ["fit", "--data.p.q.x", "1", "--data.p.q", "Q", "--data.p", "P"]
+    assert put_classes_first(given) == ["fit", "--data.p", "P", "--data.p.q", "Q", "--data.p.q.x", "1"]
+    given = ["fit", "--data.p.x", "-1", "-c", "run.yaml", "--data.p", "B"]
+    assert put_classes_first(given) == ["fit", "-c", "run.yaml", "--data.p", "B", "--data.p.x", "-1"]

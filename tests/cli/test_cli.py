@@ -111,7 +111,7 @@ def test_test_and_predict_take_a_run_directory(run):
     assert all(max("0123456789", key=lambda k, row=row: float(row[k])) == row["prediction"] for row in rows)
 
 
-def test_predictions_are_never_written_over(run, tmp_path):
+def test_predictions_are_not_written_over_unasked(run, tmp_path):
     from PIL import Image
 
     run_dir, _ = run

@@ -236,6 +236,8 @@ def test_what_is_done_in_one_place_is_done_in_one_place():
     # backends are opened in one place, and their workers are called in one place
     assert {f for f in places("self.workers.map")} == {"server/exchange.py"}
     assert set(places("self.backend.open")) == {"server/setup.py"}
+    # but for the wrapper that takes the time of a check's small runs, which passes all on
+    assert set(places("self.timed.open")) | set(places("self.timed.map")) == {"server/check/measure.py"}
     # bytes are counted in one place
     reads = {
         str(path.relative_to(PACKAGE))

@@ -8,7 +8,7 @@ import threading
 
 import pytest
 
-from fedkd.core.stopping import SIGTERM_STATUS, Terminated, raise_if_told, terminable
+from fedkd.core.stopping import SIGTERM_STATUS, Terminated, raise_pending, terminable
 
 
 def test_sigterm_raises_within_and_the_default_comes_back() -> None:
@@ -71,13 +71,13 @@ def test_what_a_signal_raised_and_python_dropped_is_raised_again(number: int, ki
             dying = Dying(number)
             del dying
             reached.append(1)
-            raise_if_told()
+            raise_pending()
 
     reached: list[int] = []
     with pytest.raises(kind):
         work()
     assert reached == [1]
-    raise_if_told()  # it is over
+    raise_pending()  # it is over
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 

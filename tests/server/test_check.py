@@ -21,7 +21,8 @@ from fedkd.cli.main import main
 from fedkd.core.storage import cache_dir
 from fedkd.data import FederatedDataModule
 from fedkd.partition import IID, Dirichlet
-from fedkd.server.check.forecast import line
+from fedkd.server.check.forecast import line, paired
+from fedkd.server.check.measure import Call
 from fedkd.server.check.sample import choose_clients, count_batches, evenly
 
 SGD = partial(torch.optim.SGD, lr=0.05)
@@ -75,6 +76,25 @@ def test_bytes_batches_and_files_are_those_of_the_run(tmp_path, monkeypatch, nam
     assert found.batches == int(row["num_steps"])
     on_disk = sum(path.stat().st_size for path in (tmp_path / "run").rglob("*") if path.is_file())
     assert found.run_bytes == pytest.approx(on_disk, rel=0.25)
+
+
+def test_the_last_rounds_work_counts_once(tmp_path):
+    strategy = strategies.ClosedFormHead("last", every=None)  # the head is solved in the last round alone
+    federation = fedkd.Federation(rounds=4, run_dir=tmp_path / "run", trainer={"accelerator": "cpu"}, strategy=strategy)
+    found = federation.check(module(), data())
+    federation.fit(module(), data())
+    rows = rows_of(tmp_path / "run")
+    assert (found.bytes_up, found.bytes_down) == (int(rows[1]["bytes_up"]), int(rows[1]["bytes_down"]))
+    assert int(rows[-1]["bytes_up"]) > found.bytes_up
+
+
+def test_calls_are_paired_by_their_work():
+    calls = {name: Call(name, (0,), 1.0, 0, 0) for name in ("train", "evaluate_held_out", "send_ridge_statistics")}
+    train, held_out, solve = calls.values()
+    assert list(paired([train, held_out], [held_out, train])) == [(held_out, held_out), (train, train)]
+    assert list(paired([train, solve], [train])) == [(train, train)]
+    other = Call("train", (1,), 2.0, 0, 0)
+    assert list(paired([train], [train, other])) == [(train, train), (other, other)]
 
 
 def test_a_check_before_a_run_changes_no_bit_of_it(tmp_path):

@@ -77,6 +77,7 @@ def test_a_grid_has_a_part_for_each_partition_and_means_over_the_seeds(tmp_path)
     assert page.text.count("one client 2 70.0 10.0") == 2
     assert page.text.index("even") < page.text.index("skewed")
     assert "FedAvg: seed-0 seed-1 2 30.0 ± 14.1 10.0 ± 0.0 30.0 ± 14.1" in page.text
+    assert "Accuracies in percent, after the last round" in page.text
     shown = "seed 0 even/FedAvg/seed-0, any partition/one client/seed-0, skewed/FedAvg/seed-0 1 even/FedAvg/seed-1"
     assert shown in page.text
 

@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from fedkd.core.errors import FedKDError, MissingResourceError
-from fedkd.study.grid import Run, as_options, read_grid, runs_of, slug
+from fedkd.study.grid import Run, as_options, read_grid, runs_of, slug, without_replaced
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 
@@ -154,6 +154,13 @@ def test_a_method_without_a_teacher_takes_no_options_of_the_teacher_that_all_oth
     assert "--model.teacher A --model.teacher null" in found["none"]
     assert "--model.teacher A --model.teacher B --model.teacher.depth 1" in found["other"]
     assert "--model.teacher A --model.teacher.size 3 --seed" in found["same"]
+
+
+def test_options_of_a_class_of_the_configuration_go_when_a_method_names_another():
+    options = {"model.teacher.size": 3, "data.views": 2}
+    for method in ({"model.teacher": None}, {"model.teacher": "B"}):
+        assert without_replaced(options, method) == {"data.views": 2}
+    assert without_replaced(options, {"model.teacher.size": 4}) == options
 
 
 @pytest.mark.parametrize(

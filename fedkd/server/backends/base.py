@@ -6,7 +6,7 @@ import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from fedkd.core.config import Configured
 from fedkd.core.errors import FedKDError, in_one_line, is_out_of_memory
@@ -57,6 +57,16 @@ class Workers(ABC):
             ends the work that still runs.
         """
 
+    def exchanged(self, work: Work, clients: Sequence[int], up: int, down: int) -> None:  # noqa: B027
+        """Be told of an exchange that is over, to measure it; nothing by default.
+
+        Args:
+            work: What the clients did.
+            clients: The clients.
+            up: Bytes that all of them sent.
+            down: Bytes that were sent to them.
+        """
+
     def close(self) -> None:  # noqa: B027
         """Let go of the sites; nothing by default."""
 
@@ -73,6 +83,18 @@ class Workers(ABC):
 
 class Backend(Configured, ABC):
     """Where clients run: `open` gives workers. Only `fedkd.server.exchange.Exchange` calls them."""
+
+    threads: int | None = 1
+    """PyTorch's threads while a client works on the CPU; None leaves them as they are."""
+    has_processes: ClassVar[bool] = False
+    """Whether clients run in processes of their own on this machine."""
+    is_remote: ClassVar[bool] = False
+    """Whether clients run on machines that have their own data."""
+
+    @property
+    def num_at_once(self) -> int:
+        """Return how many clients work at the same time."""
+        return 1
 
     @abstractmethod
     def open(self, sites: SiteFactory) -> Workers:

@@ -49,6 +49,8 @@ class ProcessPool(Backend):
         FedKDError: For values out of range.
     """
 
+    has_processes = True
+
     def __init__(self, workers: int = 2, threads: int = 1, client_timeout: float | None = None) -> None:
         check_range("workers", workers, low=1, high=MAX_THREADS, whole=True)
         check_range("threads", threads, low=1, high=MAX_THREADS, whole=True)
@@ -69,6 +71,11 @@ class ProcessPool(Backend):
         """Stop the processes."""
         self._held = False
         self.shutdown()
+
+    @property
+    def num_at_once(self) -> int:
+        """Return the number of processes."""
+        return self.workers
 
     def open(self, sites: SiteFactory) -> Workers:
         """Return workers for a site factory; the processes are started if they are not there.

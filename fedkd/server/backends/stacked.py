@@ -50,6 +50,11 @@ class Stacked(InProcess):
                 "ProcessPool."
             )
 
+    @property
+    def num_at_once(self) -> int:
+        """Return how many clients are trained at once."""
+        return self.clients
+
     def open(self, sites: SiteFactory) -> Workers:
         """Return workers that run in this process."""
         return StackedWorkers(sites, self.clients, self.threads)

@@ -1,8 +1,10 @@
 """Find out before a run whether all of it works, how long it will take, and how much memory and disk.
 
-Three small runs of the same settings go through everything that the run does: they load, train, aggregate, evaluate,
-write checkpoints and reports, in a folder that is deleted. The first warms up. The others differ in how many batches
-their clients train and in how many images are evaluated. A line through the two, for each work, gives the whole.
+A few small runs of the same settings, five at most, go through everything that the run does but its loggers and
+callbacks: they load, train, aggregate, evaluate, write checkpoints and reports, in a folder that is deleted. The first
+ones warm up, and show how large the others may be. The last two differ in how many batches their clients train and in
+how many images are evaluated. A line through the two, for each work, gives the whole. One round stands for all but the
+first and the last, so of work that is done in every other round the forecast has too much or none.
 """
 
 from __future__ import annotations
@@ -34,9 +36,10 @@ from fedkd.core.storage import cache_dir, writing
 from fedkd.data import FederatedDataModule
 from fedkd.runs.directory import check_branch, check_free, newest_version
 from fedkd.runs.layout import round_checkpoints
+from fedkd.server.backends.in_process import SITES_KEPT
 from fedkd.server.check.forecast import Cost, RunForecast, Trial, Whole, extended
 from fedkd.server.check.measure import SampledCache, Stopwatch, TeacherPass, TimedBackend
-from fedkd.server.check.sample import Amounts, Size, choose_clients, sample_data, shortened
+from fedkd.server.check.sample import Amounts, Size, choose_clients, sample_data, short_trainer
 from fedkd.server.run_loggers import RunLoggers
 from fedkd.server.sampling import sample_cohort
 from fedkd.server.setup import Plan, described, plan_run, run_settings
@@ -89,13 +92,17 @@ def check_run(
 
 
 def _checked(federation: Any, module: Any, data: Any, ckpt_path: str | Path | None, began: float) -> RunForecast:
+    if federation.backend.is_remote:
+        raise FedKDError(f"{one_line(federation.backend)} cannot be checked: the clients' data are on other machines.")
     plan = plan_run(federation, own_copy(module), data)
     load_seconds = time.perf_counter() - began
     settings = run_settings(federation, plan)
     described(federation, plan)
     check_free(federation.run_dir, str(ckpt_path) == "last")
     check_checkpoint(federation.run_dir, ckpt_path, settings)
-    run_dir = Path(federation.run_dir).expanduser() if federation.run_dir is not None else Path("runs/version_N")
+    goes_on = newest_version(Path("runs")) if str(ckpt_path) == "last" else None
+    given = federation.run_dir if federation.run_dir is not None else goes_on or "runs/version_N"
+    run_dir = Path(given).expanduser()
     home = existing_parent(run_dir)
     RunLoggers(federation.logger, run_dir)
     if plan.device.type == "cuda":
@@ -158,7 +165,7 @@ def _checked(federation: Any, module: Any, data: Any, ckpt_path: str | Path | No
         bytes_down=middle.down,
         prepare_bytes=(before.up, before.down),
         memory=peak_memory(resource.RUSAGE_SELF) + small_runs.further_memory(cohort_size),
-        worker_memory=peak_memory(resource.RUSAGE_CHILDREN) if small_runs.has_processes else 0,
+        worker_memory=peak_memory(resource.RUSAGE_CHILDREN) if federation.backend.has_processes else 0,
         device_memory=torch.cuda.max_memory_allocated(plan.device) if plan.device.type == "cuda" else 0,
         run_bytes=small_runs.run_bytes(len(clients)),
         cache_bytes=sum(each.missing * each.bytes_each for each in small_runs.passes),
@@ -184,7 +191,6 @@ class SmallRuns:
         self._rates: dict[Any, Any] = {}
         self._number = 0
         self._stored = (0, 0.0, 0)
-        self.has_processes = hasattr(federation.backend, "workers")
         data = plan.datamodule
         self.most_images = max(1, len(data.test), len(data.public_indices), len(data.shared_images or ()))
         self.epochs = with_defaults(plan.trainer)["max_epochs"]
@@ -196,7 +202,7 @@ class SmallRuns:
             The two that the forecast is made of, and the seconds that a run takes longer when it is a process's first.
         """
         try:
-            rounds = min(self.federation.rounds, 2)
+            rounds = min(self.federation.rounds, 3)  # one that is neither the first nor the last
             size = Size(FEW_CLIENTS, 1, 1, min(1.0, FIRST_IMAGES / self.most_images), rounds)
             began = time.perf_counter()
             first = self.trial(size)
@@ -246,7 +252,7 @@ class SmallRuns:
         trial.rounds, trial.callbacks, trial.logger, trial.config = size.rounds, (stopwatch,), None, None
         trial.clients_per_round = count if count < len(chosen) else None
         trial.min_clients, trial.is_shown, trial.run_dir = None, False, folder / "run"
-        trial.trainer = shortened(federation.trainer, size)
+        trial.trainer = short_trainer(federation.trainer, size)
         trial.backend = TimedBackend(federation.backend, stopwatch)
         trial.teacher_cache = cache = SampledCache(folder / "cache", TeacherCache(), whole, stopwatch, self._rates)
         module = own_copy(self.module)
@@ -276,7 +282,7 @@ class SmallRuns:
     def _clients(self, size: Size, cohort_size: int) -> tuple[list[int], int]:
         """Return clients for a small run, and how many of them are a cohort: as few as the strategy takes."""
         plan, data = self.plan, self.plan.datamodule
-        at_once = getattr(self.federation.backend, "workers", getattr(self.federation.backend, "clients", 1))
+        at_once = self.federation.backend.num_at_once
         count = min(cohort_size, max(size.clients, len(plan.modules), 2 * at_once))
         num_clients = sum(len(shard) > 0 for shard in data.shards)
         while True:
@@ -305,10 +311,11 @@ class SmallRuns:
         return round(2 * checkpoint + 2 * clients * state + rest)
 
     def further_memory(self, cohort_size: int) -> int:
-        """Return bytes of the run's process that no small run needed: images, logits and updates."""
+        """Return bytes of the run's process that no small run needed: the rows of clients, logits and updates."""
         plan, data = self.plan, self.plan.datamodule
         image = math.prod(data.image_shape)
-        rows = sum(len(shard) for shard in data.shards) + len(data.test) + len(data.public_indices)
+        largest = sorted(map(len, data.shards))[-SITES_KEPT:]  # so many clients' rows are kept; the data set is there
+        rows = sum(largest) + len(data.test) + len(data.public_indices)
         logits = 0 if teacher_of(plan) is None else 4 * data.num_classes * (len(data.train) + len(data.test))
         views = data.views if plan.consistent and data.views else 1
         weights = sum(4 * value.numel() for value in plan.modules[0].student.parameters())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from rich.markup import escape
@@ -42,7 +42,7 @@ class RunForecast:
         prepare_bytes: What is sent up and down before the rounds.
         memory: Peak bytes of this process.
         worker_memory: Peak bytes of the largest of the backend's processes; 0 without any.
-        device_memory: Peak bytes on a CUDA device; 0 without one.
+        device_memory: Peak bytes of this process on a CUDA device; 0 without one.
         run_bytes: What the run directory will hold.
         cache_bytes: What the teacher's outputs will add to the cache.
         free_bytes: What is free on the disk of the run directory, and on that of the cache.
@@ -108,7 +108,8 @@ class RunForecast:
             "images": f"{images}; {self.num_classes} classes, {'x'.join(map(str, self.image_shape))}",
             "clients": f"{self.num_clients - self.num_empty} with {smallest} to {largest} images, median {median}"
             + empty,
-            "a round": f"{self.cohort_size} clients, {_count(self.batches)} batches",
+            "a round": f"{self.cohort_size} clients, "
+            + (f"{self.batches:.0f} batches" if math.isfinite(self.batches) else "batches until max_time"),
             **self.settings,
         }
         for each in self.teacher[:1]:
@@ -155,10 +156,6 @@ class RunForecast:
         return as_html(self.table())
 
 
-def _count(number: float) -> str:
-    return f"{number:.0f}" if math.isfinite(number) else "as many as max_time allows of"
-
-
 def line(first: tuple[float, float], second: tuple[float, float]) -> Callable[[float], float]:
     """Return the line through two points as a function. Neither its start nor its slope is below 0.
 
@@ -200,7 +197,7 @@ class Trial:
 
     @property
     def middle(self) -> Phase:
-        """Return the round that stands for all: the median one, without the first and the last if there are more."""
+        """Return the round that stands for all but the first and the last, if there are more: the median one."""
         rounds = self.phases[1:-1]
         typical = sorted(rounds[1:-1] or rounds[-1:], key=lambda phase: phase.seconds)
         return typical[len(typical) // 2]
@@ -257,6 +254,19 @@ class Cost:
         return sum(self.parts.values())
 
 
+def paired(smaller: Sequence[Call], larger: Sequence[Call]) -> Iterator[tuple[Call, Call]]:
+    """Pair the calls of two runs by their works. What only the larger run did, it is paired with itself.
+
+    The runs may differ: a client that holds no image out evaluates none, and some works are not done in each round.
+    """
+    left = list(smaller)
+    for call in larger:
+        same = next((each for each in left if each.work == call.work), None)
+        if same is not None:
+            left.remove(same)
+        yield same or call, call
+
+
 def extended(phases: tuple[Phase, Phase], trials: tuple[Trial, Trial], whole: Whole, x: tuple[float, float]) -> Cost:
     """Return what a phase of the run takes, from the same phase of two small runs.
 
@@ -268,7 +278,7 @@ def extended(phases: tuple[Phase, Phase], trials: tuple[Trial, Trial], whole: Wh
     """
     parts: dict[str, float] = {}
     up = down = 0.0
-    for small, large in zip(phases[0].calls, phases[1].calls, strict=True):
+    for small, large in paired(phases[0].calls, phases[1].calls):
         x1, x2 = (t.amounts.of_work(c.work, c.clients) for t, c in zip(trials, (small, large), strict=True))
         seconds_at = line((x1, small.seconds_each), (x2, large.seconds_each))
         sizes_at = [

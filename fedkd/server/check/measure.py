@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from fedkd.core.messages import ClientTask, ClientUpdate, Work
-from fedkd.data import ImageSet, Views
+from fedkd.core.messages import ClientTask, Work
+from fedkd.data import ImageSet
 from fedkd.server.backends import Backend, Workers
 from fedkd.server.backends.base import Outcome, SiteFactory
 from fedkd.server.callbacks import RoundCallback, RoundEvent, RunEvent
-from fedkd.server.exchange import size_of
-from fedkd.teachers import Teacher, TeacherCache
-from fedkd.teachers.outputs.cache import joins_members
+from fedkd.teachers import TeacherCache
+from fedkd.teachers.outputs.passes import JoinedPass, Pass
 
 TEACHER_SECONDS = 6.0
 """A teacher is measured on more and more images, up to a whole batch, as long as they take no longer than this."""
@@ -132,16 +131,16 @@ class TimedWorkers(Workers):
 
     def __init__(self, workers: Workers, stopwatch: Stopwatch) -> None:
         self.timed, self.stopwatch = workers, stopwatch
+        self.began = 0.0
 
     def map(self, work: Work, tasks: Sequence[ClientTask]) -> Iterator[Outcome]:
-        """Yield what the workers yield."""
-        began, up = time.perf_counter(), 0
-        for outcome in self.timed.map(work, tasks):
-            up += size_of(outcome) if isinstance(outcome, ClientUpdate) else 0
-            yield outcome
-            del outcome  # else it would stay in memory while the next client works
-        clients, down = tuple(task.client for task in tasks), size_of(*tasks)
-        call = Call(work.__name__, clients, time.perf_counter() - began, up, down)
+        """Return what the workers yield."""
+        self.began = time.perf_counter()
+        return self.timed.map(work, tasks)
+
+    def exchanged(self, work: Work, clients: Sequence[int], up: int, down: int) -> None:
+        """Note the call."""
+        call = Call(work.__name__, tuple(clients), time.perf_counter() - self.began, up, down)
         self.stopwatch.phases[-1].calls.append(call)
 
     def close(self) -> None:
@@ -183,7 +182,8 @@ class SampledCache(TeacherCache):
         real: What the run itself will read and complete.
         whole: From the `id` of a small run's set of images to that of the run.
         stopwatch: Is told how long the teacher took.
-        rates: Seconds and bytes an image that are known from other small runs, by teacher and its use.
+        rates: Outputs of a few images, seconds an image, and seconds in any case, known from other small runs, by
+            teacher and its use.
     """
 
     def __init__(
@@ -199,30 +199,20 @@ class SampledCache(TeacherCache):
         self.passes: list[TeacherPass] = []
         self._made = 0
 
-    def get(
-        self,
-        teacher: Teacher,
-        data: ImageSet,
-        *,
-        views: Views | None = None,
-        features: bool = False,
-        batch_size: int = 128,
-        index: np.ndarray | None = None,
-        progress: bool = True,
-    ) -> np.memmap:
+    def _read(self, work: Pass, progress: bool) -> np.memmap:
         """Return outputs (N, V, D) of the right kind and size; those of the first images are the teacher's own."""
-        if joins_members(teacher, features):
-            return super().get(teacher, data, views=views, batch_size=batch_size, index=index, progress=False)
-        began, num_views = time.perf_counter(), 1 if views is None else views.count
-        known = (teacher.fingerprint(), views is None, features, data.image_shape)
+        if isinstance(work, JoinedPass):
+            return super()._read(work, progress=False)
+        began, num_views = time.perf_counter(), work.num_views
+        known = (work.teacher.fingerprint(), work.views is None, work.gives_logits, work.data.image_shape)
         if known not in self.rates:
-            self.rates[known] = self._measure(teacher, data, views, features, batch_size)
+            self.rates[known] = self._measure(work)
         outputs, seconds_each, start_seconds = self.rates[known]
-        images = self.whole[id(data)]
-        done = self.real.images_done(teacher, images, views=views, features=features)
+        images = self.whole[id(work.data)]
+        done = self.real.images_done(replace(work, data=images))
         self.passes.append(
             TeacherPass(
-                type(teacher).__name__,
+                type(work.teacher).__name__,
                 len(images) * num_views,
                 (len(images) - done) * num_views,
                 seconds_each / num_views,
@@ -232,24 +222,20 @@ class SampledCache(TeacherCache):
         )
         path = self.folder / f"{self._made}.npy"
         self._made += 1
-        np.save(path, outputs[np.resize(np.arange(len(outputs)), len(data))])
+        np.save(path, outputs[np.resize(np.arange(len(outputs)), len(work.data))])
         self.stopwatch.teacher_seconds += time.perf_counter() - began
         mapped = np.load(path, mmap_mode="r")
         assert isinstance(mapped, np.memmap)
         return mapped
 
-    def _measure(
-        self, teacher: Teacher, data: ImageSet, views: Views | None, features: bool, batch_size: int
-    ) -> tuple[np.ndarray, float, float]:
+    def _measure(self, work: Pass) -> tuple[np.ndarray, float, float]:
         """Return the outputs of a few images, seconds an image, and seconds in any case. A first batch warms up."""
-        step = max(1, batch_size // (1 if views is None else views.count))
+        step, data = work.step, work.data
 
         def run(count: int) -> tuple[np.ndarray, float]:
             some = ImageSet(data.images[:count], data.targets[:count], data.classes)
             began = time.perf_counter()
-            outputs = TeacherCache.get(
-                self, teacher, some, views=views, features=features, batch_size=batch_size, progress=False
-            )
+            outputs = TeacherCache._read(self, replace(work, data=some), progress=False)
             return np.asarray(outputs), time.perf_counter() - began
 
         run(1)

@@ -99,7 +99,7 @@ def count_batches(count: int, batch_size: int, trainer: Mapping[str, Any]) -> fl
     return batches
 
 
-def shortened(trainer: Mapping[str, Any], size: Size) -> dict[str, Any]:
+def short_trainer(trainer: Mapping[str, Any], size: Size) -> dict[str, Any]:
     """Return a Trainer's arguments for a small run. No argument is left out: some decide which loop trains."""
     arguments, epochs = dict(trainer), with_defaults(trainer)["max_epochs"]
     arguments["max_epochs"] = size.epochs if epochs < 0 else min(epochs, size.epochs)

@@ -81,12 +81,16 @@ class TeacherCache:
         if len(data) == 0:
             raise FedKDError("There are no images to compute teacher outputs for.")
         work = Pass(teacher, data, views, teacher.overrides_forward and not features, batch_size, index)
-        if joins_members(teacher, features):
+        if type(teacher).features is EnsembleTeacher.features and not work.gives_logits:
 
             def outputs_of(member: Teacher) -> np.memmap:
                 return self.get(member, data, views=views, batch_size=batch_size, index=index, progress=progress)
 
             work = JoinedPass(**vars(work), outputs_of=outputs_of)
+        return self._read(work, progress)
+
+    def _read(self, work: Pass, progress: bool) -> np.memmap:
+        """Return the outputs of a pass from its file, which is completed first."""
         half, full = self._files(work)
         lock = FileLock(self.folder / f"{_stem(work)}.lock")
         try:
@@ -108,23 +112,17 @@ class TeacherCache:
         finally:
             lock.release()
 
-    def images_done(
-        self, teacher: Teacher, data: ImageSet, *, views: Views | None = None, features: bool = False
-    ) -> int:
-        """Return for how many of the N images the outputs are in a file. Nothing is computed.
+    def images_done(self, work: Pass) -> int:
+        """Return for how many images of a pass the outputs are in a file. Nothing is computed.
 
         Args:
-            teacher: As for `get`; no ensemble, whose members have files of their own.
-            data: N images.
-            views: As for `get`.
-            features: As for `get`.
+            work: The pass; not of an ensemble, whose members have files of their own.
         """
-        work = Pass(teacher, data, views, teacher.overrides_forward and not features, batch_size=1)
         done = 0
         for path, dtype in zip(self._files(work), (np.float16, np.float32), strict=True):
             if path.is_file():
                 with path.open("rb") as file:
-                    done = max(done, images_done(file, np.dtype(dtype), len(data), work.num_views))
+                    done = max(done, images_done(file, np.dtype(dtype), len(work.data), work.num_views))
         return done
 
     def _files(self, work: Pass) -> tuple[Path, Path]:
@@ -144,12 +142,6 @@ class TeacherCache:
             except Timeout:
                 continue
         return freed
-
-
-def joins_members(teacher: Teacher, features: bool) -> bool:
-    """Whether a teacher's outputs are joined from those of the members of an ensemble."""
-    gives_logits = teacher.overrides_forward and not features
-    return type(teacher).features is EnsembleTeacher.features and not gives_logits
 
 
 def _stem(work: Pass) -> str:
