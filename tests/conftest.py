@@ -14,6 +14,8 @@ from hypothesis import settings
 
 import fedkd
 from fedkd.client import works
+from fedkd.students import students
+from fedkd.teachers.registry import teachers
 
 # the same examples in every run, and few, since all tests together take minutes
 settings.register_profile("suite", derandomize=True, database=None, deadline=None, max_examples=60)
@@ -26,6 +28,13 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(os.environ, "FEDKD_CACHE", str(tmp_path_factory.mktemp("cache")))
         yield
+
+
+@pytest.fixture(autouse=True)
+def _own_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a test register students and teachers that are gone after it."""
+    for registry in (students, teachers):
+        monkeypatch.setattr(registry, "_entries", dict(registry._entries))
 
 
 @pytest.fixture(scope="session")

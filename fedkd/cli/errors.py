@@ -170,6 +170,7 @@ def subclasses(base: type[Any]) -> Iterator[type[Any]]:
         known = [each for each in packages if each in sys.modules]
         hidden = bool(packages) and not any(hasattr(sys.modules[each], subclass.__name__) for each in known)
         hidden = hidden or "<locals>" in subclass.__qualname__ or subclass.__name__.startswith("_")
+        hidden = hidden or getattr(subclass, "is_remote", False)  # a backend that an app makes, not a file
         if not inspect.isabstract(subclass) and not hidden:
             yield subclass
         yield from subclasses(subclass)

@@ -268,7 +268,28 @@ def from_parts(kind: type[Message], header: str, tensors: Sequence[Tensor]) -> M
         raise FedKDError(f"This is not a message of fedkd: {type(error).__name__}: {error}") from error
     if not isinstance(message, kind):
         raise FedKDError(f"A {kind.__name__} was expected, got a {type(message).__name__}.")
+    if isinstance(message, ClientUpdate):
+        _check_fields(message)
     return message
+
+
+def _check_fields(update: ClientUpdate) -> None:
+    """Raise if a field of an update that came as bytes is not of its kind: what reads it relies on that."""
+    for name in ("client", "num_examples", "num_steps"):
+        value = getattr(update, name)
+        if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+            raise FedKDError(f"An update's {name} must be a whole number >= 0, got {value!r}.")
+    for name in ("delta", "buffers", "extras", "client_state"):
+        tensors = getattr(update, name)
+        if tensors is None and name == "client_state":
+            continue
+        if not isinstance(tensors, Mapping) or not all(isinstance(value, Tensor) for value in tensors.values()):
+            raise FedKDError(f"An update's {name} must be tensors by name.")
+    if not all(value.is_floating_point() for value in update.delta.values()):
+        raise FedKDError("An update's delta must be floating point.")
+    metrics: Any = update.metrics
+    if not isinstance(metrics, Mapping) or not all(isinstance(value, int | float) for value in metrics.values()):
+        raise FedKDError("An update's metrics must be numbers by name.")
 
 
 def metadata_of(data: bytes) -> dict[str, str]:

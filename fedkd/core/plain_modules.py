@@ -12,6 +12,8 @@ from fedkd.core.errors import FedKDError
 from fedkd.core.tensors import Tensors
 
 _PLAIN = (bool, int, float, str, type(None))
+_OF_TORCH = frozenset(vars(nn.Module()))
+"""What every module has: not a class's own attributes."""
 
 
 def take_apart(module: nn.Module, name: str = "") -> tuple[dict[str, Any], Tensors]:
@@ -25,10 +27,9 @@ def take_apart(module: nn.Module, name: str = "") -> tuple[dict[str, Any], Tenso
         FedKDError: If an attribute is neither a plain value nor a tuple or list of such.
     """
     kind = type(module)
-    tensors: Tensors = {}
     values: dict[str, Any] = {}
     for key, value in vars(module).items():
-        if key.startswith("_") or key == "training":
+        if key in _OF_TORCH:
             continue
         is_list = isinstance(value, tuple | list)
         if not all(isinstance(each, _PLAIN) for each in (value if is_list else [value])):
@@ -37,13 +38,20 @@ def take_apart(module: nn.Module, name: str = "") -> tuple[dict[str, Any], Tenso
                 f"{type(value).__name__}, neither a plain value nor a tensor of its own (register_buffer)."
             )
         values[key] = {"tuple" if isinstance(value, tuple) else "list": list(value)} if is_list else value
-    for key, tensor in [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]:
-        tensors[f"{name}{key}"] = tensor.detach().cpu()
-    parts = {}
-    for key, part in module.named_children():
-        parts[key], inner = take_apart(part, f"{name}{key}.")
-        tensors |= inner
-    return {"class": f"{kind.__module__}:{kind.__qualname__}", "values": values, "parts": parts}, tensors
+    own: dict[str, Tensor | None] = {**module._parameters, **module._buffers}
+    tensors = {f"{name}{key}": value.detach().cpu() for key, value in own.items() if value is not None}
+    parts: dict[str, Any] = {}
+    for key, part in module._modules.items():
+        parts[key] = None
+        if part is not None:
+            parts[key], inner = take_apart(part, f"{name}{key}.")
+            tensors |= inner
+    return {
+        "class": f"{kind.__module__}:{kind.__qualname__}",
+        "values": values,
+        "own": list(own),
+        "parts": parts,
+    }, tensors
 
 
 def put_together(plain: Mapping[str, Any], tensors: Mapping[str, Tensor], name: str = "") -> nn.Module:
@@ -55,21 +63,20 @@ def put_together(plain: Mapping[str, Any], tensors: Mapping[str, Tensor], name: 
         name: What the names of its tensors start with.
 
     Raises:
-        FedKDError: If there is no such class. One of torch, of fedkd, or of a module that is imported already will do.
+        FedKDError: If there is no such class in a module that is imported already.
     """
-    module = _class_of(plain["class"]).__new__(_class_of(plain["class"]))
+    kind = _class_of(plain["class"])
+    module = kind.__new__(kind)
     nn.Module.__init__(module)
     for key, value in plain["values"].items():
         if isinstance(value, Mapping):
             ((form, items),) = value.items()
             value = tuple(items) if form == "tuple" else list(items)
         setattr(module, key, value)
-    for key, tensor in tensors.items():
-        own = key.removeprefix(name)
-        if key.startswith(name) and "." not in own:
-            module.register_buffer(own, tensor)
+    for key in plain["own"]:
+        module.register_buffer(key, tensors.get(f"{name}{key}"))
     for key, part in plain["parts"].items():
-        module.add_module(key, put_together(part, tensors, f"{name}{key}."))
+        module.add_module(key, None if part is None else put_together(part, tensors, f"{name}{key}."))
     return module.eval()
 
 

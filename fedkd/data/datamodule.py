@@ -179,7 +179,15 @@ class FederatedDataModule(Shown, LightningDataModule):
     def _load(self) -> None:
         if hasattr(self, "train"):
             return
-        train, test = with_same_channels(*self.dataset.load())
+        self.train, self.test = self._checked(*self.dataset.load())
+
+    def _checked(self, train: ImageSet, test: ImageSet) -> tuple[ImageSet, ImageSet]:
+        """Return the training and the test set with the same channels, if they go together.
+
+        Raises:
+            FedKDError: If they do not.
+        """
+        train, test = with_same_channels(train, test)
         if test.classes != train.classes or test.image_shape != train.image_shape:
             raise FedKDError(
                 "The training and the test set must have the same classes and image shape (C, H, W), got "
@@ -188,7 +196,7 @@ class FederatedDataModule(Shown, LightningDataModule):
         check_classes(train, test)
         if self.augmentation is not None:
             self.augmentation.check(train.image_shape)
-        self.train, self.test = train, test
+        return train, test
 
     def arguments(self) -> dict[str, Any]:
         """Return the arguments that it was made with; ``num_clients`` as far as it is known."""

@@ -147,9 +147,9 @@ class PoolAndTest(FederatedDataModule):
         if hasattr(self, "shards"):
             return
         if isinstance(self.dataset, ImageFolder):
-            self.test = self.dataset.load_part("test")
-            none = self.test.subset([])
-            self.train = self.dataset.load_part("train", self.test.classes) if self.public_fraction else none
+            test = self.dataset.load_part("test")
+            pool = self.dataset.load_part("train", test.classes) if self.public_fraction else test.subset([])
+            self.train, self.test = self._checked(pool, test)
             self.public_indices = np.arange(len(self.train))
             clients = self.num_clients
             self.shards = self.val_shards = [NOTHING] * clients

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import replace
-from functools import lru_cache
 from typing import Any
 
 from flwr.app import Context, Error, Message
@@ -25,8 +24,9 @@ from fedkd.server.backends.base import said_by
 FAILED = 1
 """The code of a failure in Flower's messages; the reason says what it is."""
 
-NODES_KEPT = 4
-"""So many nodes are kept in a process: one, but where several clients with images of their own are on one machine."""
+_nodes: dict[int, dict[Any, Node]] = {}
+"""The nodes of the run that this process works for, by the run: one, but where several clients with images of their own
+are on one machine. A process that Flower keeps gets a run's data and teacher once."""
 
 server_app = ServerApp()
 client_app = ClientApp()
@@ -101,12 +101,12 @@ def node(hello: str, context: Context, place: Place) -> Node:
         wants = "a data-root in its --node-config" if told["own_data"] else "no data-root, since own-data is false"
         raise FedKDError(f"The run expects a SuperNode with {wants}.")
     own = place if place.data_root is not None else Place(0, 1)  # one node for all clients of a shared data set
-    return _node(hello, json.dumps(dict(context.run_config), sort_keys=True), own, context.run_id)
-
-
-@lru_cache(NODES_KEPT)
-def _node(hello: str, config: str, place: Place, run_id: int) -> Node:
-    told: Mapping[str, Any] = json.loads(hello)
-    run, scratch = load_run(json.loads(config)), cache_dir("flower") / f"run-{run_id}"
-    classes, image_shape = tuple(told["classes"]), tuple(told["image_shape"])
-    return Node(run.federation, run.module, run.data, place, classes, image_shape, scratch)
+    key = (hello, json.dumps(dict(context.run_config), sort_keys=True), own)
+    if key not in _nodes.get(context.run_id, {}):
+        run, scratch = load_run(context.run_config), cache_dir("flower") / f"run-{context.run_id}"
+        classes, image_shape = tuple(told["classes"]), tuple(told["image_shape"])
+        made = Node(run.federation, run.module, run.data, own, classes, image_shape, scratch)
+        kept = _nodes.get(context.run_id, {})
+        _nodes.clear()  # of runs that are over
+        _nodes[context.run_id] = {**kept, key: made}
+    return _nodes[context.run_id][key]

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from flwr.app import Message
+from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
@@ -27,6 +28,9 @@ HELLO, WORK = "query.hello", "train.work"
 
 GREETING_SECONDS = 1.0
 """How often the server looks which nodes are there."""
+
+HELLO_SECONDS = 60.0
+"""A node that has not answered the hello for so long is asked again: it may have been started again since."""
 
 DATA_LINES = ("data set", "partition", "shared images")
 """What a server and a client with data of its own need not agree on; see `fedkd.server.setup.run_settings`."""
@@ -58,13 +62,15 @@ class Flower(Backend):
     Args:
         grid: Flower's connection to the SuperNodes.
         start_timeout: Seconds to wait until the SuperNodes of all clients are there, > 0.
-        client_timeout: Seconds that a client may take for a task, its node's absence included, > 0. Then the client
-            has failed: see ``min_clients`` of `fedkd.Federation`.
+        client_timeout: Seconds after which the clients of an exchange that have not answered have failed, > 0: see
+            ``min_clients`` of `fedkd.Federation`. The clients of a SuperNode work one after the other and share it.
         poll_seconds: Seconds between two looks for answers, > 0.
 
     Raises:
         FedKDError: If a number is out of range.
     """
+
+    is_remote = True
 
     def __init__(
         self,
@@ -83,7 +89,7 @@ class Flower(Backend):
         self.poll_seconds = poll_seconds
         self.nodes: dict[int, Node] = {}
         self.counts: dict[int, ClientCounts] = {}  # of each client, as the first node said that has it
-        self._asked: dict[str, int] = {}  # the nodes that have not answered the hello yet, by the message's id
+        self._asked: dict[str, Asked] = {}  # who has not answered the hello yet, by the message's id
         self._refused: set[int] = set()
         self.hello = ""  # what the nodes are greeted with: what this run is
 
@@ -113,6 +119,7 @@ class Flower(Backend):
                 "lines": lines,
             }
         )
+        self.nodes, self.counts, self._asked, self._refused = {}, {}, {}, set()  # of an earlier run
         self._wait_for_clients(data.num_clients)
         rank_zero_info(f"{len(self.nodes)} SuperNodes with {data.num_clients} clients are there")
         return RemoteData(data, [self.counts[client] for client in range(data.num_clients)], plan.modules[0].teacher)
@@ -123,15 +130,15 @@ class Flower(Backend):
             raise FedKDError("Flower runs clients whose data are on other machines: see fedkd.flower.server_app.")
         return FlowerWorkers(self, {**to_plain(sites), "hello": self.hello})
 
-    def node_of(self, client: int) -> Node | None:
-        """Return the node that serves a client, the last that answered; None if none has."""
-        return next((node for node in reversed(self.nodes.values()) if client in node.clients), None)
+    def serving(self) -> dict[int, int]:
+        """Return the number of the node that serves each client: of several the last that answered."""
+        return {client: node.number for node in self.nodes.values() for client in node.clients}
 
     def greet(self, strict: bool = False) -> None:
         """Let go of the nodes that left, ask the new ones who they are, and read the answers that are there.
 
         It waits for no answer: a node that never answers holds nobody up. Several nodes may have the same clients, as
-        when one was started again and Flower still counts the one before: `node_of` takes the last that answered.
+        when one was started again and Flower still counts the one before: `serving` takes the last that answered.
 
         Args:
             strict: Whether to raise if a node cannot take part, as when a run starts. Otherwise it is left out, with
@@ -140,15 +147,24 @@ class Flower(Backend):
         Raises:
             FedKDError: If a node runs something else, or has other images of a client than are known.
         """
-        present = set(self.grid.get_node_ids())
+        present, now = set(self.grid.get_node_ids()), time.monotonic()
         self.nodes = {number: node for number, node in self.nodes.items() if number in present}
-        self._asked = {message: number for message, number in self._asked.items() if number in present}
-        for number in sorted(present - set(self.nodes) - self._refused - set(self._asked.values())):
+        self._refused &= present  # one that comes back may have been mended
+        self._asked = {
+            message: asked
+            for message, asked in self._asked.items()
+            if asked.node in present and now < asked.when + HELLO_SECONDS
+        }
+        waiting = {asked.node for asked in self._asked.values()}
+        for number in sorted(present - set(self.nodes) - self._refused - waiting):
             (message,) = self.grid.push_messages([Message(pack(self.hello, []), number, HELLO)])
             if message is not None:
-                self._asked[message] = number
+                self._asked[message] = Asked(number, now)
         for reply in self.grid.pull_messages(sorted(self._asked)) if self._asked else ():
-            number = self._asked.pop(reply.metadata.reply_to_message_id)
+            asked = self._asked.pop(reply.metadata.reply_to_message_id, None)
+            if asked is None or is_gone(reply):
+                continue
+            number = asked.node
             try:
                 self.nodes[number] = self._introduced(number, reply)
             except FedKDError as error:
@@ -167,11 +183,12 @@ class Flower(Backend):
             raise FedKDError(f"SuperNode {number} could not be asked who it is: {_reason(reply)}")
         node = node_from(number, header_of(reply.content))
         for client, counts in node.clients.items():
-            if self.counts.setdefault(client, counts) != counts:
+            if self.counts.get(client, counts) != counts:
                 raise FedKDError(
                     f"SuperNode {number} has partition-id {node.partition} and other images of client {client} than "
                     "another SuperNode: give each its own with --node-config 'partition-id=K num-partitions=N'."
                 )
+        self.counts |= node.clients
         return node
 
     def _wait_for_clients(self, num_clients: int) -> None:
@@ -189,10 +206,11 @@ class Flower(Backend):
                 return
             if time.monotonic() > deadline:
                 shown = ", ".join(map(str, missing[:10])) + (", ..." if len(missing) > 10 else "")
+                silent = f", {len(self._asked)} have not said who they are" if self._asked else ""
                 raise FedKDError(
-                    f"After {self.start_timeout:g} s (start_timeout), {len(self.nodes)} SuperNode(s) are there, and "
-                    f"none of them has client(s) {shown} of {num_clients}. Start a flower-supernode for them, with "
-                    "--node-config 'partition-id=K num-partitions=N'."
+                    f"After {self.start_timeout:g} s (start_timeout), {len(self.nodes)} SuperNode(s) are "
+                    f"there{silent}, and none has client(s) {shown} of {num_clients}. Start a flower-supernode for "
+                    "them, with --node-config 'partition-id=K num-partitions=N'."
                 )
             time.sleep(pause)
             pause = min(2 * pause, 2.0)
@@ -207,11 +225,30 @@ def node_from(number: int, text: str) -> Node:
     try:
         told = json.loads(text)
         if told.get("error"):
-            raise FedKDError(f"SuperNode {number} cannot take part: {told['error']}")
+            raise FedKDError(f"it cannot take part: {told['error']}")
         clients = {int(client): ClientCounts(*counts) for client, counts in told["clients"].items()}
+        for client, counts in clients.items():
+            check_range("client", client, low=0, whole=True)
+            check_range("num_examples", counts.num_examples, low=0, whole=True)
+            check_range("num_held_out", counts.num_held_out, low=0, whole=True)
         return Node(number, int(told["partition"]), int(told["num_partitions"]), clients)
-    except (KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
+    except FedKDError as error:
+        raise FedKDError(f"SuperNode {number}: {error}") from error
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise FedKDError(f"SuperNode {number} did not say who it is: {type(error).__name__} {error}.") from error
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A hello that waits for its answer.
+
+    Args:
+        node: Flower's number of the node.
+        when: Of a monotonic clock, in seconds.
+    """
+
+    node: int
+    when: float
 
 
 @dataclass(frozen=True)
@@ -251,12 +288,19 @@ class FlowerWorkers(Workers):
         while waiting or sent:
             if time.monotonic() > greeted + GREETING_SECONDS:
                 backend.greet()
-                for message in [each for each, what in sent.items() if what.node not in backend.nodes]:
+                for message in [each for each, what in sent.items() if not self._is_served(what)]:
                     waiting |= {task.client: task for task in sent.pop(message).tasks}
                 sent |= self._send(name, waiting)
                 greeted = time.monotonic()
             for reply in backend.grid.pull_messages(list(sent)) if sent else ():
-                yield from outcomes_of(reply, sent.pop(reply.metadata.reply_to_message_id).tasks)
+                what = sent.pop(reply.metadata.reply_to_message_id, None)
+                if what is None:
+                    continue
+                if is_gone(reply):
+                    backend.nodes.pop(what.node, None)
+                    waiting |= {task.client: task for task in what.tasks}
+                    continue
+                yield from outcomes_of(reply, what.tasks, backend.counts)
                 del reply
             if time.monotonic() > deadline:
                 for late in sent.values():
@@ -269,12 +313,18 @@ class FlowerWorkers(Workers):
             if waiting or sent:
                 time.sleep(backend.poll_seconds)
 
+    def _is_served(self, what: Sent) -> bool:
+        """Whether the node that a message went to is there, and no other has taken over its clients."""
+        serving = self.backend.serving()
+        return all(serving.get(task.client) == what.node for task in what.tasks)
+
     def _send(self, work: str, waiting: dict[int, ClientTask]) -> dict[str, Sent]:
         """Send the tasks whose nodes are there, and take them out of ``waiting``; return them by the message's id."""
         by_node: dict[int, list[ClientTask]] = {}
+        serving = self.backend.serving()
         for task in waiting.values():
-            if (node := self.backend.node_of(task.client)) is not None:
-                by_node.setdefault(node.number, []).append(task)
+            if task.client in serving:
+                by_node.setdefault(serving[task.client], []).append(task)
         sent: dict[str, Sent] = {}
         for number, tasks in by_node.items():
             content = pack_work(tasks, work, self.stage)
@@ -287,7 +337,12 @@ class FlowerWorkers(Workers):
         return sent
 
 
-def outcomes_of(reply: Message, tasks: Sequence[ClientTask]) -> Iterator[Outcome]:
+def is_gone(reply: Message) -> bool:
+    """Whether an answer is Flower's own, which says that the node left before it answered."""
+    return reply.has_error() and reply.error.code == ErrorCode.NODE_UNAVAILABLE
+
+
+def outcomes_of(reply: Message, tasks: Sequence[ClientTask], counts: Mapping[int, ClientCounts]) -> Iterator[Outcome]:
     """Yield what an answer says of each task: the update, or why there is none."""
     try:
         if reply.has_error():
@@ -297,6 +352,9 @@ def outcomes_of(reply: Message, tasks: Sequence[ClientTask]) -> Iterator[Outcome
         found = {task.client: f"its SuperNode's answer: {error}" for task in tasks}
     for task in tasks:
         outcome = found.pop(task.client)
+        if not isinstance(outcome, str) and outcome.num_examples > counts[task.client].num_examples:
+            had = counts[task.client].num_examples
+            outcome = f"its update counts {outcome.num_examples} images, and it said that it has {had}"
         yield _failure(task, outcome) if isinstance(outcome, str) else outcome
         del outcome
 

@@ -7,12 +7,16 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from flwr.app import Context, Error, Message, RecordDict
+from flwr.common.constant import ErrorCode
 from flwr.common.serde import message_from_proto, message_to_proto
 from flwr.serverapp import Grid
 from flwr.supercore.task_identity import TaskIdentity
 
 from fedkd.flower.apps import FAILED, client_app
 from fedkd.server.backends.base import said_by
+
+RUNS = itertools.count(1)
+"""Numbers of runs, as a SuperLink gives them."""
 
 Fault = Callable[[Message, Message], Message | None]
 """From a message and its answer to the answer that arrives; None if none does."""
@@ -38,7 +42,13 @@ class LocalGrid(Grid):
         self.nodes, self.config, self.fault = dict(nodes), dict(config), fault
         self._answers: dict[str, Message] = {}
         self._numbers = itertools.count()
-        TaskIdentity.run_id = TaskIdentity.node_id = TaskIdentity.task_id = 1  # Flower's messages name their sender
+        self._waiting: dict[str, Message] = {}  # those that no answer came to
+        self.run_id = next(RUNS)
+        TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = (
+            self.run_id,
+            1,
+            1,
+        )  # messages name their sender
 
     def set_run(self, run: Any) -> None:
         """Do nothing: there is one run."""
@@ -65,7 +75,8 @@ class LocalGrid(Grid):
             names.append(f"message-{next(self._numbers)}")
             message.metadata.__dict__["_message_id"] = names[-1]
             node = message.metadata.dst_node_id
-            if node not in self.nodes:  # it left: nobody answers
+            self._waiting[names[-1]] = message
+            if node not in self.nodes:
                 continue
             answer = message_from_proto(message_to_proto(self._answer(message_from_proto(message_to_proto(message)))))
             arriving = answer if self.fault is None else self.fault(message, answer)
@@ -75,15 +86,24 @@ class LocalGrid(Grid):
 
     def _answer(self, message: Message) -> Message:
         node = message.metadata.dst_node_id
-        context = Context(1, node, dict(self.nodes[node]), RecordDict(), dict(self.config))
+        context = Context(self.run_id, node, dict(self.nodes[node]), RecordDict(), dict(self.config))
         try:
             return client_app(message, context)
         except Exception as error:  # as a SuperNode does
             return Message(Error(FAILED, said_by(error)), reply_to=message)
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        """Return the answers that are there."""
-        return [self._answers.pop(name) for name in list(message_ids) if name in self._answers]
+        """Return the answers that are there, and for a node that left Flower's own, which says so."""
+        found = []
+        for name in list(message_ids):
+            message = self._waiting.get(name)
+            if message is not None and name not in self._answers and message.metadata.dst_node_id not in self.nodes:
+                gone = Error(ErrorCode.NODE_UNAVAILABLE, "the node left")
+                self._answers[name] = Message(gone, reply_to=message)
+            if name in self._answers:
+                self._waiting.pop(name, None)
+                found.append(self._answers.pop(name))
+        return found
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
         """Return the answers to messages."""

@@ -20,10 +20,12 @@ from fedkd.core.messages import ClientTask, ClientUpdate, Work
 from fedkd.core.plain_modules import put_together
 from fedkd.core.storage import cache_dir
 from fedkd.data import ClientSite, FederatedDataModule, ImageFolder, ImageSet, Pool, Rows, Views
+from fedkd.data.images.image_set import with_channels
+from fedkd.data.images.pixels import is_colored
 from fedkd.data.remote import ClientCounts, OwnData
 from fedkd.flower.stage import adapting, check_stage, facts_from_plain, key_of
 from fedkd.server.backends.base import run_work
-from fedkd.server.backends.in_process import SITES_KEPT, InProcess
+from fedkd.server.backends.in_process import SITES_KEPT
 from fedkd.server.setup import Plan, build_plan, run_settings
 from fedkd.teachers.outputs.cache import TeacherCache
 from fedkd.teachers.outputs.prepare import logits_from
@@ -113,7 +115,7 @@ class Node:
             raise FedKDError(f"The images here are {data.image_shape} (C, H, W), and the server's are {image_shape}.")
         self.seed, backend = federation.seed, federation.backend
         self.lines = run_settings(federation, self.plan)  # before the teacher learns anything
-        self.threads = backend.threads if isinstance(backend, InProcess) else 1
+        self.threads = backend.threads
         self.sites = lru_cache(SITES_KEPT)(self._site)
         self._stage: Mapping[str, Any] = {}
         self._key = ""
@@ -193,6 +195,8 @@ class Node:
         scratch = self.scratch / f"client-{client}"
         site = ClientSite(client, self.seed, rows, held_out, batching=data.batching, scratch=scratch)
         if kind == "adapt":
+            if stage["recipe"] not in [each.recipe() for each in adapting(teacher)]:
+                raise FedKDError(f"no teacher of this run is made by {stage['recipe']!r}")
             return replace(site, teacher=stage["recipe"])
         if teacher is not None:
             site = replace(site, rows=self._with_outputs(rows, shard, kind))
@@ -229,8 +233,8 @@ class Node:
         """Return a client's rows with the teacher's outputs: features alone for a head, else what training needs."""
         plan, data = self.plan, self.plan.datamodule
         teacher: Any = plan.modules[0].teacher
-        if not len(rows):
-            return rows
+        if not len(rows):  # with privacy, clients without images take part too
+            return replace(rows, teacher_features=np.zeros((0, 1, teacher.feature_dim), np.float32))
         images = ImageSet(rows.images, rows.targets, data.classes)
         if kind == "head":
             return replace(rows, teacher_features=self._outputs(images, shard, None))
@@ -274,18 +278,17 @@ class LazyPools(Mapping[str, Pool]):
 
     def __getitem__(self, name: str) -> Pool:
         """Return a pool."""
-        data = self.node.plan.datamodule
-        if not {"public": len(data.public_indices), "shared": data.shared_images is not None}.get(name):
+        if name not in list(self):
             raise KeyError(name)
         return self._all()[name]
 
     def __iter__(self) -> Iterator[str]:
         """Iterate over the names."""
-        return iter(self._all())
+        return iter(self.node.plan.datamodule.pools())
 
     def __len__(self) -> int:
         """Return the number of pools."""
-        return len(self._all())
+        return len(self.node.plan.datamodule.pools())
 
 
 def own_images(
@@ -297,7 +300,8 @@ def own_images(
         data: The run's data. An `ImageFolder`'s ``image_size`` is taken from it.
         root: A folder with ``train/``.
         classes: The class names of the whole federation.
-        image_shape: (C, H, W) of its images. Grayscale images become RGB where it has three channels.
+        image_shape: (C, H, W) of its images. Grayscale images become RGB where it has three channels, and RGB images
+            without color become grayscale where it has one.
 
     Raises:
         FedKDError: If a class is not one of them, or an image has another shape.
@@ -305,8 +309,8 @@ def own_images(
     source = data.dataset
     size = source.image_size if isinstance(source, ImageFolder) else min(image_shape[1:])
     images = ImageFolder(Path(root), size).load_part("train", classes)
-    if images.image_shape[0] == 1 and image_shape[0] == 3:
-        images = ImageSet(images.images.repeat(1, 3, 1, 1), images.targets, images.classes)
+    if image_shape[0] == 3 or not is_colored(images.images.numpy()):
+        images = with_channels(images, image_shape[0])
     if images.image_shape != image_shape:
         raise FedKDError(
             f"The images in {root} are {images.image_shape} (C, H, W), and those of the federation {image_shape}."

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from fedkd.core.errors import FedKDError, unknown_name
 from fedkd.core.messages import ClientTask, ClientUpdate, from_parts, to_parts
+from fedkd.core.tensors import all_finite
 
 STYPE = "fedkd.raw"
 """How a tensor's bytes are to be read; Flower names numpy's own format ``numpy.ndarray``."""
@@ -192,15 +193,15 @@ def unpack_outcomes(record: RecordDict, tasks: Sequence[ClientTask]) -> dict[int
 
 def mistake(update: ClientUpdate, task: ClientTask) -> str | None:
     """Return why an update does not answer a task; None if it does."""
-    numbers = [update.num_examples, update.num_steps]
-    if not all(isinstance(value, int) and value >= 0 for value in numbers):
-        return f"num_examples and num_steps must be whole numbers >= 0, got {numbers}"
     if update.client != task.client:
         return f"client {task.client} was told to work, and the answer says that it is of {update.client!r}"
-    weights = task.weights
+    weights, kept = task.weights, update.client_state or {}
+    if not all_finite(kept.values()):
+        return "what it is to remember for the client is infinite or NaN"
     for kind, sent, found in (
         ("parameter", weights.parameters, update.delta),
         ("buffer", weights.buffers, update.buffers),
+        ("tensor of the client's state", task.client_state, kept),
     ):
         if not (sent and found):  # the work sends none, or the client has a student of its own
             continue

@@ -87,6 +87,7 @@ class Exchange:
         told = sorted(task.client for task in tasks)
         answered: list[int] = []
         diverged: list[int] = []
+        first: ClientUpdate | None = None
         failed: dict[int, str] = {}
         waiting: dict[int, ClientUpdate] = {}
         up, expected = 0, iter(told)
@@ -102,7 +103,12 @@ class Exchange:
                 else:
                     answered.append(update.client)
                     up += update.num_bytes
-                    if update.is_finite or min_updates is None:
+                    first = first or update
+                    if (other := difference(update, first)) is not None:
+                        if min_updates is None:
+                            raise ClientError([update.client], tasks[0].round, other)
+                        failed[update.client] = other
+                    elif update.is_finite or min_updates is None:
                         waiting[update.client] = update
                         diverged += [] if update.is_finite else [update.client]
                     else:
@@ -134,3 +140,21 @@ class Exchange:
                 f"Round {tasks[0].round}: what client(s) {diverged} sent from {work.__name__!r} is infinite or NaN. "
                 "Lower the learning rate or set trainer.gradient_clip_val. The rounds before are in the run directory."
             )
+
+
+def difference(update: ClientUpdate, other: ClientUpdate) -> str | None:
+    """Return in what the tensors that two updates send differ, in name or shape; None if they do not.
+
+    The updates of an exchange are summed and averaged, so those of one client must be those of another.
+    """
+    for kind in ("delta", "buffers", "extras"):
+        shapes, expected = (
+            {name: tuple(value.shape) for name, value in getattr(each, kind).items()} for each in (update, other)
+        )
+        for name in sorted({*shapes, *expected}):
+            if shapes.get(name) != expected.get(name):
+                return (
+                    f"the {kind} {name!r} of its update is {shapes.get(name, 'missing')}, and that of client "
+                    f"{other.client} {expected.get(name, 'missing')}"
+                )
+    return None

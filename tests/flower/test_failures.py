@@ -38,7 +38,7 @@ def test_a_node_that_comes_late_is_waited_for(tmp_path: Path):
 
 def test_a_node_that_does_not_come_is_named(tmp_path: Path):
     run, _ = on_grid(app(tmp_path, PLAIN), nodes(1, 2), None, {"start-timeout": 0.3})
-    with pytest.raises(FedKDError, match=r"1 SuperNode\(s\) are there, and none of them has client\(s\) 1, 3 of 4"):
+    with pytest.raises(FedKDError, match=r"1 SuperNode\(s\) are there, and none has client\(s\) 1, 3 of 4"):
         fit(run, tmp_path / "run")
     assert not (tmp_path / "run" / "checkpoints").exists()
 
@@ -129,6 +129,40 @@ def test_a_node_that_never_says_who_it_is_holds_nobody_up(tmp_path: Path):
     assert 300 in grid.nodes
 
 
+def test_a_node_whose_hello_was_lost_is_asked_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    from fedkd.flower import backend
+
+    monkeypatch.setattr(backend, "HELLO_SECONDS", 0.2)
+    lost: list[Message] = []
+
+    def forgets(message: Message, answer: Message) -> Message | None:
+        if message.metadata.message_type == HELLO and message.metadata.dst_node_id == 101 and not lost:
+            lost.append(answer)
+            return None
+        return answer
+
+    run, _ = on_grid(app(tmp_path, f"{PLAIN} --federation.rounds 1"), nodes(2), forgets)
+    assert len(fit(run, tmp_path / "run")["per_class_accuracy"]) == 10
+    assert lost
+
+
+def test_an_update_that_counts_more_images_than_its_client_has_is_a_failure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    import dataclasses
+
+    pack_outcomes = apps.pack_outcomes
+
+    def weighty(outcomes):
+        first = min(outcomes)
+        return pack_outcomes({**outcomes, first: dataclasses.replace(outcomes[first], num_examples=10**6)})
+
+    monkeypatch.setattr(apps, "pack_outcomes", weighty)
+    run, _ = on_grid(app(tmp_path, f"{PLAIN} --federation.rounds 1 --federation.min_clients 2"), nodes(2))
+    with pytest.warns(UserWarning, match="Client 0, round 0 failed: its update counts 1000000 images, and it said"):
+        fit(run, tmp_path / "run")
+
+
 @pytest.mark.parametrize(
     ("config", "expected"),
     [
@@ -168,7 +202,7 @@ def test_a_node_that_comes_later_and_runs_something_else_is_left_out(tmp_path: P
 
     arguments = f"{PLAIN} --federation.rounds 2 --federation.min_clients 1"
     run, grid = on_grid(app(tmp_path, arguments), nodes(2), other, {"client-timeout": 2})
-    with pytest.warns(UserWarning, match="SuperNode 300 cannot take part: no teacher It is left out"):
+    with pytest.warns(UserWarning, match="SuperNode 300: it cannot take part: no teacher It is left out"):
         fit(run, tmp_path / "run")
 
 

@@ -90,8 +90,22 @@ def test_other_classes_or_shapes_are_refused_by_name(folders: Path, tmp_path: Pa
     Image.fromarray(np.zeros((side, side), np.uint8)).save(folder / "1.png")
     run, _ = own(folders, tmp_path, c1=str(odd))
     expected = "Unknown class in .*odd/train 'eleven'" if broken == "class" else r"are \(1, 12, 12\) .* \(1, 8, 8\)"
-    with pytest.raises(FedKDError, match=f"SuperNode 101 cannot take part: .*{expected}"):
+    with pytest.raises(FedKDError, match=f"SuperNode 101: it cannot take part: .*{expected}"):
         fit(run, tmp_path / "run")
+
+
+def test_images_of_three_equal_channels_become_grayscale_where_the_others_are(folders: Path, tmp_path: Path):
+    import shutil
+
+    colorless = Path(shutil.copytree(folders / "client1", tmp_path / "rgb"))
+    for path in colorless.rglob("*.png"):
+        Image.open(path).convert("RGB").save(path)
+    arguments = "--federation.rounds 1 --model.teacher null --federation.strategy FedAvg"
+    for name, c1 in (("as_gray", folders / "client1"), ("as_rgb", colorless)):
+        run, _ = own(folders, tmp_path, arguments, c1=str(c1))
+        fit(run, tmp_path / name)
+    student = [(tmp_path / name / "student.safetensors").read_bytes() for name in ("as_gray", "as_rgb")]
+    assert student[0] == student[1]
 
 
 def test_a_run_of_other_images_is_not_gone_on_with(folders: Path, tmp_path: Path):

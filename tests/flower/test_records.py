@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedkd.core.errors import FedKDError
-from fedkd.core.messages import ClientTask, ClientUpdate, ServerState, Weights, to_bytes
+from fedkd.core.messages import ClientTask, ClientUpdate, ServerState, Weights, from_parts, to_bytes, to_parts
 from fedkd.core.plain_modules import put_together, take_apart
 from fedkd.flower.records import (
     DTYPES,
@@ -103,6 +103,17 @@ def test_nothing_is_unpickled(monkeypatch: pytest.MonkeyPatch):
     unpack_work(through_bytes(pack_work([task], "a:b", STAGE)))
 
 
+class Scaled(torch.nn.Module):
+    """Keeps its scale to itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._scale = 2.0
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        return self._scale * features
+
+
 @pytest.mark.parametrize(
     "head",
     [
@@ -114,7 +125,8 @@ def test_nothing_is_unpickled(monkeypatch: pytest.MonkeyPatch):
             [2, 2],
             torch.tensor([0.3, 0.7]),
         ),
-        torch.nn.Sequential(torch.nn.Linear(4, 3)),
+        torch.nn.Sequential(torch.nn.Linear(4, 3, bias=False), torch.nn.BatchNorm1d(3, affine=False).eval()),
+        Scaled(),
         torch.nn.Identity(),
     ],
     ids=lambda head: type(head).__name__,
@@ -152,8 +164,7 @@ def test_a_module_that_this_machine_does_not_know_is_refused():
             "Unknown buffer in the client's update 'c'",
         ),
         ({"client": 4}, "client 1 was told to work"),
-        ({"num_examples": -1}, "whole numbers >= 0"),
-        ({"num_steps": "many"}, "whole numbers >= 0"),
+        ({"client_state": {"c": torch.tensor(float("nan"))}}, "infinite or NaN"),
     ],
 )
 def test_an_update_that_does_not_answer_its_task_is_a_reason(change: dict, expected: str):
@@ -166,3 +177,20 @@ def test_an_update_that_does_not_answer_its_task_is_a_reason(change: dict, expec
     assert (
         mistake(ClientUpdate(**{**right, "delta": {"u": torch.zeros(1)}}), task) == "the update lacks the parameter 'w'"
     )
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ({"num_examples": -1}, "num_examples must be a whole number >= 0, got -1"),
+        ({"num_steps": "many"}, "num_steps must be a whole number >= 0, got 'many'"),
+        ({"extras": {"e": "no"}}, "extras must be tensors by name"),
+        ({"client_state": {"c": 3}}, "client_state must be tensors by name"),
+        ({"metrics": {"loss": "a"}}, "metrics must be numbers by name"),
+        ({"delta": {"w": torch.tensor([True])}}, "delta must be floating point"),
+    ],
+)
+def test_a_field_that_is_not_of_its_kind_is_refused(fields: dict, expected: str):
+    header, tensors = to_parts(ClientUpdate(**{"client": 0, **fields}))
+    with pytest.raises(FedKDError, match=expected):
+        from_parts(ClientUpdate, header, tensors)

@@ -211,10 +211,11 @@ def with_same_channels(train: ImageSet, test: ImageSet) -> tuple[ImageSet, Image
     if channels[0] == channels[1]:
         return train, test
     to = 3 if is_colored((train if channels[0] == 3 else test).images.numpy()) else 1
-    return _with_channels(train, to), _with_channels(test, to)
+    return with_channels(train, to), with_channels(test, to)
 
 
-def _with_channels(data: ImageSet, channels: int) -> ImageSet:
+def with_channels(data: ImageSet, channels: int) -> ImageSet:
+    """Return a set with 1 or 3 channels; of three the first is kept, so the images should have no color."""
     if data.image_shape[0] == channels:
         return data
     images = data.images[:, :1] if channels == 1 else data.images.expand(-1, channels, -1, -1)
