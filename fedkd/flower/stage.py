@@ -44,9 +44,9 @@ def to_plain(sites: RemoteSites) -> dict[str, Any]:
     return {**stage, "tensors": tensors}
 
 
-def adapting(teacher: Teacher) -> list[LoRATeacher]:
-    """Return the teachers in a teacher that are adapted to the clients' images, in order."""
-    return [each for each in teacher.modules() if isinstance(each, LoRATeacher)]
+def adapting(teacher: Teacher | None) -> list[LoRATeacher]:
+    """Return the teachers in a teacher that are adapted to the clients' images, in order; none without a teacher."""
+    return [] if teacher is None else [each for each in teacher.modules() if isinstance(each, LoRATeacher)]
 
 
 def facts_to_plain(facts: TeacherFacts | None, name: str) -> tuple[dict[str, Any] | None, Tensors]:

@@ -50,6 +50,7 @@ class ProcessPool(Backend):
     """
 
     has_processes = True
+    threads: int
 
     def __init__(self, workers: int = 2, threads: int = 1, client_timeout: float | None = None) -> None:
         check_range("workers", workers, low=1, high=MAX_THREADS, whole=True)
