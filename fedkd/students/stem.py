@@ -19,8 +19,9 @@ def first_convolution(network: nn.Module) -> tuple[str, nn.Conv2d] | None:
 def for_channels(weight: Tensor, channels: int) -> Tensor:
     """Return the weights of a first convolution for another number of channels: (O, I, k, k) -> (O, C, k, k).
 
-    A gray image answers as a colored one whose channels are equal: the weights are summed over the channels. For more
-    channels they are repeated in turn, and scaled so that the sum over equal channels stays.
+    For one channel the weights are summed over the channels, so a grayscale image gives the same output as an RGB image
+    whose channels are equal. For more channels they are repeated in turn, and scaled so that equal channels give the
+    same output as before.
 
     Args:
         weight: Of a convolution of I channels.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import datetime
 import ipaddress
 import json
@@ -25,7 +26,7 @@ from helpers import same
 import fedkd
 from fedkd.flower.run_files import load_run
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
 EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "flower"
 BIN = Path(sys.executable).parent
 PATIENCE = 900
@@ -72,6 +73,26 @@ class Deployment:
         process = self.processes.pop(name)
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
+
+    def kill_child(self, name: str, command: str) -> None:
+        """Kill the one process below another whose command has this name; Flower gives each a session of its own."""
+        parents: dict[int, int] = {}
+        commands: dict[int, list[str]] = {}
+        for process in Path("/proc").glob("[0-9]*"):
+            try:
+                words = (process / "cmdline").read_bytes().split(b"\0")
+                state = (process / "stat").read_text().rpartition(") ")[2]
+            except (FileNotFoundError, ProcessLookupError):
+                continue  # it ended meanwhile
+            commands[int(process.name)] = [Path(os.fsdecode(word)).name for word in words[:2]]
+            parents[int(process.name)] = int(state.split()[1])
+
+        def is_below(number: int) -> bool:
+            return number == self.processes[name].pid or (number in parents and is_below(parents[number]))
+
+        found = [number for number, words in commands.items() if command in words and is_below(number)]
+        assert len(found) == 1, [(number, commands[number]) for number in found]
+        os.kill(found[0], signal.SIGKILL)
 
     def flwr(self, *arguments: str) -> str:
         """Run Flower's own command to its end."""
@@ -226,6 +247,51 @@ def test_the_quickstart_with_tls_and_authentication_while_a_node_is_killed(deplo
     first = (expected / "metrics.csv").read_text().splitlines()[1].split(",")
     columns = [rows[0].index(name) for name in ("balanced_accuracy", "bytes_up", "bytes_down", "cohort")]
     assert [rows[1][k] for k in columns] == [first[k] for k in columns]
+
+
+def test_a_server_that_is_killed_is_started_again_and_ends_with_the_same_student(deployment: Deployment):
+    folder, address = deployment.folder, f"127.0.0.1:{deployment.port}"
+    deployment.start(
+        "superlink",
+        *("flower-superlink", "--insecure", "--disable-runtime-dependency-installation"),
+        *("--port", str(deployment.port)),
+    )
+    deployment.connection(address=address, insecure=True)
+    deployment.wait_for(folder / "superlink.log", "Application startup complete")
+    for k in range(2):
+        deployment.start(
+            f"node{k}",
+            *("flower-supernode", "--insecure", "--superlink", address, "--port", str(free_port())),
+            *("--node-config", f"partition-id={k} num-partitions=2"),
+        )
+    short = "--federation.rounds 3 --trainer.max_epochs 1 --data.num_clients 2"
+    run_dir, sent = folder / "run", folder / "app"
+    app(folder)
+
+    def start(more: str = "") -> None:
+        arguments = json.dumps(f"{short} --run_dir {run_dir}{more}")
+        deployment.flwr("run", str(sent), "here", "--run-config", f"arguments={arguments} client-timeout=600.0")
+
+    start()
+    deployment.wait_for(run_dir / "metrics.csv", "\n0,")  # a round is done
+    deployment.kill_child("superlink", "flwr-serverapp")
+    assert not (run_dir / "summary.json").exists()
+    start(" --ckpt_path last")
+    deployment.wait_for(run_dir / "summary.json", "balanced_accuracy")
+    here = load_run({"config": str(EXAMPLE / "run.yaml"), "arguments": f"{short} --run_dir {folder / 'here'}"})
+    expected = here.federation.fit(here.module, here.data)
+    found, wanted = (load_file(folder / name / "student.safetensors") for name in ("run", "here"))
+    assert same(found, wanted)
+
+    # with one client on each node Flower counts what fedkd counts, with a little around it and what goes with each task;
+    # what the first run's clients sent after its end the SuperLink has already, so the answers are not compared
+    again, killed = json.loads(deployment.flwr("list", "here", "--format", "json"))["runs"]
+    assert [killed["status"], again["status"]] == ["finished:failed", "finished:completed"]
+    rounds = list(csv.DictReader((run_dir / "metrics.csv").open()))
+    assert [row["round"] for row in rounds] == ["0", "1", "2"]
+    down = sum(int(row["bytes_down"]) for row in rounds[1:])
+    assert down < again["network-traffic"]["outbound-bytes"] < 1.1 * down
+    assert expected["bytes_down"] == json.loads((run_dir / "summary.json").read_text())["bytes_down"]
 
 
 def test_flowers_own_simulation(deployment: Deployment):

@@ -72,7 +72,7 @@ class Views:
         return self.augmentation.apply(images, draw)
 
     def transform_seeds(self, index: Tensor, view: Tensor, seed: int = 0) -> Tensor:
-        """Return what the transforms follow from, int64 (B,); the seed of the run and client does nothing."""
+        """Return the seeds of the transforms, int64 (B,); views have a seed of their own, so ``seed`` is not used."""
         return self.augmentation.transform_seeds(index, view, self.seed)
 
     def transform(self, images: Tensor, seeds: Tensor) -> Tensor:
