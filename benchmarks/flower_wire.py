@@ -58,7 +58,8 @@ from flwr.app import Array, ArrayRecord, Message, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp import ServerApp
 
-server_app, client_app = ServerApp(), ClientApp()
+server_app = ServerApp()
+client_app = ClientApp()
 
 
 @client_app.query("echo")
@@ -68,22 +69,34 @@ def echo(message, context):
 
 @server_app.main()
 def serve(grid, context):
-    config, found = context.run_config, {}
+    out = Path(context.run_config["out"])
+    try:
+        text = json.dumps(measured(grid, context.run_config))
+    except BaseException as error:
+        text = json.dumps({"error": repr(error)})
+    out.with_suffix(".part").write_text(text)
+    out.with_suffix(".part").rename(out)
+
+
+def measured(grid, config):
+    found = {}
     while len(nodes := list(grid.get_node_ids())) < config["nodes"]:
         time.sleep(0.5)
-    for repeat in range(config["repeats"]):
+    for repeat in range(1 + config["repeats"]):  # the first installs the app on the nodes
         for size in json.loads(config["sizes"]):
             data = np.random.default_rng(repeat).integers(0, 256, size, np.uint8)
             began = time.perf_counter()
-            content = RecordDict({"it": ArrayRecord({"x": Array("uint8", [size], "raw", data.tobytes())})})
+            array = Array(dtype="uint8", shape=(size,), stype="raw", data=data.tobytes())
+            content = RecordDict({"it": ArrayRecord({"x": array})})
             waiting = set(grid.push_messages([Message(content, node, "query.echo") for node in nodes]))
             while waiting:
                 for reply in grid.pull_messages(list(waiting)):
                     assert not reply.has_error(), reply.error
                     waiting.discard(reply.metadata.reply_to_message_id)
                 time.sleep(0.02)
-            found.setdefault(str(size), []).append(time.perf_counter() - began)
-    Path(config["out"]).write_text(json.dumps(found))
+            if repeat:
+                found.setdefault(str(size), []).append(time.perf_counter() - began)
+    return found
 """
 
 
@@ -153,7 +166,10 @@ def _measured(folder: Path, nodes: int, repeats: int, processes: list[subprocess
     command = [str(BIN / "flwr"), "run", str(app), "here", "--run-config", config]
     subprocess.run(command, env=environment, cwd=folder, check=True)
     _wait(out.exists, folder)
-    return json.loads(out.read_text())
+    found = json.loads(out.read_text())
+    if "error" in found:
+        raise SystemExit(found["error"])
+    return found
 
 
 def _free_port() -> int:
