@@ -283,7 +283,7 @@ def test_a_server_that_is_killed_is_started_again_and_ends_with_the_same_student
     found, wanted = (load_file(folder / name / "student.safetensors") for name in ("run", "here"))
     assert same(found, wanted)
 
-    # with one client on each node Flower counts what fedkd counts, with a little around it and the head in each task; the
+    # with one client on each node Flower counts what fedkd counts, a little around it and the head in each task; the
     # SuperLink has already what the first run's clients sent after its end, so the answers are not compared
     again, killed = json.loads(deployment.flwr("list", "here", "--format", "json"))["runs"]
     assert [killed["status"], again["status"]] == ["finished:failed", "finished:completed"]
