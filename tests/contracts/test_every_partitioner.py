@@ -65,9 +65,9 @@ def counts_of(labels: np.ndarray, shards: list[np.ndarray]) -> np.ndarray:
 
 
 def timed(partitioner: Partitioner, labels: np.ndarray, num_clients: int) -> list[np.ndarray]:
-    start = time.perf_counter()
+    start = time.process_time()
     shards = partitioner(labels, num_clients, np.random.default_rng(1))
-    assert time.perf_counter() - start < SECONDS
+    assert time.process_time() - start < SECONDS
     return shards
 
 
@@ -151,10 +151,10 @@ def test_a_least_size_never_hangs(kind: type[Partitioner], alpha: float, num_cli
     if alpha == 1e8 or num_clients == 1:
         assert min(map(len, timed(partitioner, labels_of(5000), num_clients))) >= 2
         return
-    start = time.perf_counter()
+    start = time.process_time()
     with pytest.raises(FedKDError, match=f"alpha=1e-08: none of 100 draws gave each of {num_clients:,} clients"):
         partitioner(labels_of(5000), num_clients, np.random.default_rng(1))
-    assert time.perf_counter() - start < SECONDS
+    assert time.process_time() - start < SECONDS
 
 
 @pytest.mark.parametrize("kind", DRAWN)

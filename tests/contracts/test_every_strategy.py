@@ -112,8 +112,15 @@ def run(name, strategy, run_dir, rounds=ROUNDS, ckpt_path=None, **arguments):
     return weights(trained)
 
 
-@pytest.mark.parametrize("clients_per_round", [None, SAMPLED], ids=["full", "sampled"])
-@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+@pytest.mark.parametrize(
+    ("precision", "clients_per_round"),
+    [
+        ("32-true", SAMPLED),
+        ("bf16-mixed", None),
+        pytest.param("32-true", None, marks=pytest.mark.slow),
+        pytest.param("bf16-mixed", SAMPLED, marks=pytest.mark.slow),
+    ],
+)
 @pytest.mark.parametrize("name", STRATEGIES)
 def test_contract(name, precision, clients_per_round, tmp_path):
     arguments = {"trainer": {"accelerator": "cpu", "precision": precision}, "clients_per_round": clients_per_round}
@@ -139,11 +146,21 @@ def test_contract(name, precision, clients_per_round, tmp_path):
         assert same(whole, run(name, strategy, tmp_path / "again", backend=Remote(), **arguments))
 
 
-@pytest.mark.parametrize("name", STRATEGIES)
+IN_PROCESSES = {"ClosedFormHead", "Compose", "FedAvg", "FedBN", "FedMD", "MOON", "SCAFFOLD", "ServerDistillation"}
+"""A strategy of each kind of work, local rule and memory; that of the others is the same, and a slow test."""
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[] if name in IN_PROCESSES else pytest.mark.slow) for name in STRATEGIES]
+)
 def test_two_processes_give_the_same_bits(name, pool, tmp_path):
     arguments = {"trainer": {"accelerator": "cpu"}, "clients_per_round": SAMPLED}
     here = run(name, make(name), tmp_path / "here", **arguments)
     assert same(here, run(name, make(name), tmp_path / "there", backend=pool, **arguments))
+
+
+def test_the_strategies_that_run_in_processes_are_there():
+    assert set(STRATEGIES) >= IN_PROCESSES
 
 
 def test_the_contract_sees_an_empty_client_one_of_one_image_and_both_in_and_out_of_a_cohort():

@@ -29,8 +29,20 @@ def rows(run_dir):
         return [{name: value for name, value in row.items() if "seconds" not in name} for row in csv.DictReader(file)]
 
 
-@pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS)
-@pytest.mark.parametrize("name", STRATEGIES)
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        # each strategy with one of the settings in the suite, in turn, and with the other one as a slow test
+        pytest.param(
+            name,
+            settings,
+            id=f"{name}-{label}",
+            marks=[] if (i + k) % len(SETTINGS) == 0 else pytest.mark.slow,
+        )
+        for i, name in enumerate(STRATEGIES)
+        for k, (label, settings) in enumerate(SETTINGS.items())
+    ],
+)
 def test_every_strategy_learns_the_same_with_lightnings_own_loops(name, settings, trainers, tmp_path):
     settings = {"accelerator": "cpu", **settings}
     lean = run(name, make(name), tmp_path / "lean", trainer=settings)

@@ -80,9 +80,9 @@ def test_towards_infinity_every_client_gets_an_equal_part(alpha: float) -> None:
 @pytest.mark.parametrize("num_clients", [1, 2, 100, 10_000])
 def test_every_range_is_quick_and_exact(alpha: float, num_clients: int) -> None:
     labels = np.arange(20_000) % 100
-    start = time.perf_counter()
+    start = time.process_time()
     shards = Dirichlet(alpha)(labels, num_clients, np.random.default_rng(3))
-    assert time.perf_counter() - start < 5
+    assert time.process_time() - start < 5
     assert len(shards) == num_clients
     assert np.array_equal(np.sort(np.concatenate(shards)), np.arange(20_000))
 
