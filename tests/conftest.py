@@ -6,6 +6,8 @@ import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: two threads a process collapse beside a neighbor
 
+import signal
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,6 +18,10 @@ import fedkd
 from fedkd.client import works
 from fedkd.students import students
 from fedkd.teachers.registry import teachers
+
+# a process that a shell starts in the background ignores Ctrl-C, and so would the commands that tests stop by it
+if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # the same examples in every run, and few, since all tests together take minutes
 settings.register_profile("suite", derandomize=True, database=None, deadline=None, max_examples=60)
