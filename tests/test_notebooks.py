@@ -59,7 +59,7 @@ def test_the_tour(page: ModuleType) -> None:
     assert any("balanced accuracy" in each for each in shown)
     assert page.summary["balanced_accuracy"] > 0.9
     assert sum(page.predicted == page.data.test.targets[:8]) >= 6
-    assert Path("runs/tour/report.html").is_file()
+    assert Path(page.summary["run_dir"], "report.html").is_file()
     assert Path("runs/comparison.html").is_file()
 
 

@@ -123,6 +123,7 @@ def literals(message: str) -> list[str]:
 
 def unknown_option(parser: ArgumentParser, option: str) -> str:
     """Return the error for an unknown option, with the nearest option. There are too many options to list all."""
+    more = f"All options: {parser.prog.replace(' [options]', '')} --help"
     known = [
         string
         for action in parser._actions
@@ -135,10 +136,10 @@ def unknown_option(parser: ArgumentParser, option: str) -> str:
         return str(unknown_name("section", first, {each[2:].split(".")[0] for each in known if "." in each}))
     sections = [each for each in (*known, *OF_CLASSES) if each.rpartition(".")[2] == short]
     if "." not in short and sections:
-        return f"There is no option --{short}. Did you mean {' or '.join(sections)}? All options: {parser.prog} --help"
+        return f"There is no option --{short}. Did you mean {' or '.join(sections)}? {more}"
     nearest = difflib.get_close_matches(option, known, n=1, cutoff=0.6)
     hint = f" Did you mean {nearest[0]}?" if nearest else ""
-    return f"There is no option {option}.{hint} All options: {parser.prog} --help"
+    return f"There is no option {option}.{hint} {more}"
 
 
 def classes_of(parser: ArgumentParser, key: str) -> list[type]:

@@ -56,8 +56,9 @@ def unknown_name(kind: str, value: str, allowed: Iterable[str]) -> FedKDError:
         The error, for the caller to raise.
     """
     names = sorted(allowed)
-    nearest = difflib.get_close_matches(str(value), names, n=1, cutoff=0.5)
-    hint = f" Did you mean {nearest[0]!r}?" if nearest else ""
+    lowered = {name.lower(): name for name in names}  # scafold is near SCAFFOLD
+    nearest = difflib.get_close_matches(str(value).lower(), list(lowered), n=1, cutoff=0.5)
+    hint = f" Did you mean {lowered[nearest[0]]!r}?" if nearest else ""
     return FedKDError(f"Unknown {kind} {value!r}.{hint} Choose one of: {', '.join(names) or '(none)'}.")
 
 

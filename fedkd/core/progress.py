@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -61,4 +62,12 @@ def as_bar(console: Console) -> Progress:
         TimeRemainingColumn(),
         TextColumn("{task.fields[note]}"),
     )
-    return Progress(*columns, console=console, disable=not (console.is_terminal or console.is_jupyter))
+    return Progress(*columns, console=console, disable=not can_redraw(console))
+
+
+def can_redraw(console: Console) -> bool:
+    """Whether what is shown can be shown anew in its place: on a terminal, and in a notebook that has ipywidgets.
+
+    In a notebook without them rich shows a warning for each change, and nothing else.
+    """
+    return console.is_terminal or (console.is_jupyter and importlib.util.find_spec("ipywidgets") is not None)

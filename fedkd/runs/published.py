@@ -41,7 +41,7 @@ fedkd. Clients sent no images.
 ```python
 from fedkd.runs.published import PublishedStudent
 
-student = PublishedStudent.from_pretrained("THIS FOLDER OR REPOSITORY")
+student = PublishedStudent.from_pretrained("THIS FOLDER OR REPOSITORY"{{ student | default("", true) }})
 ```
 
 With torch alone:
@@ -118,8 +118,10 @@ def card_facts(run_dir: str | Path, spec: Mapping[str, Any]) -> dict[str, Any]:
     if folder.parent.name == "clients":  # one of several students
         folder = folder.parents[1]
     path = folder / "summary.json"
+    # one that was not made by name is made by its own code
+    student = ", student=A_MODULE_LIKE_IT" if spec["student"] is None else ""
     if not path.is_file():
-        return {"facts": f"Classes: {', '.join(spec['classes'])}."}
+        return {"facts": f"Classes: {', '.join(spec['classes'])}.", "student": student}
     summary = read_record(path)
     settings, teacher = summary["settings"], summary["teacher"]
     rows = {
@@ -149,7 +151,7 @@ def card_facts(run_dir: str | Path, spec: Mapping[str, Any]) -> dict[str, Any]:
             f"| {cell(name)} | {percent(value)} | {percent(of_teacher.get(name))} |"
             for name, value in accuracies.items()
         ]
-    return {"facts": "\n".join(lines)}
+    return {"facts": "\n".join(lines), "student": student}
 
 
 def teacher_license(name: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import textwrap
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -125,7 +126,11 @@ def restore_student(
     try:
         load_state(student, _renamed(tensors, student), {}, keep_dtypes=True)
     except RuntimeError as error:
-        raise FedKDError(f"The given student does not fit the weights of {where!r}: {in_one_line(error)}") from error
+        # torch lists every name that differs
+        reason = textwrap.shorten(in_one_line(error), 400, placeholder=" ...")
+        if spec["student"] is None:
+            reason += " It was not made by name: give a module like it, student= (--model.student)."
+        raise FedKDError(f"The student does not fit the weights of {where!r}: {reason}") from error
     return student.eval()
 
 

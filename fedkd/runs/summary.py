@@ -17,6 +17,7 @@ from fedkd.core.notebook import as_html
 from fedkd.runs.layout import MAX_CONFUSION_CLASSES
 from fedkd.runs.metrics_file import fingerprint_of
 from fedkd.teachers import TeacherOutputs
+from fedkd.teachers.registry import name_of
 from fedkd.training.module import DistillationModule
 
 PACKAGES = ("fedkd", "lightning", "torch", "torchvision", "transformers", "numpy")
@@ -88,7 +89,10 @@ class Summary(dict[str, Any]):
     def table(self) -> Table:
         """Return the accuracies of student and teacher, overall and for each class."""
         teacher = self["teacher"] or {}
-        table = Table(title=f"{self['rounds']} rounds, {self['round_seconds']:.1f} s", title_justify="left")
+        table = Table(
+            title=f"{self['rounds']} round{'s' if self['rounds'] != 1 else ''}, {self['round_seconds']:.1f} s",
+            title_justify="left",
+        )
         table.add_column("test accuracy")
         table.add_column("student", justify="right")
         table.add_column("best round", justify="right")
@@ -175,7 +179,7 @@ def describe_teacher(
 ) -> dict[str, Any]:
     """Return the teacher's own results on the test set, and what was fitted to it."""
     return {
-        "name": str(getattr(module.teacher, "checkpoint", type(module.teacher).__qualname__)),
+        "name": name_of(str(getattr(module.teacher, "checkpoint", type(module.teacher).__qualname__))),
         "accuracy": outputs.accuracy,
         "balanced_accuracy": outputs.balanced_accuracy,
         "per_class_accuracy": dict(zip(module.classes, outputs.per_class_accuracy, strict=True)),

@@ -13,7 +13,7 @@ from rich.live import Live
 from rich.table import Table
 
 from fedkd.core.messages import Metrics
-from fedkd.core.progress import as_bar
+from fedkd.core.progress import as_bar, can_redraw
 from fedkd.core.units import format_bytes
 
 ROWS = 8
@@ -35,7 +35,7 @@ class RoundsDisplay:
 
     def __init__(self, rounds: int, history: Sequence[Metrics], run_dir: Path, console: Console) -> None:
         self.rounds, self.history, self.run_dir = rounds, list(history), run_dir
-        self.is_live = console.is_terminal or console.is_jupyter
+        self.is_live = can_redraw(console)
         self.bar = as_bar(console)
         self.task = self.bar.add_task("Rounds", total=rounds, completed=len(history), note="")
 
@@ -95,8 +95,9 @@ def show_rounds(rounds: int, history: Sequence[Metrics], run_dir: Path) -> Itera
     if not display.is_live:
         yield display
         return
-    with Live(display, console=console, refresh_per_second=4):
+    with Live(display, console=console, refresh_per_second=4) as live:
         yield display
+        live.refresh()  # in a notebook rich does not show the last change by itself
 
 
 def round_line(row: Metrics, rounds: int, run_dir: Path) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from fedkd.core.errors import FedKDError, MissingResourceError, unknown_name
@@ -187,6 +188,13 @@ def register(
         return factory
 
     return decorate
+
+
+def name_of(checkpoint: str) -> str:
+    """Return the short name of a teacher that comes with a package as a folder; another checkpoint is its own name."""
+    if not Path(checkpoint).is_absolute():
+        return checkpoint
+    return next((entry.name for entry in teachers.registered.values() if entry.checkpoint == checkpoint), checkpoint)
 
 
 def resolve(checkpoint: str) -> str:

@@ -12,6 +12,7 @@ def test_unknown_name_gives_the_nearest():
     error = unknown_name("student", "resnt8", ["resnet8", "cnn"])
     assert str(error) == "Unknown student 'resnt8'. Did you mean 'resnet8'? Choose one of: cnn, resnet8."
     assert isinstance(error, ValueError)
+    assert "Did you mean 'SCAFFOLD'?" in str(unknown_name("strategy", "Scafold", ["FedAvg", "SCAFFOLD"]))
 
 
 @pytest.mark.parametrize("value", [-1, 2, float("nan"), float("inf")])

@@ -18,6 +18,7 @@ from fedkd.runs.export import compare, export_student
 from fedkd.runs.published import PublishedStudent, teacher_license
 from fedkd.server.callbacks import SaveBest
 from fedkd.strategies import ClosedFormHead
+from fedkd.teachers.registry import name_of
 
 CPU = {"accelerator": "cpu"}
 
@@ -105,10 +106,14 @@ def test_the_card_says_what_the_run_was(run, published):
     assert "| data | Datasets(train=list of 60, test=list of 30) |" in card
     assert "| teacher | none |" in card
     assert "library_name: fedkd" in card
+    assert 'from_pretrained("THIS FOLDER OR REPOSITORY")' in card
 
 
 def test_the_license_is_that_of_the_catalogue():
     assert teacher_license("facebook/dinov2-small") == fedkd.teachers.catalogue.teachers["dinov2-s"].license
+    assert name_of(fedkd.teachers.catalogue.teachers["digits-tiny"].checkpoint) == "digits-tiny"
+    assert name_of("facebook/dinov2-small") == "facebook/dinov2-small"
+    assert teacher_license("digits-tiny") == "Apache-2.0"
     assert teacher_license("someone/something") == "see its own page"
 
 
@@ -144,10 +149,17 @@ def test_a_student_of_ones_own_is_exported(tmp_path):
     fedkd.Federation(1, run_dir=tmp_path, trainer=CPU).fit(module(Own()), datamodule())
     with pytest.raises(fedkd.FedKDError, match="give the module, student="):
         export_student(tmp_path, "torch")
+    with pytest.raises(
+        fedkd.FedKDError, match=r"It was not made by name: give a module like it, .*--model\.student"
+    ) as said:
+        export_student(tmp_path, "torch", student=fedkd.students.create("resnet56", 3, 1, 8))
+    assert len(str(said.value)) < 700  # torch lists every name
     assert export_student(tmp_path, "safetensors", student=Own()).max_difference < 1e-5
     student = PublishedStudent.from_pretrained(tmp_path / "student_published", student=Own())
     images = torch.rand(2, 1, 8, 8)
     assert torch.equal(student(images), fedkd.load_student(tmp_path, Own())(images))
+    card = (tmp_path / "student_published" / "README.md").read_text()
+    assert 'from_pretrained("THIS FOLDER OR REPOSITORY", student=A_MODULE_LIKE_IT)' in card
 
 
 def test_what_cannot_be_exported_is_a_line_and_writes_nothing(tmp_path):

@@ -73,6 +73,36 @@ def test_a_row_without_validation_among_others_is_shown():
     assert "40.0%" in shown(display)
 
 
+def test_a_notebook_shows_the_last_round_or_a_line_each(tmp_path, monkeypatch, caplog):
+    import rich.console
+
+    from fedkd.core import progress
+    from fedkd.server import display
+
+    drawn = []
+
+    class Watched(display.Live):
+        def refresh(self):
+            drawn.append(len(self.get_renderable().history))
+
+    monkeypatch.setattr(rich.console, "_is_jupyter", lambda: True)
+    monkeypatch.setattr(display, "Live", Watched)
+    for found in (object(), None):
+        monkeypatch.setattr(progress.importlib.util, "find_spec", lambda name, found=found: found)
+        with (
+            caplog.at_level("INFO", "lightning.pytorch.utilities.rank_zero"),
+            display.show_rounds(2, [], tmp_path) as rounds,
+        ):
+            rounds.add(row(0))
+            rounds.add(row(1))
+        if found:
+            assert drawn[-1] == 2
+            assert not caplog.records
+            drawn.clear()
+    assert not drawn
+    assert [record.getMessage().split(":")[0] for record in caplog.records] == ["round 1 of 2", "round 2 of 2"]
+
+
 def test_without_a_terminal_each_round_is_logged_once(tmp_path, caplog):
     with caplog.at_level("INFO", "lightning.pytorch.utilities.rank_zero"):
         fedkd.Federation(2, run_dir=tmp_path, trainer={"accelerator": "cpu"}).fit(module("cnn"), datamodule())

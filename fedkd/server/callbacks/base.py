@@ -29,8 +29,8 @@ class RunEvent:
         reasons: What `stop` was given so far.
     """
 
-    state: ServerState
-    history: Sequence[Metrics]
+    state: ServerState = field(repr=False)
+    history: Sequence[Metrics] = field(repr=False)
     rounds: int
     run_dir: Path
     save: Callable[[str, Mapping[str, Any]], None] = field(repr=False)
