@@ -51,6 +51,12 @@ def copy(run, tmp_path):
     return shutil.copytree(run[0], tmp_path / "run")
 
 
+def test_a_run_without_a_teacher_shows_the_loss_that_it_had(tmp_path):
+    fit(tmp_path / "run", trained=module(loss=fedkd.losses.DKD()))
+    assert read_run(tmp_path / "run").settings["loss"] == "cross-entropy"
+    assert "DKD" not in (tmp_path / "run" / "report.html").read_text()
+
+
 def test_a_finished_run_has_its_page(run):
     folder, summary, data = run
     page = Page(folder / "report.html")
