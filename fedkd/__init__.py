@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from fedkd.server.callbacks import ClientTable, EarlyStopping, RoundCallback, SaveBest
     from fedkd.server.exchange import Exchange
     from fedkd.server.federation import Federation
+    from fedkd.server.lr_schedule import CosineSchedule, ExponentialSchedule, LearningRateSchedule, StepSchedule
     from fedkd.strategies import FedAvg, Strategy
     from fedkd.study.comparison import report
     from fedkd.teachers import Teacher
@@ -38,6 +39,7 @@ _HOMES = {
     "fedkd.runs.student_file": ("load_student",),
     "fedkd.server.backends": ("Backend", "ClientError", "InProcess", "ProcessPool", "Stacked", "Workers"),
     "fedkd.server.callbacks": ("ClientTable", "EarlyStopping", "RoundCallback", "SaveBest"),
+    "fedkd.server.lr_schedule": ("CosineSchedule", "ExponentialSchedule", "LearningRateSchedule", "StepSchedule"),
     "fedkd.server.exchange": ("Exchange",),
     "fedkd.server.federation": ("Federation",),
     "fedkd.strategies": ("FedAvg", "Strategy"),
@@ -56,15 +58,18 @@ __all__ = [
     "ClientTable",
     "ClientTask",
     "ClientUpdate",
+    "CosineSchedule",
     "DistillationLoss",
     "DistillationModule",
     "EarlyStopping",
     "Exchange",
+    "ExponentialSchedule",
     "FedAvg",
     "FedKDError",
     "FederatedDataModule",
     "Federation",
     "InProcess",
+    "LearningRateSchedule",
     "LocalRule",
     "MissingResourceError",
     "ProcessPool",
@@ -72,6 +77,7 @@ __all__ = [
     "SaveBest",
     "ServerState",
     "Stacked",
+    "StepSchedule",
     "Strategy",
     "Teacher",
     "Weights",

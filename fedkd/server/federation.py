@@ -36,7 +36,7 @@ from fedkd.server.backends import Backend, InProcess
 from fedkd.server.callbacks import RoundCallback, RoundEvent, RunEvent, check_callbacks
 from fedkd.server.check.forecast import RunForecast
 from fedkd.server.display import show_rounds
-from fedkd.server.lr_schedule import check_lr_schedule
+from fedkd.server.lr_schedule import LearningRateSchedule, check_lr_schedule
 from fedkd.server.run_loggers import RunLoggers, check_loggers, confusion_figure
 from fedkd.server.sampling import sample_cohort
 from fedkd.server.setup import Prepared, described, plan_run, prepare_run, run_settings, training_loop
@@ -63,7 +63,7 @@ class Federation(Shown):
             "consistent" is the student's own crop, flip and transforms, which needs ``data.views``.
         lr_schedule: How the clients' learning rate changes from round to round: "cosine" lets it fall from the
             optimizer's to 0 over the run's rounds. A run that goes on to more rounds follows the longer cosine from
-            there on.
+            there on. See `fedkd.server.lr_schedule` for others.
         callbacks: Watch the rounds, and may stop the run: see `fedkd.server.callbacks`. Callbacks of the clients'
             Trainers are another thing, given in ``trainer``.
         trainer: Arguments of each client's Lightning Trainer, such as ``{"max_epochs": 2, "precision":
@@ -83,13 +83,13 @@ class Federation(Shown):
         strategy: Strategy | Literal["auto"] = "auto",
         backend: Backend = InProcess(),  # noqa: B008  (stateless, and readable by the command line)
         teaching: Literal["fixed", "consistent"] = "fixed",
-        lr_schedule: Literal["constant", "cosine"] = "constant",
+        lr_schedule: LearningRateSchedule | Literal["constant", "cosine"] = "constant",
         callbacks: list[RoundCallback] | RoundCallback | None = None,
         trainer: Mapping[str, Any] | None = None,
         run_dir: str | Path | None = None,
         seed: int = 0,
     ) -> None:
-        refuse_classes(strategy=strategy, backend=backend)
+        refuse_classes(strategy=strategy, backend=backend, lr_schedule=lr_schedule)
         self.callbacks = check_callbacks(callbacks)
         check_range("rounds", rounds, low=1, whole=True)
         if clients_per_round is not None:

@@ -3,26 +3,123 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Literal
 
-from fedkd.core.errors import unknown_name
+from fedkd.core.config import Configured
+from fedkd.core.errors import FedKDError, check_range, unknown_name
+
+
+class LearningRateSchedule(Configured, ABC):
+    """Multiplies the clients' learning rates by a factor in each round: for ``Federation(lr_schedule=...)``.
+
+    A subclass states `factor`. A scheduler by step, within a client's training, is multiplied too.
+    """
+
+    @abstractmethod
+    def factor(self, round: int, rounds: int) -> float:
+        r"""Return by what learning rates are multiplied, >= 0.
+
+        Args:
+            round: t, 0-based.
+            rounds: R > t, of the whole run. A run that goes on to more rounds is given the new number.
+        """
+
+
+class CosineSchedule(LearningRateSchedule):
+    r"""Falls from 1 to ``end`` as a cosine, after some rounds of warm-up.
+
+    After W rounds of warm-up the factor is :math:`e + (1 - e) (1 + \cos(\pi (t - W) / (R - W))) / 2` in round t of R,
+    as in Loshchilov and Hutter, arXiv 1608.03983, equation 5, with rounds in place of steps. Before that it is
+    :math:`(t + 1) / (W + 1)`.
+
+    Args:
+        warmup: W, rounds, >= 0.
+        end: e, in [0, 1].
+
+    Raises:
+        FedKDError: If a number is out of range.
+    """
+
+    def __init__(self, warmup: int = 0, end: float = 0.0) -> None:
+        check_range("warmup", warmup, low=0, whole=True)
+        check_range("end", end, low=0, high=1)
+        self.warmup, self.end = warmup, end
+
+    def factor(self, round: int, rounds: int) -> float:
+        """Return the factor of a round: see `LearningRateSchedule.factor`."""
+        if round < self.warmup:
+            return (round + 1) / (self.warmup + 1)
+        share = (round - self.warmup) / (rounds - self.warmup)
+        return self.end + (1 - self.end) * (1 + math.cos(math.pi * share)) / 2
+
+
+class StepSchedule(LearningRateSchedule):
+    """Multiplies by ``decay`` at each milestone.
+
+    Args:
+        milestones: The rounds, 0-based, from which on another factor of ``decay`` holds, each >= 1.
+        decay: In (0, 1].
+
+    Raises:
+        FedKDError: If a number is out of range.
+    """
+
+    def __init__(self, milestones: Sequence[int], decay: float = 0.1) -> None:
+        for milestone in milestones:
+            check_range("milestones", milestone, low=1, whole=True)
+        check_range("decay", decay, low=0, low_open=True, high=1)
+        self.milestones, self.decay = list(milestones), decay
+
+    def factor(self, round: int, rounds: int) -> float:
+        """Return the factor of a round: see `LearningRateSchedule.factor`."""
+        return self.decay ** sum(milestone <= round for milestone in self.milestones)
+
+
+class ExponentialSchedule(LearningRateSchedule):
+    """Is ``decay ** t`` in round t.
+
+    Args:
+        decay: In (0, 1].
+
+    Raises:
+        FedKDError: If it is out of range.
+    """
+
+    def __init__(self, decay: float = 0.998) -> None:
+        check_range("decay", decay, low=0, low_open=True, high=1)
+        self.decay = decay
+
+    def factor(self, round: int, rounds: int) -> float:
+        """Return the factor of a round: see `LearningRateSchedule.factor`."""
+        return self.decay**round
+
 
 LR_SCHEDULES = ("constant", "cosine")
 
 
-def check_lr_schedule(schedule: str) -> None:
+def check_lr_schedule(schedule: LearningRateSchedule | str) -> None:
     """Raise a `fedkd.FedKDError` unless there is such a schedule."""
-    if schedule not in LR_SCHEDULES:
-        raise unknown_name("lr_schedule", schedule, LR_SCHEDULES)
+    if not isinstance(schedule, LearningRateSchedule) and schedule not in LR_SCHEDULES:
+        raise unknown_name("lr_schedule", str(schedule), LR_SCHEDULES)
 
 
-def lr_factor(schedule: str, round: int, rounds: int) -> float:
-    r"""Return by what clients' learning rates are multiplied in a round, in (0, 1].
+def lr_factor(schedule: LearningRateSchedule | Literal["constant", "cosine"], round: int, rounds: int) -> float:
+    """Return by what clients' learning rates are multiplied in a round.
 
     Args:
-        schedule: "constant" is 1 in every round. "cosine" is :math:`(1 + \cos(\pi t / R)) / 2` in round t of R, as
-            in Loshchilov and Hutter, arXiv 1608.03983, equation 5, with rounds in place of steps: 1 in the first
-            round, near 0 in the last.
+        schedule: "constant" is 1 in every round, "cosine" is `CosineSchedule`.
         round: t, 0-based.
         rounds: R > t.
+
+    Raises:
+        FedKDError: If a schedule's factor is negative or not finite.
     """
-    return 1.0 if schedule == "constant" else (1 + math.cos(math.pi * round / rounds)) / 2
+    if schedule == "constant":
+        return 1.0
+    chosen = CosineSchedule() if isinstance(schedule, str) else schedule
+    factor = float(chosen.factor(round, rounds))
+    if not 0 <= factor < math.inf:
+        raise FedKDError(f"{chosen!r} must give a finite factor >= 0, got {factor} in round {round} of {rounds}.")
+    return factor

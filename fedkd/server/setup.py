@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -21,7 +21,7 @@ from fedkd.data.rows import Rows
 from fedkd.runs.identity import run_identity
 from fedkd.server.backends import Backend, SiteFactory
 from fedkd.server.exchange import Exchange, Traffic
-from fedkd.server.lr_schedule import lr_factor
+from fedkd.server.lr_schedule import LearningRateSchedule, lr_factor
 from fedkd.strategies import RoundContext, Strategy, default_strategy
 from fedkd.strategies.context import LastTest
 from fedkd.students import UnbuiltStudent, trained_part
@@ -110,7 +110,7 @@ class Prepared:
     test: Rows
     seed: int
     rounds: int
-    lr_schedule: str
+    lr_schedule: LearningRateSchedule | Literal["constant", "cosine"]
     min_clients: int | None
     trainer: dict[str, Any]
     val_accuracy: dict[int, float] = field(default_factory=dict)
@@ -235,7 +235,9 @@ def run_settings(federation: Any, plan: Plan) -> dict[str, Any]:
         "strategy": one_line(plan.strategy, paths=True),
         "clients_per_round": federation.clients_per_round,
         "teaching": federation.teaching,
-        "lr_schedule": federation.lr_schedule,
+        "lr_schedule": (
+            schedule if isinstance(schedule := federation.lr_schedule, str) else one_line(schedule, paths=True)
+        ),
         **run_identity(plan.modules[0], plan.datamodule, plan.trainer),
     }
 

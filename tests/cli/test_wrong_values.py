@@ -343,8 +343,9 @@ WRONG: dict[str, list[tuple[str, str]]] = {
         ),
         (
             "--federation.lr_schedule cosin",
-            "federation.lr_schedule: Unknown value 'cosin'. Did you mean 'cosine'? Choose one of: constant, cosine.",
+            "federation.lr_schedule: Unknown class 'cosin'. Did you mean 'cosine'? Choose one of: CosineSchedule, ",
         ),
+        ("--federation.lr_schedule StepSchedule", "federation.lr_schedule.milestones must be set."),
         (
             "--federation null",
             "federation: 'null' is no file with its options. Give them one by one, --federation.OPTION",

@@ -22,6 +22,37 @@ def test_cosine_by_hand():
     assert {lr_factor("constant", t, 4) for t in range(4)} == {1.0}
 
 
+def test_other_schedules_by_hand():
+    cosine = fedkd.CosineSchedule(warmup=2, end=0.5)
+    assert [cosine.factor(t, 4) for t in range(4)] == pytest.approx([1 / 3, 2 / 3, 1.0, 0.75])
+    steps = fedkd.StepSchedule([2, 3], decay=0.1)
+    assert [steps.factor(t, 5) for t in range(5)] == pytest.approx([1, 1, 0.1, 0.01, 0.01])
+    assert [fedkd.ExponentialSchedule(0.5).factor(t, 3) for t in range(3)] == [1, 0.5, 0.25]
+    assert [lr_factor(fedkd.CosineSchedule(), t, 4) for t in range(4)] == pytest.approx(FACTORS)
+
+
+class Negative(fedkd.LearningRateSchedule):
+    def factor(self, round, rounds):
+        return -1.0
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: fedkd.CosineSchedule(end=2), "end must be >= 0 and <= 1, got 2"),
+        (lambda: fedkd.CosineSchedule(warmup=-1), "warmup must be"),
+        (lambda: fedkd.StepSchedule([0]), "milestones must be >= 1, got 0"),
+        (lambda: fedkd.StepSchedule([3], decay=0), "decay must be > 0 and <= 1, got 0"),
+        (lambda: fedkd.ExponentialSchedule(1.1), "decay must be > 0 and <= 1, got 1.1"),
+        (lambda: lr_factor(Negative(), 1, 2), r"Negative\(\) must give a finite factor >= 0, got -1.0 in round 1 of 2"),
+        (lambda: fedkd.Federation(lr_schedule=fedkd.CosineSchedule), "lr_schedule"),
+    ],
+)
+def test_what_is_no_schedule_is_one_line(make, message):
+    with pytest.raises(fedkd.FedKDError, match=message):
+        make()
+
+
 class PerStep(fedkd.DistillationModule):
     """Its learning rate falls with the steps of a fit."""
 
@@ -84,6 +115,21 @@ def test_a_run_follows_the_cosine_and_so_does_one_that_goes_on(strategy, tmp_pat
 
     assert fit(2) == pytest.approx([0.2, 0.1])
     assert fit(4, ckpt_path="last") == pytest.approx([0.2 * FACTORS[2], 0.2 * FACTORS[3]])
+
+
+def test_a_schedule_of_ones_own_is_followed_and_kept(tmp_path):
+    data = FederatedDataModule.from_datasets(images(60), images(30, seed=1), num_clients=3)
+
+    def run(decay, rounds):
+        schedule, trainer = fedkd.ExponentialSchedule(decay), {"accelerator": "cpu"}
+        return fedkd.Federation(rounds, lr_schedule=schedule, run_dir=tmp_path / "run", trainer=trainer)
+
+    Rates.seen.clear()
+    summary = run(0.5, 3).fit(Rates(LinearStudent(), optimizer=sgd(0.2)), data)
+    assert list(dict.fromkeys(Rates.seen)) == pytest.approx([0.2, 0.1, 0.05])
+    assert "ExponentialSchedule(decay=0.5)" in summary["settings"]["lr_schedule"]
+    with pytest.raises(fedkd.FedKDError, match=r"its lr_schedule is .*decay=0\.5.*, this run's is .*decay=0\.25"):
+        run(0.25, 4).fit(Rates(LinearStudent(), optimizer=sgd(0.2)), data, ckpt_path="last")
 
 
 def test_another_schedule_is_another_run(tmp_path):
