@@ -209,6 +209,10 @@ def test_plot_of_no_images_at_all(tmp_path: Path) -> None:
         assert report.plot(tmp_path / "none.png", kind).stat().st_size > 0  # type: ignore[arg-type]
 
 
+def test_a_notebook_shows_a_figure_as_an_image(small: PartitionReport) -> None:
+    assert small.figure()._repr_png_().startswith(b"\x89PNG")  # type: ignore[attr-defined]
+
+
 def test_figure_leaves_pyplot_alone(small: PartitionReport) -> None:
     loaded = "matplotlib.pyplot" in sys.modules
     small.figure()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+from io import BytesIO
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -56,7 +58,16 @@ def draw(report: PartitionCounts, kind: str = "heat") -> Figure:
     _label_counts(counts, report)
     for ax in figure.axes:
         ax.tick_params(which="both", length=0, colors=INK, labelsize=9)
+    # a notebook that has not used pyplot yet knows no other way to show a figure
+    figure._repr_png_ = partial(as_png, figure)  # type: ignore[attr-defined]
     return figure
+
+
+def as_png(figure: Figure) -> bytes:
+    """Return a figure as the content of a PNG file."""
+    content = BytesIO()
+    figure.savefig(content, format="png", bbox_inches="tight")
+    return content.getvalue()
 
 
 def _draw_sizes(ax: Axes, report: PartitionCounts) -> None:
