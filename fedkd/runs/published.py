@@ -7,9 +7,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import PyTorchModelHubMixin, hf_hub_download
+from huggingface_hub import PyTorchModelHubMixin, hf_hub_download, metadata_load
 from safetensors.torch import load, save
 from torch import Tensor, nn
+from yaml import YAMLError
 
 from fedkd.core.errors import MissingResourceError
 from fedkd.core.sealed import read_record, read_sealed, sealed
@@ -155,7 +156,7 @@ def card_facts(run_dir: str | Path, spec: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def teacher_license(name: str) -> str:
-    """Return the license of a teacher by its checkpoint, as far as the catalogue knows it."""
+    """Return the license of a teacher by its checkpoint: that of the catalogue, or of the model card in its folder."""
     for known in teachers:
         try:
             entry = teachers[known]
@@ -163,6 +164,14 @@ def teacher_license(name: str) -> str:
             continue
         if name in (known, entry.checkpoint):
             return entry.license
+    card = Path(name) / "README.md"
+    if card.is_file():
+        try:
+            found = (metadata_load(card) or {}).get("license")
+        except (YAMLError, ValueError):  # a card that is none says nothing
+            found = None
+        if found:
+            return str(found)
     return "see its own page"
 
 

@@ -109,6 +109,19 @@ def test_the_card_says_what_the_run_was(run, published):
     assert 'from_pretrained("THIS FOLDER OR REPOSITORY")' in card
 
 
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("---\nlicense: cc-by-4.0\n---\n# A model\n", "cc-by-4.0"),
+        ("---\nlicense: [\n---\n", "see its own page"),
+        ("# A model\n", "see its own page"),
+    ],
+)
+def test_the_license_of_a_folder_is_that_of_its_card(tmp_path, text, expected):
+    (tmp_path / "README.md").write_text(text)
+    assert teacher_license(str(tmp_path)) == expected
+
+
 def test_the_license_is_that_of_the_catalogue():
     assert teacher_license("facebook/dinov2-small") == fedkd.teachers.catalogue.teachers["dinov2-s"].license
     assert name_of(fedkd.teachers.catalogue.teachers["digits-tiny"].checkpoint) == "digits-tiny"
