@@ -87,7 +87,7 @@ class Exchange:
         told = sorted(task.client for task in tasks)
         answered: list[int] = []
         diverged: list[int] = []
-        first: ClientUpdate | None = None
+        first: tuple[Shapes, int] | None = None  # not the update: its tensors are freed once it is averaged
         failed: dict[int, str] = {}
         waiting: dict[int, ClientUpdate] = {}
         up, expected = 0, iter(told)
@@ -103,8 +103,9 @@ class Exchange:
                 else:
                     answered.append(update.client)
                     up += update.num_bytes
-                    first = first or update
-                    if (other := difference(update, first)) is not None:
+                    shapes = shapes_of(update)
+                    first = first or (shapes, update.client)
+                    if (other := difference(shapes, *first)) is not None:
                         if min_updates is None:
                             raise ClientError([update.client], tasks[0].round, other)
                         failed[update.client] = other
@@ -142,19 +143,33 @@ class Exchange:
             )
 
 
-def difference(update: ClientUpdate, other: ClientUpdate) -> str | None:
+Shapes = dict[str, dict[str, tuple[int, ...]]]
+
+
+def shapes_of(update: ClientUpdate) -> Shapes:
+    """Return the shapes of the tensors that an update sends, by name, without keeping the tensors."""
+    return {
+        kind: {name: tuple(value.shape) for name, value in getattr(update, kind).items()}
+        for kind in ("delta", "buffers", "extras")
+    }
+
+
+def difference(shapes: Shapes, others: Shapes, other: int) -> str | None:
     """Return in what the tensors that two updates send differ, in name or shape; None if they do not.
 
     The updates of an exchange are summed and averaged, so those of one client must be those of another.
+
+    Args:
+        shapes: Of an update.
+        others: Of the update that it is compared with.
+        other: The client of the latter.
     """
-    for kind in ("delta", "buffers", "extras"):
-        shapes, expected = (
-            {name: tuple(value.shape) for name, value in getattr(each, kind).items()} for each in (update, other)
-        )
-        for name in sorted({*shapes, *expected}):
-            if shapes.get(name) != expected.get(name):
+    for kind, expected in others.items():
+        found = shapes[kind]
+        for name in sorted({*found, *expected}):
+            if found.get(name) != expected.get(name):
                 return (
-                    f"the {kind} {name!r} of its update is {shapes.get(name, 'missing')}, and that of client "
-                    f"{other.client} {expected.get(name, 'missing')}"
+                    f"the {kind} {name!r} of its update is {found.get(name, 'missing')}, and that of client "
+                    f"{other} {expected.get(name, 'missing')}"
                 )
     return None
