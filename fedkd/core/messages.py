@@ -285,8 +285,6 @@ def _check_fields(update: ClientUpdate) -> None:
             continue
         if not isinstance(tensors, Mapping) or not all(isinstance(value, Tensor) for value in tensors.values()):
             raise FedKDError(f"An update's {name} must be tensors by name.")
-    if not all(value.is_floating_point() or value.is_complex() for value in update.delta.values()):
-        raise FedKDError("An update's delta must be floating point.")
     metrics: Any = update.metrics
     if not isinstance(metrics, Mapping) or not all(isinstance(value, int | float) for value in metrics.values()):
         raise FedKDError("An update's metrics must be numbers by name.")

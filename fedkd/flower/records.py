@@ -195,6 +195,8 @@ def mistake(update: ClientUpdate, task: ClientTask) -> str | None:
     """Return why an update does not answer a task; None if it does."""
     if update.client != task.client:
         return f"client {task.client} was told to work, and the answer says that it is of {update.client!r}"
+    if not all(value.is_floating_point() or value.is_complex() for value in update.delta.values()):
+        return "the update's delta must be floating point"
     weights, kept = task.weights, update.client_state or {}
     if not all_finite(kept.values()):
         return "what it is to remember for the client is infinite or NaN"
