@@ -47,7 +47,7 @@ def on_grid(
 ) -> tuple[Run, LocalGrid]:
     """Return the run with a grid of nodes as its backend, and the grid; ``options`` are the app's configuration."""
     grid = LocalGrid(there, config, fault)
-    run = server_run(grid, {"start-timeout": 5, **config, **(options or {})})
+    run = server_run(grid, {"start-timeout": 30, **config, **(options or {})})
     run.federation.backend.poll_seconds = 0.01
     return run, grid
 

@@ -141,7 +141,7 @@ def test_a_node_whose_hello_was_lost_is_asked_again(tmp_path: Path, monkeypatch:
             return None
         return answer
 
-    run, _ = on_grid(app(tmp_path, f"{PLAIN} --federation.rounds 1"), nodes(2), forgets)
+    run, _ = on_grid(app(tmp_path, f"{PLAIN} --federation.rounds 1"), nodes(2), forgets, {"start-timeout": 100})
     assert len(fit(run, tmp_path / "run")["per_class_accuracy"]) == 10
     assert lost
 
