@@ -173,8 +173,10 @@ class ClientUpdate:
 
     @property
     def is_finite(self) -> bool:
-        """Whether no entry of what is sent is infinite or NaN."""
-        return all_finite(value for tensors in (self.delta, self.buffers, self.extras) for value in tensors.values())
+        """Whether no entry of what is sent, or is to be remembered, is infinite or NaN."""
+        kept = self.client_state or {}
+        parts = (self.delta, self.buffers, self.extras, kept)
+        return all_finite(value for tensors in parts for value in tensors.values())
 
 
 @dataclass(frozen=True)

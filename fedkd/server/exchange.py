@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+
+from torch import Tensor
 
 from fedkd.core.errors import FedKDError
 from fedkd.core.messages import ClientFailure, ClientTask, ClientUpdate, Work
@@ -87,7 +89,8 @@ class Exchange:
         told = sorted(task.client for task in tasks)
         answered: list[int] = []
         diverged: list[int] = []
-        first: tuple[Shapes, int] | None = None  # not the update: its tensors are freed once it is averaged
+        by_client = {task.client: task for task in tasks}
+        first: tuple[int, Shapes] | None = None  # not the update: its tensors are freed once it is averaged
         failed: dict[int, str] = {}
         waiting: dict[int, ClientUpdate] = {}
         up, expected = 0, iter(told)
@@ -103,12 +106,13 @@ class Exchange:
                 else:
                     answered.append(update.client)
                     up += update.num_bytes
-                    shapes = shapes_of(update)
-                    first = first or (shapes, update.client)
-                    if (other := difference(shapes, *first)) is not None:
+                    first = first or (update.client, shapes_of(update.extras))
+                    task = by_client.get(update.client)
+                    wrong = None if task is None else mistake(update, task, *first)
+                    if wrong is not None:
                         if min_updates is None:
-                            raise ClientError([update.client], tasks[0].round, other)
-                        failed[update.client] = other
+                            raise ClientError([update.client], tasks[0].round, wrong)
+                        failed[update.client] = wrong
                     elif update.is_finite or min_updates is None:
                         waiting[update.client] = update
                         diverged += [] if update.is_finite else [update.client]
@@ -143,33 +147,43 @@ class Exchange:
             )
 
 
-Shapes = dict[str, dict[str, tuple[int, ...]]]
+Shapes = dict[str, tuple[int, ...]]
 
 
-def shapes_of(update: ClientUpdate) -> Shapes:
-    """Return the shapes of the tensors that an update sends, by name, without keeping the tensors."""
-    return {
-        kind: {name: tuple(value.shape) for name, value in getattr(update, kind).items()}
-        for kind in ("delta", "buffers", "extras")
-    }
+def shapes_of(tensors: Mapping[str, Tensor]) -> Shapes:
+    """Return the shapes of tensors by name, without keeping the tensors."""
+    return {name: tuple(value.shape) for name, value in tensors.items()}
 
 
-def difference(shapes: Shapes, others: Shapes, other: int) -> str | None:
-    """Return in what the tensors that two updates send differ, in name or shape; None if they do not.
+def mistake(update: ClientUpdate, task: ClientTask, other: int, extras: Shapes) -> str | None:
+    """Return why an update does not answer a task; None if it does.
 
-    The updates of an exchange are summed and averaged, so those of one client must be those of another.
+    What it changes must have the names and shapes of what was sent. A work that changes no weights sends none, and a
+    client with a student of its own is sent none. Extras are summed, so they must be like those of the other clients.
 
     Args:
-        shapes: Of an update.
-        others: Of the update that it is compared with.
-        other: The client of the latter.
+        update: A client's.
+        task: That of the same client.
+        other: Another client.
+        extras: The shapes of the extras in its update.
     """
-    for kind, expected in others.items():
-        found = shapes[kind]
-        for name in sorted({*found, *expected}):
-            if found.get(name) != expected.get(name):
-                return (
-                    f"the {kind} {name!r} of its update is {found.get(name, 'missing')}, and that of client "
-                    f"{other} {expected.get(name, 'missing')}"
-                )
+    if not all(value.is_floating_point() or value.is_complex() for value in update.delta.values()):
+        return "the delta of its update must be floating point"
+    weights = task.weights
+    for kind, changed, sent in (
+        ("delta", update.delta, weights.parameters),
+        ("buffers", update.buffers, weights.buffers),
+    ):
+        if changed and sent and (found := difference(kind, shapes_of(changed), shapes_of(sent))):
+            return f"{found} in what it was sent"
+    found = difference("extras", shapes_of(update.extras), extras)
+    return f"{found} in that of client {other}" if found else None
+
+
+def difference(kind: str, found: Shapes, expected: Shapes) -> str | None:
+    """Return the first difference of an update's tensors from those expected, in name or shape; None without one."""
+    for name in sorted({*found, *expected}):
+        mine, other = found.get(name, "missing"), expected.get(name, "missing")
+        if mine != other:
+            return f"the {kind} {name!r} of its update is {mine}, and {other}"
     return None

@@ -5,24 +5,69 @@ from __future__ import annotations
 import pytest
 import torch
 
-from fedkd.core.messages import ClientUpdate
-from fedkd.server.exchange import difference, shapes_of
+from fedkd.core.errors import FedKDError
+from fedkd.core.messages import ClientTask, ClientUpdate, Weights
+from fedkd.server.backends import ClientError
+from fedkd.server.backends.base import Workers
+from fedkd.server.exchange import Exchange
+
+SENT = Weights({"w": torch.zeros(2), "u": torch.zeros(1)}, {"b": torch.tensor(0)})
+RIGHT = {"delta": {"w": torch.zeros(2), "u": torch.zeros(1)}, "buffers": {"b": torch.tensor(1)}}
+SUMS = {"extras": {"sums": torch.zeros(3)}}
 
 
-def update(client: int, **tensors: torch.Tensor) -> ClientUpdate:
-    return ClientUpdate(client, num_examples=3, delta=tensors)
+class Answers(Workers):
+    """Answer with given updates."""
+
+    def __init__(self, updates: list[ClientUpdate]) -> None:
+        self.updates = updates
+
+    def map(self, work, tasks):
+        return iter(self.updates)
+
+
+def work(site, task):
+    raise AssertionError("it is not called")
+
+
+def exchange(*fields: dict, min_updates: int | None = None, weights: Weights = SENT):
+    updates = [ClientUpdate(client, num_examples=3, **each) for client, each in enumerate(fields)]
+    made = Exchange(Answers(updates))
+    return made, made(work, [ClientTask(0, client, weights) for client in range(len(fields))], min_updates)
 
 
 @pytest.mark.parametrize(
-    ("tensors", "expected"),
+    ("change", "expected"),
     [
-        ({"w": (2, 3), "b": (3,)}, None),
-        ({"w": (2, 2), "b": (3,)}, "the delta 'w' of its update is (2, 2), and that of client 0 (2, 3)"),
-        ({"w": (2, 3)}, "the delta 'b' of its update is missing, and that of client 0 (3,)"),
-        ({"w": (2, 3), "b": (3,), "c": (1,)}, "the delta 'c' of its update is (1,), and that of client 0 missing"),
+        ({"delta": {**RIGHT["delta"], "w": torch.zeros(3)}}, r"delta 'w' of its update is \(3,\), and \(2,\) in what"),
+        ({"delta": {**RIGHT["delta"], "v": torch.zeros(3)}}, r"delta 'v' of its update is \(3,\), and missing in what"),
+        ({"delta": {"u": torch.zeros(1)}}, r"delta 'w' of its update is missing, and \(2,\) in what it was sent"),
+        ({"delta": {"w": torch.ones(2, dtype=torch.bool)}}, "delta of its update must be floating point"),
+        ({"buffers": {"c": torch.tensor(1)}}, r"buffers 'b' of its update is missing, and \(\) in what it was sent"),
+        (
+            {"extras": {"sums": torch.zeros(2)}},
+            r"extras 'sums' of its update is \(2,\), and \(3,\) in that of client 0",
+        ),
+        ({"extras": {}}, r"extras 'sums' of its update is missing, and \(3,\) in that of client 0"),
     ],
 )
-def test_the_updates_of_an_exchange_have_the_same_tensors(tensors: dict[str, tuple[int, ...]], expected: str | None):
-    first = shapes_of(update(0, w=torch.zeros(2, 3), b=torch.zeros(3)))
-    found = shapes_of(update(1, **{name: torch.zeros(shape) for name, shape in tensors.items()}))
-    assert difference(found, first, 0) == expected
+def test_an_update_that_does_not_answer_its_task_is_a_client_that_failed(change: dict, expected: str):
+    right = {**RIGHT, **SUMS}
+    with pytest.raises(ClientError, match=f"Client 1, round 0: the {expected}"):
+        exchange(right, {**right, **change})
+    made, updates = exchange(right, {**right, **change}, min_updates=1)
+    assert [update.client for update in updates] == [0]
+    assert [failure.client for failure in made.failures] == [1]
+
+
+def test_a_work_that_changes_no_weights_and_a_client_with_its_own_student_are_right():
+    assert len(exchange(SUMS, SUMS)[1]) == 2
+    assert len(exchange(RIGHT, RIGHT, weights=Weights({}))[1]) == 2
+
+
+def test_what_is_to_be_remembered_must_be_finite():
+    damaged = {**RIGHT, "client_state": {"c": torch.tensor(float("nan"))}}
+    with pytest.raises(FedKDError, match=r"client\(s\) \[1\] sent from 'work' is infinite or NaN"):
+        exchange(RIGHT, damaged)
+    made, _ = exchange(RIGHT, damaged, min_updates=1)
+    assert [failure.reason for failure in made.failures] == ["what it sent is infinite or NaN"]
