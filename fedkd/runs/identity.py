@@ -62,7 +62,7 @@ def run_identity(
         "teacher": module.teacher.identity() if module.teacher else None,
         "shared images": shared_identity(datamodule),
         "label loss": _line(module.label_loss),
-        "loss": _line(module.loss),
+        "loss": _line(module.loss) if module.teacher else "cross-entropy",  # any loss is that without a teacher
         "optimizer": _line(module.try_optimizer() or module.optimizer),
         "trainer": trainer_identity(trainer),
         "data set": datamodule.data_fingerprint[:16],

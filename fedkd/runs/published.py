@@ -131,7 +131,7 @@ def card_facts(run_dir: str | Path, spec: Mapping[str, Any]) -> dict[str, Any]:
         "data": settings.get("data"),
         "clients": f"{settings.get('num_clients')}, partitioned by {settings.get('partitioner')}",
         "strategy": settings.get("strategy"),
-        "loss": "cross-entropy" if teacher is None else settings.get("loss"),
+        "loss": settings.get("loss"),
         "rounds": summary["rounds"],
         "teacher": "none" if teacher is None else f"{teacher['name']} (license: {teacher_license(teacher['name'])})",
         "balanced accuracy on the test set": percent(summary["balanced_accuracy"]),

@@ -133,8 +133,6 @@ def read_run(run_dir: str | Path) -> RunRecord:
         notes += [f"{path.name} cannot be read." for path in unread]
         if not settings:
             notes.append("Its settings are not known: they are in summary.json and in the checkpoints.")
-    if "loss" in settings and settings.get("teacher", "") is None:
-        settings["loss"] = "cross-entropy"  # whatever loss was named: without a teacher it is that
     return RunRecord(folder, rows, summary, settings, tuple(notes))
 
 

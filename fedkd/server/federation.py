@@ -36,7 +36,7 @@ from fedkd.server.backends import Backend, InProcess
 from fedkd.server.callbacks import RoundCallback, RoundEvent, RunEvent, check_callbacks
 from fedkd.server.check.forecast import RunForecast
 from fedkd.server.display import show_rounds
-from fedkd.server.lr_schedule import LearningRateSchedule, check_lr_schedule
+from fedkd.server.lr_schedule import LearningRateSchedule, schedule_of
 from fedkd.server.run_loggers import RunLoggers, check_loggers, confusion_figure
 from fedkd.server.sampling import sample_cohort
 from fedkd.server.setup import Prepared, described, plan_run, prepare_run, run_settings, training_loop
@@ -98,11 +98,11 @@ class Federation(Shown):
             check_range("min_clients", min_clients, low=1, high=clients_per_round, whole=True)
         if teaching not in TEACHING:
             raise unknown_name("teaching", teaching, TEACHING)
-        check_lr_schedule(lr_schedule)
+        self.lr_schedule = schedule_of(lr_schedule)
         if not isinstance(strategy, Strategy) and strategy != "auto":
             raise unknown_name("strategy", strategy, ("auto",))
         self.rounds, self.clients_per_round, self.teaching = rounds, clients_per_round, teaching
-        self.lr_schedule, self.min_clients = lr_schedule, min_clients
+        self.min_clients = min_clients
         self.strategy, self.backend = strategy, backend
         arguments = dict(trainer or {})
         self.logger = check_loggers(arguments.pop("logger", None))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Literal
 
 from fedkd.core.config import Configured
 from fedkd.core.errors import FedKDError, check_range, unknown_name
@@ -67,6 +66,8 @@ class StepSchedule(LearningRateSchedule):
     """
 
     def __init__(self, milestones: Sequence[int], decay: float = 0.1) -> None:
+        if not isinstance(milestones, list | tuple):
+            raise FedKDError(f"milestones must be a list of rounds, such as [30, 45], got {milestones!r}.")
         for milestone in milestones:
             check_range("milestones", milestone, low=1, whole=True)
         check_range("decay", decay, low=0, low_open=True, high=1)
@@ -96,30 +97,43 @@ class ExponentialSchedule(LearningRateSchedule):
         return self.decay**round
 
 
-LR_SCHEDULES = ("constant", "cosine")
+class ConstantSchedule(LearningRateSchedule):
+    """Is 1 in every round."""
+
+    def factor(self, round: int, rounds: int) -> float:
+        """Return 1."""
+        return 1.0
 
 
-def check_lr_schedule(schedule: LearningRateSchedule | str) -> None:
-    """Raise a `fedkd.FedKDError` unless there is such a schedule."""
-    if not isinstance(schedule, LearningRateSchedule) and schedule not in LR_SCHEDULES:
-        raise unknown_name("lr_schedule", str(schedule), LR_SCHEDULES)
+NAMED: dict[str, LearningRateSchedule] = {"constant": ConstantSchedule(), "cosine": CosineSchedule()}
+"""The schedules that a name stands for."""
 
 
-def lr_factor(schedule: LearningRateSchedule | Literal["constant", "cosine"], round: int, rounds: int) -> float:
+def schedule_of(schedule: LearningRateSchedule | str) -> LearningRateSchedule:
+    """Return a schedule, or the one that a name stands for.
+
+    Raises:
+        FedKDError: If there is none of this name.
+    """
+    if isinstance(schedule, LearningRateSchedule):
+        return schedule
+    if schedule not in NAMED:
+        raise unknown_name("lr_schedule", str(schedule), NAMED)
+    return NAMED[schedule]
+
+
+def lr_factor(schedule: LearningRateSchedule, round: int, rounds: int) -> float:
     """Return by what clients' learning rates are multiplied in a round.
 
     Args:
-        schedule: "constant" is 1 in every round, "cosine" is `CosineSchedule`.
+        schedule: The run's.
         round: t, 0-based.
         rounds: R > t.
 
     Raises:
-        FedKDError: If a schedule's factor is negative or not finite.
+        FedKDError: If the schedule's factor is negative or not finite.
     """
-    if schedule == "constant":
-        return 1.0
-    chosen = CosineSchedule() if isinstance(schedule, str) else schedule
-    factor = float(chosen.factor(round, rounds))
+    factor = float(schedule.factor(round, rounds))
     if not 0 <= factor < math.inf:
-        raise FedKDError(f"{chosen!r} must give a finite factor >= 0, got {factor} in round {round} of {rounds}.")
+        raise FedKDError(f"{schedule!r} must give a finite factor >= 0, got {factor} in round {round} of {rounds}.")
     return factor

@@ -14,6 +14,7 @@ from lightning.pytorch.loggers import CSVLogger, Logger, MLFlowLogger, TensorBoa
 
 from fedkd.core.errors import FedKDError
 from fedkd.core.messages import Metrics
+from fedkd.core.storage import make_parent, writing
 from fedkd.runs.summary import versions
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 MLFLOW_LENGTH = 240
 """Characters of a name for MLflow, which takes 250; the rest is for a number."""
 
-WITH_FIGURES = (TensorBoardLogger, WandbLogger, MLFlowLogger)
+WITH_FIGURES = (CSVLogger, TensorBoardLogger, WandbLogger, MLFlowLogger)
 
 
 class RunLoggers:
@@ -73,6 +74,11 @@ class RunLoggers:
         for logger in takers:
             if isinstance(logger, TensorBoardLogger):
                 logger.experiment.add_figure(name, figure, step)
+            elif isinstance(logger, CSVLogger):
+                path = Path(logger.log_dir) / f"{name}.png"
+                make_parent(path)
+                with writing(path):
+                    figure.savefig(path, dpi=120)
             elif isinstance(logger, WandbLogger):
                 logger.log_image(name, [as_image(figure)])
             else:

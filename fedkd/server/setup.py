@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
@@ -110,7 +110,7 @@ class Prepared:
     test: Rows
     seed: int
     rounds: int
-    lr_schedule: LearningRateSchedule | Literal["constant", "cosine"]
+    lr_schedule: LearningRateSchedule
     min_clients: int | None
     trainer: dict[str, Any]
     val_accuracy: dict[int, float] = field(default_factory=dict)
@@ -235,9 +235,7 @@ def run_settings(federation: Any, plan: Plan) -> dict[str, Any]:
         "strategy": one_line(plan.strategy, paths=True),
         "clients_per_round": federation.clients_per_round,
         "teaching": federation.teaching,
-        "lr_schedule": (
-            schedule if isinstance(schedule := federation.lr_schedule, str) else one_line(schedule, paths=True)
-        ),
+        "lr_schedule": one_line(federation.lr_schedule, paths=True),
         **run_identity(plan.modules[0], plan.datamodule, plan.trainer),
     }
 

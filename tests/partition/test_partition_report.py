@@ -210,7 +210,7 @@ def test_plot_of_no_images_at_all(tmp_path: Path) -> None:
 
 
 def test_a_notebook_shows_a_figure_as_an_image(small: PartitionReport) -> None:
-    assert small.figure()._repr_png_().startswith(b"\x89PNG")  # type: ignore[attr-defined]
+    assert small.figure()._repr_png_().startswith(b"\x89PNG")
 
 
 def test_figure_leaves_pyplot_alone(small: PartitionReport) -> None:

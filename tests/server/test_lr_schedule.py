@@ -10,7 +10,7 @@ from helpers import LinearStudent, datamodule, images, module, same, sgd, weight
 
 import fedkd
 from fedkd.data import FederatedDataModule
-from fedkd.server.lr_schedule import lr_factor
+from fedkd.server.lr_schedule import lr_factor, schedule_of
 from fedkd.server.run_loggers import RunLoggers
 from fedkd.strategies import SCAFFOLD, FedMD
 
@@ -18,8 +18,8 @@ FACTORS = [1.0, 0.8535533905932737, 0.5, 0.14644660940672624]  # (1 + cos(pi t /
 
 
 def test_cosine_by_hand():
-    assert [lr_factor("cosine", t, 4) for t in range(4)] == pytest.approx(FACTORS)
-    assert {lr_factor("constant", t, 4) for t in range(4)} == {1.0}
+    assert [lr_factor(schedule_of("cosine"), t, 4) for t in range(4)] == pytest.approx(FACTORS)
+    assert {lr_factor(schedule_of("constant"), t, 4) for t in range(4)} == {1.0}
 
 
 def test_other_schedules_by_hand():
@@ -28,7 +28,6 @@ def test_other_schedules_by_hand():
     steps = fedkd.StepSchedule([2, 3], decay=0.1)
     assert [steps.factor(t, 5) for t in range(5)] == pytest.approx([1, 1, 0.1, 0.01, 0.01])
     assert [fedkd.ExponentialSchedule(0.5).factor(t, 3) for t in range(3)] == [1, 0.5, 0.25]
-    assert [lr_factor(fedkd.CosineSchedule(), t, 4) for t in range(4)] == pytest.approx(FACTORS)
 
 
 class Negative(fedkd.LearningRateSchedule):
@@ -42,6 +41,7 @@ class Negative(fedkd.LearningRateSchedule):
         (lambda: fedkd.CosineSchedule(end=2), "end must be >= 0 and <= 1, got 2"),
         (lambda: fedkd.CosineSchedule(warmup=-1), "warmup must be"),
         (lambda: fedkd.StepSchedule([0]), "milestones must be >= 1, got 0"),
+        (lambda: fedkd.StepSchedule(30), r"milestones must be a list of rounds, such as \[30, 45\], got 30"),
         (lambda: fedkd.StepSchedule([3], decay=0), "decay must be > 0 and <= 1, got 0"),
         (lambda: fedkd.ExponentialSchedule(1.1), "decay must be > 0 and <= 1, got 1.1"),
         (lambda: lr_factor(Negative(), 1, 2), r"Negative\(\) must give a finite factor >= 0, got -1.0 in round 1 of 2"),
@@ -135,7 +135,10 @@ def test_a_schedule_of_ones_own_is_followed_and_kept(tmp_path):
 def test_another_schedule_is_another_run(tmp_path):
     data, trainer = datamodule(), {"accelerator": "cpu"}
     fedkd.Federation(1, run_dir=tmp_path / "run", trainer=trainer).fit(module(), data)
-    with pytest.raises(fedkd.FedKDError, match="its lr_schedule is 'constant', this run's is 'cosine'"):
+    with pytest.raises(
+        fedkd.FedKDError,
+        match=r"its lr_schedule is 'ConstantSchedule\(\)', this run's is 'CosineSchedule\(warmup=0, end=0.0\)'",
+    ):
         fedkd.Federation(2, lr_schedule="cosine", run_dir=tmp_path / "run", trainer=trainer).fit(
             module(), data, ckpt_path="last"
         )

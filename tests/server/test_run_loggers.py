@@ -46,13 +46,23 @@ def test_without_tensorboard_true_is_a_csv(tmp_path, monkeypatch):
     assert list(csv.DictReader((tmp_path / "csv" / "metrics.csv").open())) == [{"loss": "1.0", "step": "0"}]
 
 
-def test_no_figure_is_drawn_for_a_logger_without_figures(tmp_path):
+def test_a_csv_has_the_settings_and_the_figures_beside_it(tmp_path):
     from lightning.pytorch.loggers import CSVLogger
+
+    fit(tmp_path / "run", CSVLogger(tmp_path, name="logs", version=0))
+    folder = tmp_path / "logs" / "version_0"
+    assert {path.name for path in folder.iterdir()} == {"metrics.csv", "hparams.yaml", "partition.png", "confusion.png"}
+    assert "strategy: FedAvg()" in (folder / "hparams.yaml").read_text()
+    assert [row["step"] for row in csv.DictReader((folder / "metrics.csv").open())] == ["0", "1"]
+
+
+def test_no_figure_is_drawn_for_a_logger_without_figures(tmp_path):
+    from lightning.pytorch.loggers.logger import DummyLogger
 
     def draw():
         raise AssertionError("drawn for nothing")
 
-    for logger in (None, False, [], CSVLogger(tmp_path)):
+    for logger in (None, False, [], DummyLogger()):
         RunLoggers(logger, tmp_path).log_figure("partition", draw, 0)
 
 

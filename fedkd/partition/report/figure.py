@@ -1,26 +1,35 @@
-"""The plot of a partition. matplotlib is imported on use: its import takes longer than that of the whole package."""
+"""The plot of a partition. Import this on use: matplotlib takes longer to import than the whole package."""
 
 from __future__ import annotations
 
-from functools import partial
 from io import BytesIO
-from typing import TYPE_CHECKING
 
+import matplotlib
 import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.colors import ListedColormap, PowerNorm
+from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
+from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.ticker import MaxNLocator
 
 from fedkd.core.errors import unknown_name
 from fedkd.partition.report.counts import PartitionCounts
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
-    from matplotlib.image import AxesImage
 
 INK, PALE, ALERT, BLUE = "#22313f", "#f3f4f6", "#d1495b", "#2c7fb8"
 KINDS = ("heat", "bubble")
 
 
-def draw(report: PartitionCounts, kind: str = "heat") -> Figure:
+class PartitionFigure(Figure):
+    """A figure that a notebook shows as an image, also if it has not used pyplot."""
+
+    def _repr_png_(self) -> bytes:
+        content = BytesIO()
+        self.savefig(content, format="png")
+        return content.getvalue()
+
+
+def draw(report: PartitionCounts, kind: str = "heat") -> PartitionFigure:
     """Draw images by class and client. Above them one bar per client shows the size of its shard.
 
     A heat map of up to 20 x 20 cells shows the count in each cell. A cross marks every client without images.
@@ -35,15 +44,13 @@ def draw(report: PartitionCounts, kind: str = "heat") -> Figure:
     Raises:
         FedKDError: If there is no such kind.
     """
-    from matplotlib.figure import Figure
-    from matplotlib.layout_engine import ConstrainedLayoutEngine
-
     if kind not in KINDS:
         raise unknown_name("kind of plot", kind, KINDS)
     num_clients, num_classes = report.counts.shape
     width = float(np.clip(3.4 + 0.56 * num_clients, 7, 14))
     height = float(np.clip(2.8 + 0.4 * num_classes, 4, 13))
-    figure = Figure(figsize=(width, height), layout=ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.08), facecolor="white")
+    layout = ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.08)
+    figure = PartitionFigure(figsize=(width, height), layout=layout, facecolor="white")
     sizes, counts = figure.subplots(2, 1, sharex=True, height_ratios=[1.1, height - 2.1])
     figure.suptitle(report.summary(), x=0.01, ha="left", fontsize=11, fontweight="bold", color=INK)
     _draw_sizes(sizes, report)
@@ -58,22 +65,11 @@ def draw(report: PartitionCounts, kind: str = "heat") -> Figure:
     _label_counts(counts, report)
     for ax in figure.axes:
         ax.tick_params(which="both", length=0, colors=INK, labelsize=9)
-    # a notebook that has not used pyplot yet knows no other way to show a figure
-    figure._repr_png_ = partial(as_png, figure)  # type: ignore[attr-defined]
     return figure
-
-
-def as_png(figure: Figure) -> bytes:
-    """Return a figure as the content of a PNG file."""
-    content = BytesIO()
-    figure.savefig(content, format="png", bbox_inches="tight")
-    return content.getvalue()
 
 
 def _draw_sizes(ax: Axes, report: PartitionCounts) -> None:
     """Draw one bar per client, above the client's column of the heat map."""
-    from matplotlib.ticker import MaxNLocator
-
     ax.fill_between(
         np.arange(report.num_clients + 1) - 0.5,
         np.append(report.sizes, report.sizes[-1:]),
@@ -96,9 +92,6 @@ def _draw_sizes(ax: Axes, report: PartitionCounts) -> None:
 
 def _draw_cells(ax: Axes, report: PartitionCounts) -> AxesImage:
     """Draw the heat map. A pale cell is exactly 0, and every count above 0 has a visibly different color."""
-    import matplotlib
-    from matplotlib.colors import ListedColormap, PowerNorm
-
     num_clients, num_classes = report.counts.shape
     counts = np.ma.masked_equal(report.counts.T, 0)  # (num_classes, num_clients)
     colors = ListedColormap(matplotlib.colormaps["YlGnBu"](np.linspace(0.12, 1, 256))).with_extremes(bad=PALE)

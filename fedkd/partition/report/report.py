@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Literal
 from fedkd.core.errors import unknown_name
 from fedkd.core.storage import make_parent
 from fedkd.partition.report.counts import PartitionCounts
-from fedkd.partition.report.figure import draw
 from fedkd.partition.report.tables import counts_table, skew_table
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
     from rich.table import Table
+
+    from fedkd.partition.report.figure import PartitionFigure
 
 
 def plot_file(path: str | Path) -> Path:
@@ -65,7 +65,7 @@ class PartitionReport(PartitionCounts):
 
         return as_html(self.table(), self.skew_table())
 
-    def figure(self, kind: Literal["heat", "bubble"] = "heat") -> Figure:
+    def figure(self, kind: Literal["heat", "bubble"] = "heat") -> PartitionFigure:
         """Return a matplotlib figure: images by class and client, and above them one bar per client for its size.
 
         Args:
@@ -74,6 +74,8 @@ class PartitionReport(PartitionCounts):
         Raises:
             FedKDError: If ``kind`` is neither.
         """
+        from fedkd.partition.report.figure import draw
+
         return draw(self, kind)
 
     def plot(self, path: str | Path, kind: Literal["heat", "bubble"] = "heat") -> Path:
