@@ -114,6 +114,8 @@ class FedKDCLI(BaseCLI):
                 claim(Path(output), overwrite, is_folder=format == "safetensors")
         exported = export_student(self.run_dir(), format, output, which, self.student, push)
         print(f"{exported.path} (logits differ from the student's by {exported.max_difference:.2g} at most)")
+        if exported.url is not None:
+            print(f"pushed: {exported.url}")
 
     def partition(
         self, output: str | None = None, kind: Literal["heat", "bubble"] = "heat", overwrite: bool = False

@@ -7,7 +7,7 @@ import importlib.util
 import io
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,10 +32,12 @@ class Exported:
     Attributes:
         path: The file, or the folder for "safetensors".
         max_difference: The largest difference between its logits and the student's, on random images.
+        url: The commit on the hub, if it was pushed there.
     """
 
     path: Path
     max_difference: float
+    url: str | None = None
 
 
 def export_student(
@@ -71,17 +73,15 @@ def export_student(
     module = load_student(run_dir, given, which)
     name = "student" if which == LAST else which
     if format == "safetensors":
-        from fedkd.runs.published import PublishedStudent, card_facts
+        from fedkd.runs.published import PublishedStudent, card_facts, push_folder
 
         path = Path(output or Path(run_dir).expanduser() / f"{name}_published")
-        published = PublishedStudent(spec, module)
-        facts = card_facts(run_dir, spec)
-        published.save_pretrained(path, model_card_kwargs=facts)
+        PublishedStudent(spec, module).save_pretrained(path, model_card_kwargs=card_facts(run_dir, spec))
         loaded = PublishedStudent.from_pretrained(path, student=copy.deepcopy(given))
         exported = Exported(path, compare(loaded, module, spec["image_shape"]))
         if push is not None:
             try:
-                published.push_to_hub(push, model_card_kwargs=facts)
+                exported = replace(exported, url=push_folder(path, push))
             except Exception as error:  # whatever the hub's client raises: no network, no token, no such account
                 raise FedKDError(
                     f"The student is in {str(path)!r}, but could not be pushed to {push!r}: "

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import PyTorchModelHubMixin, hf_hub_download, metadata_load
+from huggingface_hub import HfApi, PyTorchModelHubMixin, hf_hub_download, metadata_load
 from safetensors.torch import load, save
 from torch import Tensor, nn
 from yaml import YAMLError
@@ -21,6 +21,7 @@ from fedkd.runs.student_file import restore_student
 from fedkd.students import ProjectedStudent
 from fedkd.teachers.catalogue import teachers
 
+CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
 PROGRAM = "student.pt2"
 MAX_CLASSES = 100
@@ -93,7 +94,7 @@ class PublishedStudent(
         content = save({name: value.contiguous() for name, value in tensors.items()})
         write_atomically(save_directory / WEIGHTS, sealed(content))
         write_atomically(save_directory / PROGRAM, as_program(self.student, self.spec))
-        write_atomically(save_directory / "config.json", json.dumps({"spec": self.spec}, indent=2) + "\n")
+        write_atomically(save_directory / CONFIG, json.dumps({"spec": self.spec}, indent=2) + "\n")
 
     @classmethod
     def _from_pretrained(  # type: ignore[override]
@@ -106,6 +107,23 @@ class PublishedStudent(
             path = Path(hf_hub_download(model_id, WEIGHTS, **given))
         restored = restore_student(spec, load(read_sealed(path)), student, model_id)
         return cls(spec, restored).eval()
+
+
+def push_folder(folder: Path, repo_id: str) -> str:
+    """Push what `PublishedStudent.save_pretrained` wrote, as it is there, and return the address of the commit.
+
+    Unlike `PublishedStudent.push_to_hub`, which makes the files anew, it pushes those that were compared with the
+    student.
+
+    Args:
+        folder: Of the files; others in it are not pushed.
+        repo_id: The repository, such as me/student. It is made if it is not there.
+    """
+    api = HfApi()
+    repo = api.create_repo(repo_id, exist_ok=True).repo_id
+    files = [WEIGHTS, PROGRAM, CONFIG, "README.md"]
+    message = "Push a student that fedkd trained"
+    return str(api.upload_folder(repo_id=repo, folder_path=folder, allow_patterns=files, commit_message=message))
 
 
 def card_facts(run_dir: str | Path, spec: Mapping[str, Any]) -> dict[str, Any]:

@@ -9,6 +9,7 @@ import sys
 import pytest
 import torch
 from helpers import datamodule, module
+from local_hub import local_hub
 from torch import nn
 
 import fedkd
@@ -95,6 +96,30 @@ def test_a_published_student_comes_back(run, published):
     assert {path.name for path in published.path.iterdir()} == {
         *("README.md", "config.json", "model.safetensors", "student.pt2")
     }
+
+
+def test_a_published_student_is_pushed_and_loaded_by_its_name(run, tmp_path, monkeypatch, capsys):
+    with local_hub() as hub:
+        hub.be_the_hub(monkeypatch)
+        monkeypatch.setenv("HF_TOKEN", "hf_mine")
+        folder = tmp_path / "student"
+        main(["export", str(run), "--format", "safetensors", "--output", str(folder), "--push", "me/student"])
+        assert f"pushed: {hub.url}/me/student/commit/" in capsys.readouterr().out
+        assert hub.tokens == ["Bearer hf_mine"]
+        assert {path.name: path.read_bytes() for path in folder.iterdir()} == {
+            name.removeprefix("me/student/"): content for name, content in hub.files.items()
+        }
+        loaded = PublishedStudent.from_pretrained("me/student", cache_dir=tmp_path / "cache")
+    assert compare(loaded, fedkd.load_student(run), (1, 8, 8)) == 0
+
+
+def test_what_cannot_be_pushed_is_a_line_and_stays_in_its_folder(run, tmp_path, monkeypatch):
+    with local_hub() as hub:
+        hub.be_the_hub(monkeypatch)
+    message = f"The student is in '{tmp_path}/student', but could not be pushed to 'me/student': ConnectError: "
+    with pytest.raises(fedkd.FedKDError, match=message):  # the hub is gone
+        export_student(run, "safetensors", tmp_path / "student", push="me/student")
+    assert compare(PublishedStudent.from_pretrained(tmp_path / "student"), fedkd.load_student(run), (1, 8, 8)) == 0
 
 
 def test_the_card_says_what_the_run_was(run, published):
