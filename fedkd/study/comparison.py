@@ -191,9 +191,11 @@ def _chart(
 def _table(entries: Sequence[Entry], folder: Path) -> Markup:
     """Return the results as a table: the last round's, the best round's, and what they cost."""
     has_seeds = any(len(entry.records) > 1 for entry in entries)
+    has_validation = any(_validation(record) is not None for entry in entries for record in entry.records)
     header = [
         "run",
         "rounds",
+        *(["validation"] if has_validation else []),
         "balanced accuracy",
         "worst class",
         "best round",
@@ -217,6 +219,7 @@ def _table(entries: Sequence[Entry], folder: Path) -> Markup:
             [
                 _linked(entry, folder),
                 f"{rounds[0]}" if len(rounds) == 1 else f"{rounds[0]} to {rounds[-1]}",
+                *([mean_percent(_known(_validation(record) for record in records))] if has_validation else []),
                 mean_percent(last["balanced_accuracy"]),
                 mean_percent(worst),
                 mean_percent(best),
@@ -230,6 +233,11 @@ def _table(entries: Sequence[Entry], folder: Path) -> Markup:
         ", mean ± standard deviation over the seeds" if has_seeds else ""
     )
     return html.table(header, rows, numbers=range(1, len(header)), caption=caption)
+
+
+def _validation(record: RunRecord) -> float | None:
+    """Return the accuracy on all clients' held-out images after the last round; None without any."""
+    return (record.column("val_accuracy") or [None])[-1]
 
 
 def _known(values: Iterable[float | None]) -> list[float]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +17,10 @@ Row = dict[str, Any]
 
 
 def row_of(run: Run) -> Row:
-    """Read a finished run's results. Accuracies are in [0, 1]."""
+    """Read a finished run's results. Accuracies are in [0, 1]; ``validation`` is that of all held-out client images."""
     path = run.folder / "summary.json"
     summary = _summary(path)
+    last = _rows(run, summary)[-1]
     try:
         per_class, teacher = summary["per_class_accuracy"], summary["teacher"] or {}
         return {
@@ -29,6 +30,7 @@ def row_of(run: Run) -> Row:
             "rounds": summary["rounds"],
             "final": summary["balanced_accuracy"],
             "best": summary["best"]["balanced_accuracy"],
+            "validation": last.get("val_accuracy"),
             "worst_class": min(value for value in per_class.values() if value is not None),
             "teacher": teacher.get("balanced_accuracy"),
             "bytes_up": summary["bytes_up"],
@@ -40,12 +42,17 @@ def row_of(run: Run) -> Row:
 
 def curve_of(run: Run) -> list[float]:
     """Read the balanced accuracy after each round."""
-    summary, path = _summary(run.folder / "summary.json"), run.folder / "metrics.csv"
-    rows = metrics_file.read(path, summary.get("rounds"), summary.get("metrics_sha256"))
+    rows = _rows(run, _summary(run.folder / "summary.json"))
     try:
         return [float(row["balanced_accuracy"]) for row in rows]
     except (KeyError, ValueError) as error:
+        path = run.folder / "metrics.csv"
         raise DamagedFileError(f"{str(path)!r} has no balanced accuracy for every round.") from error
+
+
+def _rows(run: Run, summary: Mapping[str, Any]) -> list[Row]:
+    """Read the rows of a finished run's ``metrics.csv``."""
+    return metrics_file.read(run.folder / "metrics.csv", summary.get("rounds"), summary.get("metrics_sha256"))
 
 
 def _summary(path: Path) -> dict[str, Any]:

@@ -48,6 +48,15 @@ def test_runs_stand_beside_each_other_with_what_differs(tmp_path, monkeypatch):
     assert {"<x>", "<t>"} & set(page.tags) == set()
 
 
+def test_what_clients_hold_out_has_a_column_if_there_is_any(tmp_path):
+    rows = [{"balanced_accuracy": 0.5, "accuracy": 0.5, "bytes_up": 1, "bytes_down": 1, "seconds": 1.0}]
+    held_out = write_run(tmp_path / "a", [{**rows[0], "val_accuracy": 0.625}])
+    page = Page(fedkd.report(held_out, write_run(tmp_path / "b", rows), out=tmp_path / "comparison.html"))
+    assert "run rounds validation balanced accuracy" in page.text
+    assert "a 1 62.5 50.0" in page.text
+    assert "b 1 50.0" in page.text
+
+
 def test_what_is_the_same_is_counted(tmp_path):
     records = [read_run(finished(tmp_path / name, 0.5, 0.5, seed=0, loss="KD()")) for name in "ab"]
     assert differing_settings(records) == "<p>None: all 2 settings are the same.</p>"

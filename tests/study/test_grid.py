@@ -166,8 +166,14 @@ def test_options_of_a_class_of_the_configuration_go_when_a_method_names_another(
 @pytest.mark.parametrize(
     ("name", "count"),
     [
-        *(("algorithms", 99), ("algorithms_gpu", 297), ("public", 19), ("teachers", 80), ("closed_form", 30)),
-        *(("closed_form_60", 11), ("closed_form_digits", 30), ("closed_form_public", 5)),
+        *(("algorithms", 99), ("algorithms_gpu", 297), ("public", 19), ("teachers", 80), ("closed_form", 90)),
+        *(
+            ("closed_form_60", 33),
+            ("closed_form_digits", 30),
+            ("closed_form_public", 15),
+            ("closed_form_body", 11),
+            ("closed_form_rates", 12),
+        ),
     ],
 )
 def test_every_grid_of_the_examples_is_one(name, count, tmp_path):

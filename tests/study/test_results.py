@@ -12,11 +12,21 @@ from fedkd.study.report import mean_percent, write_tables
 from fedkd.study.results import curve_of, partitions_of, row_of, write_csv
 
 
-def finished(folder: Path, partition: str, method: str, seed: int, final: float, teacher: float | None = None) -> Run:
+def finished(
+    folder: Path,
+    partition: str,
+    method: str,
+    seed: int,
+    final: float,
+    teacher: float | None = None,
+    validation: float | str = "",
+) -> Run:
     """Return a finished run of two rounds, with a best accuracy of 0.1 more than the final one."""
     run = Run(partition, method, seed, folder / partition / method / str(seed), ())
     run.folder.mkdir(parents=True)
-    (run.folder / "metrics.csv").write_text(f"round,balanced_accuracy\n0,{final + 0.1}\n1,{final}\n")
+    (run.folder / "metrics.csv").write_text(
+        f"round,balanced_accuracy,val_accuracy\n0,{final + 0.1},\n1,{final},{validation}\n"
+    )
     summary = {
         "rounds": 2,
         "balanced_accuracy": final,
@@ -39,6 +49,7 @@ def test_a_row_has_a_run_s_results(tmp_path):
         "rounds": 2,
         "final": 0.5,
         "best": 0.6,
+        "validation": None,
         "worst_class": 0.05,
         "teacher": 0.9,
         "bytes_up": 10,
@@ -93,6 +104,36 @@ def test_the_table_repeats_a_reference_at_every_partition(tmp_path):
 | FedAvg | 10.0 | 20.0 | 5.0 |  | 1 |
 | distilled | 30.0 | 40.0 | 5.0 | 90.0 | 1 |
 | one client | 70.0 | 80.0 | 5.0 |  | 1 |
+"""
+    )
+
+
+def test_where_clients_hold_images_out_their_accuracy_comes_first(tmp_path):
+    runs = [
+        finished(tmp_path, "even", "FedAvg", 0, final=0.2, validation=0.3),
+        finished(tmp_path, "even", "FedAvg", 1, final=0.4, validation=0.5),
+        finished(tmp_path, "even", "distilled", 0, final=0.3),
+    ]
+    write_tables([row_of(run) for run in runs], tmp_path / "table.md")
+    assert (
+        (tmp_path / "table.md").read_text()
+        == """\
+| validation, last round | even |
+|---|---|
+| FedAvg | 40.0 ± 14.1 |
+| distilled |  |
+
+| last round | even |
+|---|---|
+| FedAvg | 30.0 ± 14.1 |
+| distilled | 30.0 |
+
+### even
+
+| method | validation | last round | best round | worst class | teacher | seeds |
+|---|---|---|---|---|---|---|
+| FedAvg | 40.0 ± 14.1 | 30.0 ± 14.1 | 40.0 ± 14.1 | 5.0 ± 0.0 |  | 2 |
+| distilled |  | 30.0 | 40.0 | 5.0 |  | 1 |
 """
     )
 
