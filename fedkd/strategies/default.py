@@ -5,13 +5,10 @@ from __future__ import annotations
 from fedkd.core.errors import FedKDError
 from fedkd.strategies.base import Strategy
 from fedkd.strategies.fedavg import FedAvg
-from fedkd.strategies.refinement.closed_form_head import ClosedFormHead
+from fedkd.strategies.refinement.closed_form_head import MANY_FEATURES, ClosedFormHead
 from fedkd.strategies.refinement.server_distillation import ServerDistillation
 from fedkd.students import ClosedFormStudent
 from fedkd.training.module import DistillationModule
-
-MAX_FEATURES = 2048
-"""The head of the default takes no more numbers an image: with as many, a client's sums are 34 MB a round."""
 
 
 def default_strategy(module: DistillationModule, has_public: bool) -> Strategy:
@@ -41,6 +38,6 @@ def default_strategy(module: DistillationModule, has_public: bool) -> Strategy:
             wrapped = strategy.wrap(module.student, len(module.classes), module.image_shape)
         except FedKDError:
             continue
-        if isinstance(wrapped, ClosedFormStudent) and wrapped.num_features <= MAX_FEATURES:
+        if isinstance(wrapped, ClosedFormStudent) and wrapped.num_features <= MANY_FEATURES:
             return strategy
     return FedAvg()

@@ -257,6 +257,14 @@ def test_what_cannot_be_is_one_line(tmp_path):
         federate(tmp_path / "c", ClosedFormHead(), trained=frozen)
 
 
+def test_a_client_that_would_send_much_is_a_warning(tmp_path, monkeypatch):
+    monkeypatch.setattr("fedkd.strategies.refinement.closed_form_head.MANY_FEATURES", 63)
+    plain = module(nn.Sequential(nn.Flatten(), nn.Linear(64, 3)))
+    # 65 * 66 / 2 numbers of 8 bytes
+    with pytest.warns(UserWarning, match=r"64 numbers an image here, so each client's sums have 17\.2 kB. A narrower"):
+        federate(tmp_path, ClosedFormHead(inputs="last"), trained=plain)
+
+
 @pytest.mark.parametrize(
     ("name", "size", "found"),
     [

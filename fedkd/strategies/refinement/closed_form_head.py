@@ -13,11 +13,13 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
 from fedkd.client.works import on_student_features
 from fedkd.core.errors import FedKDError, check_range, unknown_name
 from fedkd.core.messages import ClientTask, ClientUpdate, Metrics, ServerState, Weights
+from fedkd.core.units import format_bytes
 from fedkd.data import FederatedDataModule
 from fedkd.losses import CenteredKD, DistillationLoss
 from fedkd.strategies.base import Strategy
@@ -31,6 +33,9 @@ from fedkd.training.module import DistillationModule
 
 INPUTS = ("last", "stages")
 ON_CLIENTS = ("own", "trained", "frozen")
+
+MANY_FEATURES = 2048
+"""With as many numbers an image a client's sums are 17 MB, and are sent twice a round. The default takes no more."""
 
 
 class ClosedFormHead(Strategy):
@@ -107,10 +112,18 @@ class ClosedFormHead(Strategy):
         return CenteredKD()
 
     def check(self, module: DistillationModule, datamodule: FederatedDataModule, cohort_size: int) -> None:
-        """Refuse a loss that gives the student a head of its own."""
+        """Refuse a loss that gives the student a head of its own. Warn if a client's sums are large."""
         if module.teacher is not None and module.loss.needs_head:
             raise FedKDError(
                 f"ClosedFormHead and {type(module.loss).__name__} each give the student a head: choose another loss."
+            )
+        student: Any = module.student
+        dim = student.num_features
+        if dim > MANY_FEATURES:
+            fewer = "inputs: last or a smaller grid" if self.inputs == "stages" else "a narrower student"
+            rank_zero_warn(
+                f"ClosedFormHead solves on {dim:,} numbers an image here, so each client's sums have "
+                f"{format_bytes(4 * (dim + 1) * (dim + 2))}. {fewer.capitalize()} gives fewer."
             )
 
     def start(self, state: ServerState, context: RoundContext) -> ServerState:
