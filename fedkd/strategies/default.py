@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from fedkd.core.errors import FedKDError
 from fedkd.strategies.base import Strategy
+from fedkd.strategies.compose import Compose
 from fedkd.strategies.fedavg import FedAvg
 from fedkd.strategies.refinement.closed_form_head import MANY_FEATURES, ClosedFormHead
 from fedkd.strategies.refinement.server_distillation import ServerDistillation
@@ -16,12 +17,13 @@ def default_strategy(module: DistillationModule, has_public: bool) -> Strategy:
 
     | the run has | strategy |
     |---|---|
-    | a teacher and public images | `ServerDistillation` |
-    | a teacher | `ClosedFormHead` |
+    | a teacher and public images | `ServerDistillation`, and `ClosedFormHead` after the last round |
+    | a teacher | `ClosedFormHead` after every round |
     | no teacher | `FedAvg` |
 
     `ClosedFormHead` takes the student's stages if they give at most 2,048 numbers an image, else the inputs of its last
-    layer. The run is left to `FedAvg` where neither is found, or both give more, or the loss has a head of its own.
+    layer. It is left out where neither is found, or both give more, or the loss has a head of its own; without public
+    images that leaves `FedAvg`.
 
     Args:
         module: Built.
@@ -29,15 +31,27 @@ def default_strategy(module: DistillationModule, has_public: bool) -> Strategy:
     """
     if module.teacher is None:
         return FedAvg()
+    # the server distills into the student's own layer too, so the rounds before the last can do without the head
+    head = closed_form_head(module, every=None if has_public else 1)
     if has_public:
-        return ServerDistillation()
+        return ServerDistillation() if head is None else Compose([ServerDistillation(), head])
+    return FedAvg() if head is None else head
+
+
+def closed_form_head(module: DistillationModule, every: int | None) -> ClosedFormHead | None:
+    """Return the head in closed form that suits a student; None if none does.
+
+    Args:
+        module: Built.
+        every: After how many rounds it is solved.
+    """
     if module.loss.needs_head:
-        return FedAvg()
-    for strategy in (ClosedFormHead(), ClosedFormHead(inputs="last")):
+        return None
+    for strategy in (ClosedFormHead(every=every), ClosedFormHead(inputs="last", every=every)):
         try:
             wrapped = strategy.wrap(module.student, len(module.classes), module.image_shape)
         except FedKDError:
             continue
         if isinstance(wrapped, ClosedFormStudent) and wrapped.num_features <= MANY_FEATURES:
             return strategy
-    return FedAvg()
+    return None

@@ -126,7 +126,7 @@ TWO_KINDS = of("FedMD", students=["cnn", "resnet8"])
 FEDMD: Settings = merged(PUBLIC, taught(), TWO, {"data": {"num_clients": 4}, "federation": {"strategy": TWO_KINDS}})
 
 RUNS: dict[str, Settings] = {
-    "quickstart": {"config": "examples/quickstart.yaml"},
+    "quickstart": {"config": "examples/quickstart.yaml", "strategy": "ServerDistillation"},  # named: see `plain`
     # averages and server optimizers
     "fedavg": {},
     "fedavg-sampled": SAMPLED,
@@ -310,7 +310,8 @@ def federate(settings: Settings, run_dir: Path) -> None:
         from fedkd.cli.main import main as command
 
         with redirect_stdout(io.StringIO()):
-            command(["fit", "--config", str(TREE / settings["config"]), "--run_dir", str(run_dir), *COMMAND])
+            named = ["--federation.strategy", settings["strategy"], *COMMAND]
+            command(["fit", "--config", str(TREE / settings["config"]), "--run_dir", str(run_dir), *named])
         return
     settings = merged(BASE, settings)
     parts = [{"rounds": settings["stops_after"]}, {}] if "stops_after" in settings else [{}]

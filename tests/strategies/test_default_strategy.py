@@ -38,10 +38,16 @@ def convolutions(channels: int) -> nn.Module:
     return nn.Sequential(*body, nn.Linear(channels, 3))
 
 
+def distilled_too(head: Strategy) -> Strategy:
+    return Compose([ServerDistillation(), head])
+
+
 @pytest.mark.parametrize(
     ("student", "teacher", "public_fraction", "loss", "strategy", "found"),
     [
-        (None, True, 0.2, "auto", ServerDistillation(), DKD()),
+        (None, True, 0.2, "auto", distilled_too(ClosedFormHead(inputs="last", every=None)), CenteredKD()),
+        (convolutions(4), True, 0.2, "auto", distilled_too(ClosedFormHead(every=None)), CenteredKD()),
+        (convolutions(2049), True, 0.2, "auto", ServerDistillation(), DKD()),
         (convolutions(4), True, 0.0, "auto", ClosedFormHead(), CenteredKD()),
         (convolutions(4), True, 0.0, DKD(nckd_weight=3.0), ClosedFormHead(), DKD(nckd_weight=3.0)),
         (convolutions(257), True, 0.0, "auto", ClosedFormHead(inputs="last"), CenteredKD()),  # 17 * 257 > 2,048
@@ -117,4 +123,4 @@ def test_one_federation_suits_each_run(tmp_path: Path) -> None:
         federation.run_dir = tmp_path / name
         data = FederatedDataModule.from_datasets(images(30), images(30, seed=1), public_fraction=public_fraction)
         said.append(federation.fit(module(teacher=BrightRowTeacher()), data)["strategy"])
-    assert [text.partition("(")[0] for text in said] == ["ServerDistillation", "ClosedFormHead"]
+    assert [text.partition("(")[0] for text in said] == ["Compose", "ClosedFormHead"]
