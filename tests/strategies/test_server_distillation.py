@@ -187,7 +187,7 @@ def test_the_run_reports_the_refined_student(tmp_path):
     plain, taught = module(teacher=BrightRowTeacher()), module(teacher=BrightRowTeacher())
     arguments = {"rounds": 1, "trainer": CPU}
     split = {"partitioner": ClassSpecific(1)}
-    before = fedkd.Federation(run_dir=tmp_path / "a", **arguments).fit(plain, data(**split))
+    before = fedkd.Federation(run_dir=tmp_path / "a", strategy=FedAvg(), **arguments).fit(plain, data(**split))
     strategy = ServerDistillation(epochs=40, lr=0.02)
     after = fedkd.Federation(run_dir=tmp_path / "b", strategy=strategy, **arguments).fit(taught, data(**split))
     assert after["balanced_accuracy"] > before["balanced_accuracy"]
