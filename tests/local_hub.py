@@ -23,14 +23,14 @@ class LocalHub(ThreadingHTTPServer):
 
     Attributes:
         files: Content by "ACCOUNT/NAME/FILE".
-        tokens: The tokens of the commits.
+        tokens: The headers that authorize the commits.
+        url: Its address.
     """
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
         self.files: dict[str, bytes] = {}
         self.tokens: list[str | None] = []
-
         self.url = f"http://127.0.0.1:{self.server_port}"
 
     def be_the_hub(self, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import statistics
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
@@ -18,7 +18,7 @@ from fedkd.runs.report import results, run_page, settings, write_report
 from fedkd.runs.report.charts import Series, Values, curves, legend
 from fedkd.runs.report.page import Markup
 from fedkd.study.grid import REFERENCES, Run
-from fedkd.study.report import mean_percent
+from fedkd.study.report import known, mean_percent
 from fedkd.study.results import partitions_of
 
 NAME = "comparison.html"
@@ -208,18 +208,18 @@ def _table(entries: Sequence[Entry], folder: Path) -> Markup:
     for entry in entries:
         records = entry.records
         last = {
-            name: _known(record.column(name)[-1] for record in records) for name in ("balanced_accuracy", "accuracy")
+            name: known(record.column(name)[-1] for record in records) for name in ("balanced_accuracy", "accuracy")
         }
-        best = _known(max(_known(record.column("balanced_accuracy")), default=None) for record in records)
-        worst = _known((record.worst_class or [None])[-1] for record in records)
-        teacher = _known(finite(record.teacher.get("balanced_accuracy")) for record in records)
+        best = known(max(known(record.column("balanced_accuracy")), default=None) for record in records)
+        worst = known((record.worst_class or [None])[-1] for record in records)
+        teacher = known(finite(record.teacher.get("balanced_accuracy")) for record in records)
         traffic = [results.traffic(record) for record in records]
         rounds = sorted({len(record.rows) for record in records})
         rows.append(
             [
                 _linked(entry, folder),
                 f"{rounds[0]}" if len(rounds) == 1 else f"{rounds[0]} to {rounds[-1]}",
-                *([mean_percent(_known(_validation(record) for record in records))] if has_validation else []),
+                *([mean_percent(known(_validation(record) for record in records))] if has_validation else []),
                 mean_percent(last["balanced_accuracy"]),
                 mean_percent(worst),
                 mean_percent(best),
@@ -238,11 +238,6 @@ def _table(entries: Sequence[Entry], folder: Path) -> Markup:
 def _validation(record: RunRecord) -> float | None:
     """Return the accuracy on all clients' held-out images after the last round; None without any."""
     return (record.column("val_accuracy") or [None])[-1]
-
-
-def _known(values: Iterable[float | None]) -> list[float]:
-    """Return the numbers among values."""
-    return [value for value in values if value is not None]
 
 
 def _linked(entry: Entry, folder: Path) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from fedkd.core.storage import write_atomically
@@ -29,8 +29,8 @@ def write_tables(rows: Sequence[Row], path: Path) -> None:
         lines += ["", f"### {partition}", "", f"| {' | '.join(header)} |", "|---" * len(header) + "|"]
         for method in methods:
             if own := seeds_of(rows, partition, method):
-                cells = [mean_percent(_known(own, key)) for key in measures]
-                teacher = _known(own, "teacher")
+                cells = [mean_percent(known(row[key] for row in own)) for key in measures]
+                teacher = known(row["teacher"] for row in own)
                 cells += [f"{100 * statistics.mean(teacher):.1f}" if teacher else "", str(len(own))]
                 lines.append(f"| {method} | {' | '.join(cells)} |")
     write_atomically(path, "\n".join([*lines, ""]))
@@ -42,14 +42,14 @@ def _overview(
     """Return the lines of a table of one measure: a row a method, a column a partition."""
     lines = [f"| {title} | {' | '.join(partitions)} |", "|---" * (len(partitions) + 1) + "|"]
     for method in methods:
-        cells = [mean_percent(_known(seeds_of(rows, partition, method), key)) for partition in partitions]
+        cells = [mean_percent(known(row[key] for row in seeds_of(rows, partition, method))) for partition in partitions]
         lines.append(f"| {method} | {' | '.join(cells)} |")
     return lines
 
 
-def _known(rows: Sequence[Row], key: str) -> list[float]:
-    """Return a measure of the rows that have it."""
-    return [row[key] for row in rows if row[key] is not None]
+def known(values: Iterable[float | None]) -> list[float]:
+    """Return the numbers among values."""
+    return [value for value in values if value is not None]
 
 
 def mean_percent(values: Sequence[float]) -> str:

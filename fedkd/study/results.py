@@ -20,7 +20,7 @@ def row_of(run: Run) -> Row:
     """Read a finished run's results. Accuracies are in [0, 1]; ``validation`` is that of all held-out client images."""
     path = run.folder / "summary.json"
     summary = _summary(path)
-    last = _rows(run, summary)[-1]
+    rows = _rows(run, summary)
     try:
         per_class, teacher = summary["per_class_accuracy"], summary["teacher"] or {}
         return {
@@ -30,13 +30,13 @@ def row_of(run: Run) -> Row:
             "rounds": summary["rounds"],
             "final": summary["balanced_accuracy"],
             "best": summary["best"]["balanced_accuracy"],
-            "validation": last.get("val_accuracy"),
+            "validation": rows[-1].get("val_accuracy"),
             "worst_class": min(value for value in per_class.values() if value is not None),
             "teacher": teacher.get("balanced_accuracy"),
             "bytes_up": summary["bytes_up"],
             "minutes": summary["round_seconds"] / 60,
         }
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
+    except (KeyError, IndexError, TypeError, AttributeError, ValueError) as error:
         raise DamagedFileError(f"{str(path)!r} is not the summary of a run: {error!r}.") from error
 
 

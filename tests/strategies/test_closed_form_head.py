@@ -260,8 +260,8 @@ def test_what_cannot_be_is_one_line(tmp_path):
 def test_a_client_that_would_send_much_is_a_warning(tmp_path, monkeypatch):
     monkeypatch.setattr("fedkd.strategies.refinement.closed_form_head.MANY_FEATURES", 63)
     plain = module(nn.Sequential(nn.Flatten(), nn.Linear(64, 3)))
-    # 65 * 66 / 2 numbers of 8 bytes
-    with pytest.warns(UserWarning, match=r"64 numbers an image here, so each client's sums have 17\.2 kB. A narrower"):
+    # 65 * 66 / 2 + 65 * 3
+    with pytest.warns(UserWarning, match=r"64 numbers an image here, so each client sends sums of 2,340 numbers"):
         federate(tmp_path, ClosedFormHead(inputs="last"), trained=plain)
 
 

@@ -19,7 +19,6 @@ from torch import Tensor, nn
 from fedkd.client.works import on_student_features
 from fedkd.core.errors import FedKDError, check_range, unknown_name
 from fedkd.core.messages import ClientTask, ClientUpdate, Metrics, ServerState, Weights
-from fedkd.core.units import format_bytes
 from fedkd.data import FederatedDataModule
 from fedkd.losses import CenteredKD, DistillationLoss
 from fedkd.strategies.base import Strategy
@@ -35,7 +34,8 @@ INPUTS = ("last", "stages")
 ON_CLIENTS = ("own", "trained", "frozen")
 
 MANY_FEATURES = 2048
-"""With as many numbers an image a client's sums are 17 MB, and are sent twice a round. The default takes no more."""
+"""With so many numbers an image a client sends 17 MB of sums, twice with an automatic regularization. The default takes
+no more, and a run with more warns."""
 
 
 class ClosedFormHead(Strategy):
@@ -112,7 +112,7 @@ class ClosedFormHead(Strategy):
         return CenteredKD()
 
     def check(self, module: DistillationModule, datamodule: FederatedDataModule, cohort_size: int) -> None:
-        """Refuse a loss that gives the student a head of its own. Warn if a client's sums are large."""
+        """Refuse a loss that gives the student a head of its own. Warn if clients send many numbers."""
         if module.teacher is not None and module.loss.needs_head:
             raise FedKDError(
                 f"ClosedFormHead and {type(module.loss).__name__} each give the student a head: choose another loss."
@@ -120,10 +120,11 @@ class ClosedFormHead(Strategy):
         student: Any = module.student
         dim = student.num_features
         if dim > MANY_FEATURES:
+            sums = (dim + 1) * (dim + 2) // 2 + (dim + 1) * len(module.classes)
             fewer = "inputs: last or a smaller grid" if self.inputs == "stages" else "a narrower student"
             rank_zero_warn(
-                f"ClosedFormHead solves on {dim:,} numbers an image here, so each client's sums have "
-                f"{format_bytes(4 * (dim + 1) * (dim + 2))}. {fewer.capitalize()} gives fewer."
+                f"ClosedFormHead solves on {dim:,} numbers an image here, so each client sends sums of {sums:,} "
+                f"numbers, of 8 bytes each. Choose {fewer} to send fewer."
             )
 
     def start(self, state: ServerState, context: RoundContext) -> ServerState:
