@@ -26,7 +26,7 @@ EPILOG = """The grid is a YAML file with these sections:
   methods      options by name; each runs at every partition
   references   methods that no partition changes, such as one client that has all the images (optional)
   names        values for ${NAME} anywhere in the grid, which --set replaces (optional)
-  base         another grid in the same folder, whose sections these replace (optional)
+  base         another grid, whose sections these replace (optional)
 
 Options of fedkd fit, such as --data.dataset.root PATH, go to every run. They override the grid's arguments; the options
 of a partition or a method override them.

@@ -52,7 +52,7 @@ def compare(
         pattern = re.compile(only)
     except re.error as error:
         raise FedKDError(f"--only must be a regular expression, got {only!r}: {error}.") from error
-    runs = list(runs_of(read_grid(grid, names), grid.parent, out, further))
+    runs = list(runs_of(read_grid(grid, names), out, further))
     missing = [run for run in runs if not run.is_done and pattern.search(run.name)]
     log(f"{len(runs)} runs, {sum(run.is_done for run in runs)} of them done")
     failures = 0

@@ -67,8 +67,8 @@ def read_grid(path: Path, given: Sequence[str] = ()) -> dict[str, Any]:
     - ``references``: methods that do not depend on the partition, such as one client with all images. Each runs once
       per seed, and the tables repeat it for every partition;
     - ``names``: values for ``${NAME}``, which may occur anywhere in the grid;
-    - ``base``: another grid in the same folder. The sections of this grid replace those of the base; ``arguments`` are
-      merged, option by option.
+    - ``base``: another grid, relative to the grid's folder. The sections of this grid replace those of the base;
+      ``arguments`` are merged, option by option. The base's ``config`` stays relative to the folder of the base.
 
     Args:
         path: The file.
@@ -76,7 +76,7 @@ def read_grid(path: Path, given: Sequence[str] = ()) -> dict[str, Any]:
 
     Returns:
         The sections. ``arguments``, ``partitions``, ``methods`` and ``references`` always exist, and every set of
-        options is a dictionary.
+        options is a dictionary. ``config`` is the configuration's path.
 
     Raises:
         MissingResourceError: If the grid, its base or its configuration does not exist.
@@ -95,22 +95,20 @@ def read_grid(path: Path, given: Sequence[str] = ()) -> dict[str, Any]:
     _check_seeds(path, grid["seeds"])
     _check_folders(path, "partition", [*grid["partitions"], REFERENCES])
     _check_folders(path, "method", [*grid["methods"], *grid["references"]])
-    config = path.parent / str(grid["config"])
-    if not config.is_file():
-        raise MissingResourceError(f"The grid {str(path)!r} needs the configuration {str(config)!r}: no such file.")
+    if not Path(grid["config"]).is_file():
+        raise MissingResourceError(f"The grid {str(path)!r} needs the configuration {grid['config']!r}: no such file.")
     return grid
 
 
-def runs_of(grid: Mapping[str, Any], beside: Path, out: Path, further: Sequence[str] = ()) -> Iterator[Run]:
+def runs_of(grid: Mapping[str, Any], out: Path, further: Sequence[str] = ()) -> Iterator[Run]:
     """Yield all runs of a grid: all runs of one seed, then those of the next.
 
     Args:
         grid: The sections from `read_grid`.
-        beside: The folder that ``config`` is relative to.
         out: The folder of all runs.
         further: Options for every run, such as ``["--data.dataset", "ImageFolder"]``.
     """
-    config = ["--config", str(beside / str(grid["config"]))]
+    config = ["--config", grid["config"]]
     for seed in grid["seeds"]:
         for partition, changes in {**grid["partitions"], REFERENCES: {}}.items():
             methods = grid["references"] if partition == REFERENCES else grid["methods"]
@@ -158,6 +156,9 @@ def _load(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
     for section in grid:
         if section not in SECTIONS:
             raise unknown_name(f"section of the grid {path.name}", section, SECTIONS)
+    if grid.get("config"):
+        folder = str(path.parent).replace("$", "$$")  # no name of the grid
+        grid["config"] = str(Path(folder, str(grid["config"])))
     if "base" not in grid:
         return grid
     base = _load(path.parent / str(grid.pop("base")), (*above, path.resolve()))

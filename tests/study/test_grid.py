@@ -41,7 +41,7 @@ def write(tmp_path: Path):
 
 
 def test_every_method_runs_at_every_partition_and_a_reference_once_a_seed(write, tmp_path):
-    runs = list(runs_of(read_grid(write(GRID)), tmp_path, tmp_path / "out"))
+    runs = list(runs_of(read_grid(write(GRID)), tmp_path / "out"))
     assert [(run.seed, run.name) for run in runs] == [
         (seed, name)
         for seed in (0, 3)  # the runs of one seed come before those of the next
@@ -59,7 +59,7 @@ def test_every_method_runs_at_every_partition_and_a_reference_once_a_seed(write,
 
 def test_options_of_the_method_come_last(write, tmp_path):
     further = ["--data.dataset", "ImageFolder"]
-    run = list(runs_of(read_grid(write(GRID)), tmp_path, tmp_path / "out", further))[3]
+    run = list(runs_of(read_grid(write(GRID)), tmp_path / "out", further))[3]
     assert run.arguments == (
         *("--config", str(tmp_path / "config.yaml")),
         *("--data.batch_size", "8", "--federation.rounds", "2"),
@@ -89,6 +89,17 @@ def test_a_grid_replaces_sections_of_its_base_and_merges_arguments(write):
     assert grid["methods"] == {"only": {}}
     assert grid["arguments"] == {"data.batch_size": 8, "federation.rounds": 9}
     assert list(grid["partitions"]) == ["even", "Dirichlet 0.1"]
+
+
+@pytest.mark.parametrize("folder", ["elsewhere", "a $folder"])
+def test_the_configuration_of_a_base_in_another_folder_is_beside_the_base(folder, write, tmp_path):
+    write(GRID)
+    (tmp_path / folder).mkdir()
+    grid = read_grid(write("base: ../grid.yaml\n", f"{folder}/mine.yaml"))
+    assert Path(grid["config"]).samefile(tmp_path / "config.yaml")
+    (tmp_path / folder / "own.yaml").write_text("{}")
+    grid = read_grid(write("base: ../grid.yaml\nconfig: own.yaml\n", f"{folder}/mine.yaml"))
+    assert Path(grid["config"]).samefile(tmp_path / folder / "own.yaml")
 
 
 def test_values_become_options_that_yaml_reads_back():
@@ -150,7 +161,7 @@ def test_a_method_without_a_teacher_takes_no_options_of_the_teacher_that_all_oth
     teacher = "model.teacher: A, model.teacher.size: 3"
     grid = f"{{config: {EXAMPLES / 'quickstart.yaml'}, arguments: {{{teacher}}}, seeds: [0], partitions: {{p: {{}}}}, "
     grid += "methods: {none: {model.teacher: null}, other: {model.teacher: B, model.teacher.depth: 1}, same: {}}}"
-    found = {run.method: " ".join(run.arguments) for run in runs_of(read_grid(write(grid)), tmp_path, tmp_path)}
+    found = {run.method: " ".join(run.arguments) for run in runs_of(read_grid(write(grid)), tmp_path)}
     assert "--model.teacher A --model.teacher null" in found["none"]
     assert "--model.teacher A --model.teacher B --model.teacher.depth 1" in found["other"]
     assert "--model.teacher A --model.teacher.size 3 --seed" in found["same"]
@@ -169,6 +180,7 @@ def test_options_of_a_class_of_the_configuration_go_when_a_method_names_another(
         *(("algorithms", 99), ("algorithms_gpu", 297), ("public", 19), ("teachers", 80), ("closed_form", 90)),
         *(
             ("closed_form_60", 33),
+            ("closed_form_all", 11),
             ("closed_form_digits", 30),
             ("closed_form_public", 15),
             ("closed_form_body", 11),
@@ -177,5 +189,5 @@ def test_options_of_a_class_of_the_configuration_go_when_a_method_names_another(
     ],
 )
 def test_every_grid_of_the_examples_is_one(name, count, tmp_path):
-    runs = list(runs_of(read_grid(EXAMPLES / f"compare_{name}.yaml"), EXAMPLES, tmp_path))
+    runs = list(runs_of(read_grid(EXAMPLES / f"compare_{name}.yaml"), tmp_path))
     assert len(runs) == len({run.folder for run in runs}) == count
