@@ -1,10 +1,12 @@
-"""Progress bars, shown only on a terminal or in a notebook."""
+"""Progress: a bar on a terminal or in a notebook, a line a minute elsewhere."""
 
 from __future__ import annotations
 
 import importlib.util
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Protocol
 
 from rich.console import Console
 from rich.progress import (
@@ -17,9 +19,21 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from fedkd.core.units import format_seconds
 
-class ProgressBar:
-    """A bar that the caller advances.
+LINE_EVERY = 60.0
+"""Without a terminal, so many seconds pass between two lines. Work that ends sooner writes none."""
+
+
+class ProgressBar(Protocol):
+    """What the caller advances."""
+
+    def advance(self, steps: int = 1, note: str | None = None) -> None:
+        """Advance by ``steps``. ``note`` replaces the text at the end."""
+
+
+class TerminalBar:
+    """A bar of rich.
 
     Args:
         progress: The rich display that draws it.
@@ -36,9 +50,39 @@ class ProgressBar:
         self._progress.advance(self._task, steps)
 
 
+class LogLines:
+    """Lines of a log, such as ``teacher outputs: 6,400 of 50,000, about 9 min left``.
+
+    Args:
+        console: Where to write.
+        description: The text before the count.
+        total: The number of steps.
+        done: Steps that an earlier, interrupted run has completed.
+    """
+
+    def __init__(self, console: Console, description: str, total: int, done: int) -> None:
+        self._console, self._description, self._total = console, description, total
+        self._first = self._done = done
+        self._start = self._last = time.monotonic()
+        self._note = ""
+
+    def advance(self, steps: int = 1, note: str | None = None) -> None:
+        """Advance by ``steps``; write a line if the last is `LINE_EVERY` seconds old."""
+        self._done += steps
+        if note is not None:
+            self._note = f", {note}"
+        now = time.monotonic()
+        if now - self._last < LINE_EVERY or not self._first < self._done < self._total:
+            return
+        self._last = now
+        left = (now - self._start) / (self._done - self._first) * (self._total - self._done)
+        count = f"{self._done:,} of {self._total:,}, about {format_seconds(left)} left"
+        self._console.out(f"{self._description}: {count}{self._note}", highlight=False)
+
+
 @contextmanager
 def progress_bar(description: str, total: int, done: int = 0) -> Iterator[ProgressBar]:
-    """Show a bar on standard error while the block runs. Without a terminal, nothing is written.
+    """Show progress on standard error while the block runs: a bar, or without a terminal a line a minute.
 
     Args:
         description: The text before the bar.
@@ -46,10 +90,14 @@ def progress_bar(description: str, total: int, done: int = 0) -> Iterator[Progre
         done: Steps that an earlier, interrupted run has completed.
 
     Yields:
-        The bar.
+        What to advance.
     """
-    with as_bar(Console(stderr=True)) as progress:
-        yield ProgressBar(progress, progress.add_task(description, total=total, completed=done, note=""))
+    console = Console(stderr=True)
+    if not can_redraw(console):
+        yield LogLines(console, description, total, done)
+        return
+    with as_bar(console) as progress:
+        yield TerminalBar(progress, progress.add_task(description, total=total, completed=done, note=""))
 
 
 def as_bar(console: Console) -> Progress:
