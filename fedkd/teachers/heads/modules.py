@@ -30,7 +30,11 @@ class LinearClassifier(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """(B, D) -> (B, K)."""
-        return self.scale * torch.addmm(self.bias, features.float(), self.weight)
+        # In float32 a row's last bits may depend on how many others are beside it; a client that classifies its own
+        # images alone would have other targets than one process that classifies all.
+        exact = torch.float64 if features.device.type == "cpu" else torch.float32
+        logits = torch.addmm(self.bias.to(exact), features.to(exact), self.weight.to(exact))
+        return self.scale * logits.float()
 
 
 class ClipNorm(nn.Module):

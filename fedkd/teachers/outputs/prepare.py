@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from fedkd.core.errors import FedKDError
@@ -18,6 +19,9 @@ from fedkd.data import FederatedDataModule, ImageSet, Views
 from fedkd.teachers.heads.clients import HeadClients
 from fedkd.teachers.outputs.cache import TeacherCache
 from fedkd.teachers.teacher import Teacher
+
+MIN_ROWS = 16
+"""A head sees at least so many rows: a processor multiplies one or two rows in another way, with other last bits."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -196,8 +200,10 @@ def logits_from(teacher: Teacher, outputs: np.ndarray, views: Views | None = Non
     for start in range(0, len(rows), chunk):
         part = torch.from_numpy(rows[start : start + chunk].astype(np.float32))
         if (head := teacher.frozen_head) is not None:
+            count, missing = len(part), max(0, MIN_ROWS - len(part))
+            part = F.pad(part, (0, 0, 0, missing)).to(teacher.device)
             with torch.no_grad():
-                part = head(part.to(teacher.device)).float().cpu()
+                part = head(part)[:count].float().cpu()
         parts.append(part)
     logits = torch.cat(parts).unflatten(0, outputs.shape[:2])
     return logits[:, 0] if views is None else logits

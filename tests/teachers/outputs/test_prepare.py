@@ -17,6 +17,8 @@ from fedkd.core.local import Connect
 from fedkd.core.messages import ClientTask, ClientUpdate
 from fedkd.data import Augmentation, ClientSite, FederatedDataModule, ImageSet, Views
 from fedkd.teachers import Teacher, TeacherOutputs
+from fedkd.teachers.heads.modules import LinearClassifier
+from fedkd.teachers.outputs.prepare import logits_from
 
 VIEWS = Views(3, Augmentation(2, True))
 SHARDS = [np.arange(0, 20), np.empty(0, np.int64), np.arange(20, 30)]
@@ -171,3 +173,33 @@ def test_a_wrong_number_of_classes_is_said(images: ImageSet, tmp_path: Path) -> 
     teacher.head = nn.Linear(24, 5)
     with pytest.raises(FedKDError, match="5 classes, but the data has 3"):
         prepare(teacher, images, images, SHARDS, cache=tmp_path, views=VIEWS)
+
+
+@pytest.mark.parametrize("num_classes", [2, 3, 10, 100])
+@pytest.mark.parametrize("count", [1, 2, 5, 16, 77])
+def test_an_images_logits_do_not_depend_on_the_images_beside_it(num_classes: int, count: int) -> None:
+    torch.manual_seed(0)
+    outputs = np.random.default_rng(0).standard_normal((300, 1, 96)).astype(np.float16)
+    teacher = Given()
+    teacher.head = LinearClassifier(torch.randn(96, num_classes), torch.randn(num_classes), 3.0)
+    whole = logits_from(teacher, outputs)
+    for first in (0, 11, 300 - count):
+        part = logits_from(teacher, outputs[first : first + count])
+        assert torch.equal(part, whole[first : first + count])
+
+
+def test_a_head_sees_enough_rows_for_the_usual_matrix_product() -> None:
+    seen = []
+
+    class Noting(nn.Linear):
+        def forward(self, features: Tensor) -> Tensor:
+            seen.append(len(features))
+            return super().forward(features)
+
+    teacher = Given()
+    teacher.head = Noting(96, 3)
+    outputs = np.ones((17, 1, 96), np.float16)
+    logits = logits_from(teacher, outputs, chunk=16)
+    assert seen == [16, 16]
+    assert logits.shape == (17, 3)
+    torch.testing.assert_close(logits[16], logits[0])
