@@ -167,7 +167,7 @@ def parse(arguments: list[str]) -> None:
     if name == "compare":
         options, further = compare_command.make_parser().parse_known_args(rest)
         compare_command.check_further(further)
-        first = next(runs_of(read_grid(options.grid, options.set), options.grid.parent, options.out, further))
+        first = next(runs_of(read_grid(options.grid, options.set), options.out, further))
         fit_parser().parse_args(list(first.arguments))
     elif name in PLAIN:
         __import__(PLAIN[name], fromlist=["make_parser"]).make_parser().parse_args(rest)
