@@ -138,7 +138,9 @@ def sgd(lr: float = 0.1):
 def module(student: nn.Module | str | None = None, seed: int = 0, **arguments) -> fedkd.DistillationModule:
     """Return a module with a linear student whose weights depend on the seed alone."""
     torch.manual_seed(seed)
-    return fedkd.DistillationModule(student or LinearStudent(), **{"optimizer": sgd(), **arguments})
+    return fedkd.DistillationModule(
+        LinearStudent() if student is None else student, **{"optimizer": sgd(), **arguments}
+    )
 
 
 def train_client(trained, data, strategy=None, trainer=None, client=0, extras=None, client_state=None, **settings):

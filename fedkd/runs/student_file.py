@@ -19,6 +19,7 @@ from fedkd.core.messages import metadata_of
 from fedkd.core.sealed import read_sealed, sealed
 from fedkd.core.storage import write_atomically
 from fedkd.core.tensors import load_state
+from fedkd.students.features import plain_name
 from fedkd.students.probe import probe
 
 LAST = "last"
@@ -134,11 +135,7 @@ def restore_student(
     return student.eval()
 
 
-COMPILED = "_orig_mod."
-"""What torch.compile puts before the names of what it wraps."""
-
-
 def _renamed(tensors: dict[str, Tensor], student: nn.Module) -> dict[str, Tensor]:
     """Return tensors under the student's own names, where it or the one that was saved is compiled."""
-    own = {name.replace(COMPILED, ""): name for name in student.state_dict()}
-    return {own.get(plain := name.replace(COMPILED, ""), plain): value for name, value in tensors.items()}
+    own = {plain_name(name): name for name in student.state_dict()}
+    return {own.get(plain := plain_name(name), plain): value for name, value in tensors.items()}

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fedkd.core.errors import FedKDError
-from fedkd.students.features import feature_layer, features_and_logits
+from fedkd.students.features import feature_layer, features_and_logits, parts_of, uncompiled
 from fedkd.students.probe import probe
 
 
@@ -26,6 +27,8 @@ class ClosedFormStudent(nn.Module):
         num_classes: K.
         layers: Names of modules whose outputs (B, C_i, H_i, W_i) are pooled (`pool`), see `stages`; or the name of one
             ``nn.Linear``, whose inputs (B, D) are the features.
+        calls: For each of these layers, which of its calls in a forward pass gives the output, from 0; ``()`` for the
+            input of a linear layer.
         grids: For each of these layers the number of cells along an edge, g_i: its output gives C_i (g_i^2 + 1)
             numbers. The input of a linear layer has none: ``()``.
         feature_dim: D, the sum of all.
@@ -40,10 +43,16 @@ class ClosedFormStudent(nn.Module):
     solved_limit: Tensor  # (), longer features are scaled down to this norm; 0 leaves them
 
     def __init__(
-        self, student: nn.Module, num_classes: int, layers: Sequence[str], grids: Sequence[int], feature_dim: int
+        self,
+        student: nn.Module,
+        num_classes: int,
+        layers: Sequence[str],
+        calls: Sequence[int],
+        grids: Sequence[int],
+        feature_dim: int,
     ) -> None:
         super().__init__()
-        self.student, self.layers, self.grids = student, tuple(layers), tuple(grids)
+        self.student, self.layers, self.calls, self.grids = student, tuple(layers), tuple(calls), tuple(grids)
         self.register_buffer("solved_weight", torch.zeros(num_classes, feature_dim))
         self.register_buffer("solved_bias", torch.zeros(num_classes))
         self.register_buffer("solved_limit", torch.zeros(()))
@@ -55,9 +64,9 @@ class ClosedFormStudent(nn.Module):
     ) -> ClosedFormStudent:
         """Take the inputs of the student's last linear layer as features."""
         layer = feature_layer(student, num_classes, image_shape)
-        last = student.get_submodule(layer)
+        last = parts_of(student)[layer]
         assert isinstance(last, nn.Linear)
-        return cls(student, num_classes, (layer,), (), last.in_features)
+        return cls(student, num_classes, (layer,), (), (), last.in_features)
 
     @classmethod
     def on_stages(
@@ -76,9 +85,9 @@ class ClosedFormStudent(nn.Module):
             FedKDError: If the student has no stages.
         """
         found = stages(student, image_shape)[-count:]
-        grids = [max(1, min(grid // 2**i, *each[2:])) for i, each in enumerate(found)]
-        dim = sum(channels * (cells**2 + 1) for (_, channels, *_), cells in zip(found, grids, strict=True))
-        return cls(student, num_classes, [name for name, *_ in found], grids, dim)
+        grids = [max(1, min(grid // 2**i, each.height, each.width)) for i, each in enumerate(found)]
+        dim = sum(each.channels * (cells**2 + 1) for each, cells in zip(found, grids, strict=True))
+        return cls(student, num_classes, [each.name for each in found], [each.call for each in found], grids, dim)
 
     def forward(self, images: Tensor) -> Tensor:
         """Map images (B, C, H, W) in [0, 1] to logits (B, K)."""
@@ -88,18 +97,26 @@ class ClosedFormStudent(nn.Module):
         """Map images (B, C, H, W) in [0, 1] to features (B, D), float32."""
         if not self.grids:
             return features_and_logits(self.student, images, self.layers[0])[0].float()
-        caught: dict[str, Tensor] = {}
+        caught: dict[tuple[str, int], Tensor] = {}
+        called: Counter[str] = Counter()
 
         def catch(name: str) -> Any:
-            return lambda _layer, _inputs, output: caught.__setitem__(name, output)
+            def hook(_layer: nn.Module, _inputs: Any, output: Any) -> None:
+                caught[name, called[name]] = output
+                called[name] += 1
 
-        hooks = [self.student.get_submodule(name).register_forward_hook(catch(name)) for name in self.layers]
+            return hook
+
+        parts = parts_of(self.student)
+        hooks = [parts[name].register_forward_hook(catch(name)) for name in set(self.layers)]
         try:
-            self.student(images)
+            with uncompiled(self.student):
+                self.student(images)
         finally:
             for hook in hooks:
                 hook.remove()
-        pooled = [pool(caught[name].float(), cells) for name, cells in zip(self.layers, self.grids, strict=True)]
+        maps = [caught[each].float() for each in zip(self.layers, self.calls, strict=True)]
+        pooled = [pool(each, cells) for each, cells in zip(maps, self.grids, strict=True)]
         return torch.cat(pooled, dim=1)
 
     def classify(self, features: Tensor) -> Tensor:
@@ -115,6 +132,7 @@ class ClosedFormStudent(nn.Module):
         return {
             "num_classes": len(self.solved_bias),
             "layers": list(self.layers),
+            "calls": list(self.calls),
             "grids": list(self.grids),
             "feature_dim": self.num_features,
         }
@@ -160,7 +178,25 @@ def trained_part(student: nn.Module) -> nn.Module:
     return student.student if isinstance(student, ClosedFormStudent) else student
 
 
-def stages(student: nn.Module, image_shape: tuple[int, int, int]) -> list[tuple[str, int, int, int]]:
+class Stage(NamedTuple):
+    """A feature map of a network.
+
+    Args:
+        name: That of the module whose output it is, in `fedkd.students.features.parts_of` the network.
+        call: Which of the module's calls in a forward pass gives it, from 0: a network may use a module many times.
+        channels: C.
+        height: H.
+        width: W.
+    """
+
+    name: str
+    call: int
+    channels: int
+    height: int
+    width: int
+
+
+def stages(student: nn.Module, image_shape: tuple[int, int, int]) -> list[Stage]:
     """Find a network's stages: for each resolution of its feature maps the last module that has one as its output.
 
     A map is known by its shape, (B, C, H, W) with the images' ratio of H to W. So maps that a network keeps channels
@@ -172,12 +208,13 @@ def stages(student: nn.Module, image_shape: tuple[int, int, int]) -> list[tuple[
         image_shape: (C, H, W) of its images.
 
     Returns:
-        ``(name, channels, height, width)`` from the first stage to the last. Maps of one pixel do not count.
+        From the first stage to the last. Maps of one pixel do not count.
 
     Raises:
         FedKDError: If there is no feature map, or the network goes on with tokens.
     """
-    last: dict[tuple[int, int], tuple[str, int, int, int]] = {}
+    last: dict[tuple[int, int], Stage] = {}
+    called: Counter[str] = Counter()
     tokens: list[str] = []  # layers with weights that gave tokens since the last map
     trained = next(student.parameters(recurse=False), None) is not None  # whether weights have made what is there
     has_trained_map = False
@@ -186,6 +223,7 @@ def stages(student: nn.Module, image_shape: tuple[int, int, int]) -> list[tuple[
     def note(name: str) -> Any:
         def hook(layer: nn.Module, inputs: Any, output: Any) -> None:
             nonlocal trained, has_trained_map
+            call, called[name] = called[name], called[name] + 1
             has_weights = next(layer.parameters(recurse=False), None) is not None
             trained = trained or has_weights
             if not isinstance(output, Tensor) or output.ndim not in (3, 4):
@@ -195,7 +233,7 @@ def stages(student: nn.Module, image_shape: tuple[int, int, int]) -> list[tuple[
             if output.ndim == 4 and is_map:
                 if high * wide > 1:
                     last.pop(size, None)  # so that the order is that of the last calls
-                    last[size] = (name, int(output.shape[1]), *size)
+                    last[size] = Stage(name, call, int(output.shape[1]), *size)
                     tokens.clear()
                     has_trained_map = has_trained_map or trained
             elif has_weights and math.prod(output.shape[1:-1]) > 1:
@@ -203,9 +241,10 @@ def stages(student: nn.Module, image_shape: tuple[int, int, int]) -> list[tuple[
 
         return hook
 
-    hooks = [layer.register_forward_hook(note(name)) for name, layer in student.named_modules() if name]
+    hooks = [layer.register_forward_hook(note(name)) for name, layer in parts_of(student).items()]
     try:
-        probe(student, image_shape)
+        with uncompiled(student):
+            probe(student, image_shape)
     finally:
         for each in hooks:
             each.remove()

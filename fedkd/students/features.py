@@ -3,11 +3,36 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 
+import torch
 from torch import Tensor, nn
 
 from fedkd.core.errors import FedKDError
 from fedkd.students.probe import probe
+
+COMPILED = "_orig_mod."
+"""What torch.compile puts before the names of what it wraps."""
+
+
+def parts_of(student: nn.Module) -> dict[str, nn.Module]:
+    """Return a student's modules by name, the student itself left out. Names are the same whether it is compiled."""
+    found: dict[str, nn.Module] = {}
+    for name, part in student.named_modules():
+        found.setdefault(plain_name(f"{name}.").rstrip("."), part)
+    return {name: part for name, part in found.items() if name}
+
+
+def plain_name(name: str) -> str:
+    """Return the name of a parameter or buffer as it is where nothing is compiled."""
+    return name.replace(COMPILED, "")
+
+
+def uncompiled(student: nn.Module) -> AbstractContextManager[object]:
+    """Run a student's parts one by one while the block runs: what torch.compile has made calls no hooks."""
+    parts = list(student.modules())
+    is_compiled = any(hasattr(part, "_orig_mod") or part._compiled_call_impl is not None for part in parts)
+    return torch.compiler.set_stance("force_eager") if is_compiled else nullcontext()
 
 
 def feature_layer(student: nn.Module, num_classes: int, image_shape: tuple[int, int, int]) -> str:
@@ -19,7 +44,7 @@ def feature_layer(student: nn.Module, num_classes: int, image_shape: tuple[int, 
         image_shape: (C, H, W) of its images.
 
     Returns:
-        The layer's name among the student's modules.
+        The layer's name in `parts_of` the student.
 
     Raises:
         FedKDError: If there is no such layer.
@@ -35,11 +60,12 @@ def feature_layer(student: nn.Module, num_classes: int, image_shape: tuple[int, 
 
     hooks = [
         layer.register_forward_pre_hook(watch(name))
-        for name, layer in student.named_modules()
+        for name, layer in parts_of(student).items()
         if isinstance(layer, nn.Linear) and layer.out_features == num_classes
     ]
     try:
-        probe(student, image_shape)
+        with uncompiled(student):
+            probe(student, image_shape)
     finally:
         for hook in hooks:
             hook.remove()
@@ -67,9 +93,10 @@ def features_and_logits(student: nn.Module, images: Tensor, layer: str) -> tuple
     def catch(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         caught.append(inputs[0])
 
-    hook = student.get_submodule(layer).register_forward_pre_hook(catch)
+    hook = parts_of(student)[layer].register_forward_pre_hook(catch)
     try:
-        logits = student(images)
+        with uncompiled(student):
+            logits = student(images)
     finally:
         hook.remove()
     return caught[-1], logits

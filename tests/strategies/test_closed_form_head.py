@@ -274,7 +274,7 @@ def test_a_client_that_would_send_much_is_a_warning(tmp_path, monkeypatch):
 )
 def test_stages_are_the_last_map_of_each_size(name, size, found):
     student = fedkd.students.create(name, num_classes=5, in_channels=3, image_size=size)
-    names = [(each[0].rpartition(".")[2], *each[1:]) for each in stages(student, (3, size, size))]
+    names = [(each.name.rpartition(".")[2], *each[2:]) for each in stages(student, (3, size, size))]
     assert names[-len(found) :] == found
 
 
@@ -302,6 +302,78 @@ def test_each_stage_has_half_as_many_cells_along_an_edge(size, grid, cells):
     assert wrapped.features(torch.rand(2, 3, size, size)).shape == (2, dim) == (2, wrapped.num_features)
 
 
+class ReusesItsLayers(nn.Module):
+    """A network that calls one ReLU and one pooling for every stage, as many tutorials write it."""
+
+    def __init__(self, size=32, channels=3, classes=10):
+        super().__init__()
+        self.conv1, self.conv2 = nn.Conv2d(channels, 6, 3, padding=1), nn.Conv2d(6, 16, 3, padding=1)
+        self.pool, self.relu = nn.MaxPool2d(2, 2), nn.ReLU()
+        self.fc = nn.Linear(size**2, classes)
+
+    def maps(self, images):
+        first = self.relu(self.conv1(images))
+        second = self.relu(self.conv2(self.pool(first)))
+        return first, second
+
+    def forward(self, images):
+        return self.fc(self.pool(self.maps(images)[1]).flatten(1))
+
+
+def test_a_module_that_is_called_many_times_gives_each_of_its_outputs():
+    student = ReusesItsLayers()
+    found = [(each.name, each.call, each.channels, each.height) for each in stages(student, (3, 32, 32))]
+    assert found == [("relu", 0, 6, 32), ("relu", 1, 16, 16), ("pool", 1, 16, 8)]
+    wrapped = ClosedFormStudent.on_stages(student, 10, (3, 32, 32))
+    shown = torch.rand(2, 3, 32, 32)
+    first, second = student.maps(shown)
+    expected = torch.cat([pool(first, 4), pool(second, 2), pool(student.pool(second), 1)], dim=1)
+    assert torch.equal(wrapped.features(shown), expected)
+    assert wrapped.num_features == expected.shape[1] == 6 * 17 + 16 * 5 + 16 * 2
+
+
+@pytest.mark.parametrize("inputs", ["last", "stages"])
+def test_a_run_with_a_student_that_reuses_its_layers(tmp_path, inputs):
+    trained, _ = federate(tmp_path, ClosedFormHead(inputs), trained=module(ReusesItsLayers(8, 1, 3)))
+    shown = torch.rand(2, 1, 8, 8)
+    assert torch.equal(fedkd.load_student(tmp_path, ReusesItsLayers(8, 1, 3))(shown), trained.student.eval()(shown))
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [{}, {"inputs": "last"}, {"inputs": "last", "on_clients": "trained"}],
+    ids=["stages", "last", "trained"],
+)
+@pytest.mark.parametrize("in_place", [False, True])
+@pytest.mark.parametrize("whole", [True, False], ids=["whole", "part"])
+def test_a_compiled_student_has_the_head_of_the_plain_one(tmp_path, arguments, in_place, whole):
+    def made(net):
+        if not in_place:
+            return torch.compile(net, backend="eager")
+        net.compile(backend="eager")
+        return net
+
+    def plain():
+        torch.manual_seed(0)
+        return fedkd.students.create("cnn", num_classes=3, in_channels=1, image_size=8, norm="group")
+
+    def compiled():
+        net = plain()
+        if whole:
+            return made(net)
+        net.conv1 = made(net.conv1)
+        return net
+
+    heads = []
+    for name, student in (("plain", plain()), ("compiled", compiled())):
+        trained, _ = federate(tmp_path / name, ClosedFormHead(**arguments), trained=module(student, optimizer=STILL))
+        heads.append(head_of(trained))
+        shown = torch.rand(2, 1, 8, 8)
+        for given in (plain(), compiled()):
+            assert torch.equal(fedkd.load_student(tmp_path / name, given)(shown), trained.student.eval()(shown))
+    assert same(*heads)
+
+
 class ChannelsLast(nn.Module):
     """Convolutions with a part between them that sees (B, H, W, C), as in Swin and ConvNeXt."""
 
@@ -318,7 +390,7 @@ class ChannelsLast(nn.Module):
 @pytest.mark.parametrize("size", [(32, 32), (32, 48)])
 def test_maps_with_channels_last_are_no_stages(size):
     found = stages(ChannelsLast(), (3, *size))
-    assert [(name, channels) for name, channels, *_ in found] == [("first", 12), ("second", 20)]
+    assert [(each.name, each.channels) for each in found] == [("first", 12), ("second", 20)]
 
 
 @pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true"])

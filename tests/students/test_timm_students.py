@@ -49,7 +49,7 @@ def test_a_small_stem_sees_four_times_the_pixels():
     shapes = []
     for small in (False, True):
         student = fedkd.students.create("timm/test_resnet", num_classes=5, image_size=32, small_stem=small)
-        shapes.append(fedkd.students.stages(student, (3, 32, 32))[-1][2])
+        shapes.append(fedkd.students.stages(student, (3, 32, 32))[-1].height)
     assert shapes[1] >= 2 * shapes[0]
 
 

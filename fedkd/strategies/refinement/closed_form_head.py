@@ -24,6 +24,7 @@ from fedkd.losses import CenteredKD, DistillationLoss
 from fedkd.strategies.base import Strategy
 from fedkd.strategies.context import RoundContext
 from fedkd.students import ClosedFormStudent
+from fedkd.students.features import parts_of, plain_name
 from fedkd.teachers.heads.clients import HeadClients, HeadWork
 from fedkd.teachers.heads.head import FederatedHead
 from fedkd.teachers.heads.modules import ClipNorm, LinearClassifier
@@ -98,7 +99,7 @@ class ClosedFormHead(Strategy):
         if self.inputs == "last":
             wrapped = ClosedFormStudent.on_last_layer(student, num_classes, image_shape)
             if self.on_clients == "frozen":
-                wrapped.student.get_submodule(wrapped.layers[0]).requires_grad_(False)
+                parts_of(wrapped.student)[wrapped.layers[0]].requires_grad_(False)
             return wrapped
         return ClosedFormStudent.on_stages(student, num_classes, image_shape, self.grid)
 
@@ -159,10 +160,10 @@ class ClosedFormHead(Strategy):
         parameters = dict(weights.parameters)
         if self.on_clients != "own":
             student: Any = context.module().student
-            layer = f"student.{student.layers[0]}"
-            for name, value in ((f"{layer}.weight", weight), (f"{layer}.bias", bias)):
-                if name in parameters:  # a layer without a bias has none to give
-                    parameters[name] = value.to(parameters[name].dtype).clone()
+            layer, own = f"student.{student.layers[0]}", {plain_name(name): name for name in parameters}
+            for plain, value in ((f"{layer}.weight", weight), (f"{layer}.bias", bias)):
+                if plain in own:  # a layer without a bias has none to give
+                    parameters[own[plain]] = value.to(parameters[own[plain]].dtype).clone()
         return Weights(parameters, {**weights.buffers, **buffers})
 
     def metrics(self, state: ServerState, updates: Sequence[ClientUpdate], context: RoundContext) -> Metrics:
