@@ -90,6 +90,10 @@ class DistillationLoss(Configured, nn.Module):
     can_mix: ClassVar[bool] = True
     """Whether the loss has a meaning for mixed images: see `forward_mixed`."""
 
+    min_batch_size: ClassVar[int] = 1
+    """With fewer images in a batch, what the loss learns from the teacher has no gradient. A client's last batch may be
+    smaller."""
+
     @property
     def needs_temperature(self) -> bool:
         """Whether the loss needs a temperature that is computed from the teacher's logits: see `fit_to_teacher`."""

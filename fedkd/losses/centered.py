@@ -66,6 +66,8 @@ class CenteredKD(TemperedLoss):
         target_entropy: For ``"auto"``, the teacher's mean entropy as a share of log K.
     """
 
+    min_batch_size = 2  # a batch of one image is its own mean
+
     def __init__(
         self,
         ce_weight: float = 0.0,

@@ -132,6 +132,7 @@ class Prepared:
         data = self.plan.datamodule
         return RoundContext(
             exchange=self.exchange,
+            num_clients=data.num_clients,
             clients=self.clients,
             held_out=self.held_out,
             modules=self.server_modules,
@@ -223,7 +224,7 @@ def build_plan(federation: Any, module: DistillationModule, datamodule: Federate
     for each in modules:
         with seeded(federation.seed, "student"):
             each.use_default_loss(strategy.default_loss())
-            each.check_mixes(datamodule)
+            each.check_data(datamodule)
             each.student = strategy.wrap(each.student, datamodule.num_classes, datamodule.image_shape)
     return Plan(strategy, modules, datamodule, device, trainer, consistent)
 

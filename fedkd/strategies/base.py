@@ -50,6 +50,12 @@ class Strategy(Configured):
     protects_updates: ClassVar[bool] = False
     """Whether the strategy protects single updates, so that none beside it may read them."""
 
+    refines: ClassVar[bool] = False
+    """Whether `refine` changes the student."""
+
+    needs_final_student: ClassVar[bool] = False
+    """Whether what `refine` computes holds for the student as it is then: in a `Compose` none behind it `refines`."""
+
     @property
     def reads_updates(self) -> bool:
         """Whether `remember`, `refine` or `metrics` use clients' tensors: not beside one that `protects_updates`."""

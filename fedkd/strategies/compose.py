@@ -40,8 +40,8 @@ class Compose(Strategy):
         strategies: The parts, in their order.
 
     Raises:
-        FedKDError: If there is none, two decide the same, one reads the updates that another protects, or one has a
-            round of its own (`FedMD`).
+        FedKDError: If there is none, two decide the same, one reads the updates that another protects, one changes the
+            student behind another that needs it final, or one has a round of its own (`FedMD`).
     """
 
     def __init__(self, strategies: list[Strategy]) -> None:
@@ -63,7 +63,24 @@ class Compose(Strategy):
                     f"{type(each).__name__} cannot be composed with {' and '.join(readers)}: it protects the clients' "
                     "updates, which the other reads."
                 )
+        for i, each in enumerate(strategies):
+            behind = [type(other).__name__ for other in strategies[i + 1 :] if other.refines]
+            if each.needs_final_student and behind:
+                raise FedKDError(
+                    f"{type(each).__name__} cannot stand before {' and '.join(behind)} in a Compose, which changes the "
+                    "student that it has finished: put it last, once."
+                )
         self.strategies = strategies
+
+    @property
+    def refines(self) -> bool:  # type: ignore[override]
+        """Whether one of the parts does."""
+        return any(each.refines for each in self.strategies)
+
+    @property
+    def needs_final_student(self) -> bool:  # type: ignore[override]
+        """Whether one of the parts does."""
+        return any(each.needs_final_student for each in self.strategies)
 
     @property
     def decides(self) -> frozenset[str]:  # type: ignore[override]

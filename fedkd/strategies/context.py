@@ -46,6 +46,7 @@ class RoundContext:
 
     Attributes:
         exchange: Sends tasks to clients.
+        num_clients: How many clients there are, those without images included.
         clients: The clients that have training images, with their number.
         held_out: The number of images that each client holds out, for those that hold any.
         modules: The server's own modules, without a teacher: one, or one for each of the strategy's students.
@@ -59,12 +60,14 @@ class RoundContext:
         val_accuracy: The last known accuracy of each client on what it holds out.
         last_test: The last test of a global student.
         cohort: The clients of the round, without those that failed in it; None outside of one.
+        failed: The clients that failed in the round.
         is_last: Whether the run ends with this round.
         lr_factor: By what clients' learning rates are multiplied in this round.
         min_clients: How many clients must train in a round; None is the whole cohort.
     """
 
     exchange: Exchange
+    num_clients: int
     clients: Mapping[int, int]
     held_out: Mapping[int, int]
     modules: tuple[DistillationModule, ...]
@@ -78,6 +81,7 @@ class RoundContext:
     val_accuracy: dict[int, float] = field(default_factory=dict)
     last_test: LastTest = field(default_factory=LastTest)
     cohort: tuple[int, ...] | None = None
+    failed: frozenset[int] = frozenset()
     is_last: bool = False
     lr_factor: float = 1.0
     min_clients: int | None = None
@@ -91,7 +95,8 @@ class RoundContext:
         """Return the context for the rest of a round, which clients that failed no longer take part in."""
         if self.cohort is None or len(updates) == len(self.cohort):
             return self
-        return replace(self, cohort=tuple(update.client for update in updates))
+        cohort = tuple(update.client for update in updates)
+        return replace(self, cohort=cohort, failed=frozenset(self.cohort) - frozenset(cohort))
 
     def module(self, client: int | None = None) -> DistillationModule:
         """Return the server's module with the student of a client's kind; of the global one if not given."""
@@ -135,12 +140,7 @@ class RoundContext:
                 trainer=self.trainer,
                 seed=derive_seed(*keys, "batches"),
             )
-        if not weights.is_finite:
-            raise FedKDError(
-                f"Round {self.start.round}: the student became infinite or NaN in distillation on the server. Lower "
-                "the strategy's lr."
-            )
-        return replace(state, weights=weights)
+        return self._distilled(state, weights)
 
     def distill_features(
         self, state: ServerState, pool: Pool, targets: Tensor, *, epochs: int, lr: float
@@ -158,6 +158,14 @@ class RoundContext:
                 lr=lr,
                 trainer=self.trainer,
                 seed=derive_seed(*keys, "batches"),
+            )
+        return self._distilled(state, weights)
+
+    def _distilled(self, state: ServerState, weights: Weights) -> ServerState:
+        if not weights.is_finite:
+            raise FedKDError(
+                f"Round {self.start.round}: the student became infinite or NaN in distillation on the server. Lower "
+                "the strategy's lr."
             )
         return replace(state, weights=weights)
 

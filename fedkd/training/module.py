@@ -255,7 +255,7 @@ class DistillationModule(LightningModule):
         data = getattr(self.trainer, "datamodule", None)
         if data is not None and hasattr(data, "image_shape"):
             self.build(data.classes, data.image_shape)
-        self.check_mixes(data)
+        self.check_data(data)
         if not self.is_built:
             raise FedKDError("Call module.build(classes, image_shape) first, or pass a FederatedDataModule.")
         if stage != "fit" or self.teacher is None or (self.teacher.head is not None and self.is_fitted_to_teacher):
@@ -398,17 +398,25 @@ class DistillationModule(LightningModule):
             batch, batch.targets, lambda targets: objective.term(self, batch._replace(targets=targets), student)
         )
 
-    def check_mixes(self, data: Any) -> None:
-        """Raise if a datamodule mixes images and the loss cannot learn from them.
+    def check_data(self, data: Any) -> None:
+        """Raise if the loss cannot learn from the batches of a datamodule.
 
         Raises:
-            FedKDError: If so.
+            FedKDError: If it mixes images and the loss does not, or its batches are too small for the loss.
         """
-        mix = getattr(getattr(data, "augmentation", None), "mix", None)
-        if mix is not None and self.teacher is not None and not self.loss.can_mix:
+        if self.teacher is None:
+            return
+        name, mix = type(self.loss).__name__, getattr(getattr(data, "augmentation", None), "mix", None)
+        if mix is not None and not self.loss.can_mix:
             raise FedKDError(
-                f"data.augmentation.mix is {one_line(mix)}, but {type(self.loss).__name__} cannot learn from mixed "
-                "images. Set mix to None, or choose another loss."
+                f"data.augmentation.mix is {one_line(mix)}, but {name} cannot learn from mixed images. Set mix to "
+                "None, or choose another loss."
+            )
+        size = getattr(data, "batch_size", None)
+        if isinstance(size, int) and size < self.loss.min_batch_size:
+            raise FedKDError(
+                f"data.batch_size is {size}, but {name} compares the images of a batch with each other: it must be >= "
+                f"{self.loss.min_batch_size}."
             )
 
     def student_outputs(self, images: Tensor, student: nn.Module | None = None) -> Outputs:

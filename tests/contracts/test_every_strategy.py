@@ -98,10 +98,10 @@ def data() -> fedkd.FederatedDataModule:
     )
 
 
-def run(name, strategy, run_dir, rounds=ROUNDS, ckpt_path=None, **arguments):
+def run(name, strategy, run_dir, rounds=ROUNDS, ckpt_path=None, loss="auto", **arguments):
     """Run a federation over five clients with a teacher and public images, and return the student's state."""
     torch.manual_seed(0)  # the student is made before `module` seeds
-    trained = module(Linear(batch_norm=name not in NO_BUFFERS), teacher=BrightRowTeacher())
+    trained = module(Linear(batch_norm=name not in NO_BUFFERS), teacher=BrightRowTeacher(), loss=loss)
     federation = fedkd.Federation(rounds=rounds, strategy=strategy, run_dir=run_dir, **arguments)
     before = copy.deepcopy(vars(strategy))
     federation.fit(trained, data(), ckpt_path)
@@ -144,6 +144,28 @@ def test_contract(name, precision, clients_per_round, tmp_path):
     assert same(whole, resumed)
     if precision == "32-true" and clients_per_round is None:  # and the same object starts afresh
         assert same(whole, run(name, strategy, tmp_path / "again", backend=Remote(), **arguments))
+
+
+ALONE = {"Compose", "ClosedFormHead", "FedMD"}
+"""Those that are no part of a `Compose` with a head."""
+
+
+@pytest.mark.parametrize("name", [name for name in STRATEGIES if name not in ALONE])
+def test_a_head_in_closed_form_goes_with_every_strategy(name, tmp_path):
+    def both():
+        return fedkd.strategies.Compose([make(name), fedkd.strategies.ClosedFormHead("last", every=None)])
+
+    arguments = {"trainer": {"accelerator": "cpu"}, "rounds": 1, "loss": fedkd.losses.KD()}
+    if both().protects_updates:
+        with pytest.raises(
+            fedkd.FedKDError, match="sums over their images for it, which get neither"
+        ):
+            run(name, both(), tmp_path / "both", **arguments)
+        return
+    alone = run(name, make(name), tmp_path / "alone", **arguments)
+    composed = run(name, both(), tmp_path / "both", **arguments)
+    assert composed["solved_weight"].any()
+    assert same(alone, {key.removeprefix("student."): composed[key] for key in composed if "solved_" not in key})
 
 
 IN_PROCESSES = {"ClosedFormHead", "Compose", "FedAvg", "FedBN", "FedMD", "MOON", "SCAFFOLD", "ServerDistillation"}

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import re
+from dataclasses import replace
+from typing import ClassVar
 
 import pytest
 import torch
@@ -118,6 +120,43 @@ def test_a_head_is_solved_on_the_others(tmp_path, without):
     assert same(dict(states[0]), dict(states[1]))
     rows = [list(csv.DictReader((tmp_path / name / "metrics.csv").open())) for name in ("failing", "without")]
     assert [row["balanced_accuracy"] for row in rows[0]] == [row["balanced_accuracy"] for row in rows[1]]
+
+
+class FailsAtTheHead(ClosedFormHead):
+    """Its clients fail when the head is solved."""
+
+    def __init__(self, failing: tuple[int, ...]) -> None:
+        super().__init__("last", every=None)
+        self.failing = failing
+
+    def with_head(self, state, context):
+        def exchange(work, tasks, min_updates=None):
+            self.told.append([task.client for task in tasks])
+            noted = [replace(t, settings={"work": "gone"}) if t.client in self.failing else t for t in tasks]
+            return context.exchange(work, noted, min_updates)
+
+        return super().with_head(state, replace(context, exchange=exchange))
+
+    told: ClassVar[list[list[int]]] = []
+
+
+def test_a_client_that_fails_in_the_last_round_is_not_asked_for_the_head(tmp_path, monkeypatch):
+    monkeypatch.setattr(FailsAtTheHead, "told", [])
+    strategy = Compose([Failing("raise", read=True), FailsAtTheHead(())])
+    with pytest.warns(UserWarning, match="Client 1, round 1 failed"):
+        fit(tmp_path / "run", strategy, rounds=2)
+    assert FailsAtTheHead.told == [[0, 2, 3], [0, 2, 3]]
+
+
+def test_a_head_is_solved_without_the_clients_that_fail_then(tmp_path, monkeypatch):
+    monkeypatch.setattr(FailsAtTheHead, "told", [])
+    with pytest.warns(UserWarning, match="Client 2, round 0 failed: A head's work is a function"):
+        trained, _ = fit(tmp_path / "run", FailsAtTheHead((2,)), rounds=1)
+    assert FailsAtTheHead.told == [[0, 1, 2, 3], [0, 1, 3]]
+    assert failures(tmp_path / "run")[0][:2] == ("0", "2")
+    assert trained.student.state_dict()["solved_weight"].any()
+    with pytest.raises(fedkd.FedKDError, match="Client 2, round 0: A head's work is a function"):
+        fit(tmp_path / "all", FailsAtTheHead((2,)), rounds=1, min_clients=None)
 
 
 @pytest.mark.parametrize("backend", [fedkd.InProcess(), fedkd.Stacked(4)])

@@ -13,10 +13,21 @@ from helpers import BrightRowTeacher, datamodule, images, module, same, weights
 from torch import nn
 
 import fedkd
+from fedkd.client import works
 from fedkd.data import Augmentation, Rows
 from fedkd.losses import CenteredKD, FeatureCosine, FrozenHead
 from fedkd.partition import IID, ClassSpecific, Dirichlet
-from fedkd.strategies import SCAFFOLD, ClosedFormHead, Compose, DPFedAvg, FedAvg, FedBN, ServerDistillation
+from fedkd.strategies import (
+    SCAFFOLD,
+    ClosedFormHead,
+    Compose,
+    DPFedAvg,
+    FedAvg,
+    FedBN,
+    FedDF,
+    ReestimatedBatchNorm,
+    ServerDistillation,
+)
 from fedkd.students import ClosedFormStudent, stages
 from fedkd.students.closed_form import pool
 from fedkd.teachers import FederatedHead, FittedHead, GaussianPrivacy, LinearHead, RidgeHead
@@ -40,12 +51,16 @@ def head_of(trained):
     return {name: value for name, value in trained.student.state_dict().items() if name in BUFFERS}
 
 
-def central(student, data, regularization=0.01):
-    """Solve the penalized normal equations on the features of all images."""
+def central(student, data, regularization=0.01, balanced=False):
+    """Solve the penalized normal equations on the features of all images, or of as many of each class."""
     everybody = np.concatenate(data.shards)
     rows = Rows.of(data.train, everybody)
     x = predict_features(student, rows, {"accelerator": "cpu"}).double().numpy()
     y = np.eye(3)[rows.targets.numpy()]
+    if balanced:  # each class as often as all together, so that all have as many rows
+        counts = y.sum(0).astype(int)
+        times = [np.lcm.reduce(counts) // counts[c] for c in rows.targets.numpy()]
+        x, y = np.repeat(x, times, axis=0), np.repeat(y, times, axis=0)
     away, mean = x - x.mean(0), x.mean(0)
     penalty = regularization * x.var(axis=0).sum() * len(x) / x.shape[1]
     weight = np.linalg.solve(away.T @ away + penalty * np.eye(x.shape[1]), away.T @ (y - y.mean(0)))
@@ -65,6 +80,43 @@ def test_the_head_is_the_central_one_for_every_partition(tmp_path, inputs, parti
     np.testing.assert_allclose(found["solved_weight"].double() / scale, weight, rtol=1e-4, atol=1e-4 * weight.std())
     np.testing.assert_allclose(found["solved_bias"].double() / scale, bias, rtol=1e-3, atol=1e-3)
     assert scale > 1  # a regression's outputs are too flat
+
+
+def test_classes_of_unlike_sizes_may_count_alike(tmp_path):
+    data = datamodule(3, partitioner=ClassSpecific(1), count=150)
+    data.setup()
+    data.shards = [shard[: 40 // 2**i] for i, shard in enumerate(data.shards)]  # 40, 20 and 10 images
+    head = RidgeHead(0.01, standardize=False, class_balanced=True)
+    trained, _ = federate(tmp_path, ClosedFormHead("last", head=head), data)
+    assert [len(shard) for shard in data.shards] == [40, 20, 10]
+    weight, _ = central(trained.student, data, balanced=True)
+    found = head_of(trained)["solved_weight"].double()
+    np.testing.assert_allclose(found / found.norm(), weight / np.linalg.norm(weight), rtol=1e-3, atol=1e-5)
+    plain, _ = central(trained.student, data)
+    assert np.abs(found / found.norm() - plain / np.linalg.norm(plain)).max() > 0.01
+
+
+def test_what_the_fit_chose_is_in_the_metrics(tmp_path):
+    federate(tmp_path, ClosedFormHead("last", every=2), rounds=2)
+    rows = [row.split(",") for row in (tmp_path / "metrics.csv").read_text().splitlines()]
+    chosen = [[row[rows[0].index(f"head_{name}")] for row in rows[1:]] for name in ("regularization", "scale")]
+    assert [first for first, _ in chosen] == ["", ""]
+    assert all(float(second) > 0 for _, second in chosen)
+
+
+def test_it_stands_last_in_a_composition():
+    for behind in (ServerDistillation(), ReestimatedBatchNorm(), ClosedFormHead(), Compose([FedDF()])):
+        with pytest.raises(fedkd.FedKDError, match=f"cannot stand before {type(behind).__name__} in a Compose"):
+            Compose([ClosedFormHead(), behind])
+        if not isinstance(behind, ClosedFormHead):
+            Compose([behind, SCAFFOLD(), ClosedFormHead()])
+
+
+def test_batches_of_one_image_are_refused(tmp_path):
+    trained = module("cnn", teacher=BrightRowTeacher(), loss="auto")
+    with pytest.raises(fedkd.FedKDError, match=r"data\.batch_size is 1, but CenteredKD compares the images of a batch"):
+        federate(tmp_path, ClosedFormHead(), datamodule(3, batch_size=1), trained=trained)
+    assert not tmp_path.joinpath("metrics.csv").exists()
 
 
 def test_training_is_that_without_the_head_bit_for_bit(tmp_path):
@@ -176,13 +228,21 @@ def test_with_views_the_head_sees_the_images_themselves(tmp_path):
     assert same(run("consistent", teaching="consistent"), run("fixed"))
 
 
-def test_a_private_head_is_sent_once_and_by_empty_clients_too(tmp_path):
+def test_a_private_head_is_sent_once_and_by_empty_clients_too(tmp_path, monkeypatch):
     private = RidgeHead(privacy=GaussianPrivacy(epsilon=50.0))
     with pytest.raises(fedkd.FedKDError, match="every: 1 would send private sums of the same images"):
         ClosedFormHead(head=private)
     data = datamodule(12, Dirichlet(0.05), count=150)
+    asked, work = [], works.on_student_features
+
+    def noting(site, task):
+        asked.append(site.client)
+        return work(site, task)
+
+    monkeypatch.setattr("fedkd.strategies.refinement.closed_form_head.on_student_features", noting)
     trained, _ = federate(tmp_path, ClosedFormHead("last", every=None, head=private), data, 2)
     assert any(len(shard) == 0 for shard in data.shards)
+    assert asked == [*range(12), *range(12)]  # one exchange of sums, one of losses
     assert head_of(trained)["solved_limit"] == 1.0
     shown = torch.rand(4, 1, 8, 8)
     features = trained.student.eval().features(shown)

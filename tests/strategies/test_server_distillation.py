@@ -50,6 +50,7 @@ def context_of(datamodule, trained, start, logits=None, shared_logits=None, **ch
     """Return what a strategy works with on the server."""
     settings = {
         "exchange": None,
+        "num_clients": datamodule.num_clients,
         "clients": {client: len(shard) for client, shard in enumerate(datamodule.shards) if len(shard)},
         "held_out": {},
         "modules": (trained.for_clients(),),

@@ -48,8 +48,9 @@ class ClosedFormHead(Strategy):
 
     Each client of the cohort sends (D + 1) (D + 2) / 2 + (D + 1) K numbers in float64, twice with an automatic
     regularization, and then its loss at a grid of scales, so that the logits are calibrated; it gets the student before
-    each. It costs the clients two passes over their images, forward alone. With sampled cohorts the head is that of the
-    cohort's images; after the last round, and with ``every`` None, that of all clients.
+    each. It costs the clients two passes over their images, forward alone; three if classes count alike. With sampled
+    cohorts the head is that of the cohort's images; after the last round, and with ``every`` None, that of all clients.
+    A client that fails in the round is left out, as from the average, if the run has ``min_clients``.
 
     In a `Compose` it stands behind what changes weights on the server. With privacy in the head, a run that is gone on
     with for more rounds solves it again, and spends its budget again.
@@ -68,6 +69,9 @@ class ClosedFormHead(Strategy):
     Raises:
         FedKDError: If a value is out of range.
     """
+
+    refines = True
+    needs_final_student = True
 
     def __init__(
         self,
@@ -130,31 +134,39 @@ class ClosedFormHead(Strategy):
 
     def start(self, state: ServerState, context: RoundContext) -> ServerState:
         """Solve the head before the first round, if clients start from it."""
-        return state if self.on_clients == "own" else replace(state, weights=self.with_head(state.weights, context))
+        return state if self.on_clients == "own" else self.with_head(state, context)
 
     def refine(self, state: ServerState, updates: Sequence[ClientUpdate], context: RoundContext) -> ServerState:
         """Solve the head, if it is time."""
         if context.is_last or (self.every is not None and state.round % self.every == 0):
-            return replace(state, weights=self.with_head(state.weights, context))
+            return self.with_head(state, context)
         buffers = {**state.weights.buffers}
         buffers |= {name: torch.zeros_like(buffers[name]) for name in BUFFERS}
         return replace(state, weights=Weights(state.weights.parameters, buffers))
 
-    def with_head(self, weights: Weights, context: RoundContext) -> Weights:
-        """Return a student with the head that its clients' features give.
+    def with_head(self, state: ServerState, context: RoundContext) -> ServerState:
+        """Return a state whose student has the head that its clients' features give.
 
         Args:
-            weights: The student.
+            state: Its student has no head, or an older one.
             context: Its exchange.
         """
-        counts = dict(context.clients)
-        if context.cohort is not None and not context.is_last:
-            counts = {client: counts[client] for client in context.cohort}
+        weights = state.weights
+        everybody = context.cohort is None or context.is_last
+        clients = range(context.num_clients) if everybody else context.cohort or ()
         shape = weights.buffers["solved_weight"].shape
-        clients = StudentFeatures(
-            context.exchange, counts, num_classes=shape[0], dim=shape[1], weights=weights, round=context.start.round
+        fitted = self.head.fit(
+            StudentFeatures(
+                context.exchange,
+                {client: context.clients.get(client, 0) for client in clients},
+                num_classes=shape[0],
+                dim=shape[1],
+                weights=weights,
+                round=context.start.round,
+                min_clients=context.min_clients,
+                failed=set(context.failed),
+            )
         )
-        fitted = self.head.fit(clients)
         weight, bias, limit = _as_linear(fitted.module)
         buffers = {"solved_weight": weight, "solved_bias": bias, "solved_limit": torch.tensor(limit)}
         parameters = dict(weights.parameters)
@@ -164,16 +176,30 @@ class ClosedFormHead(Strategy):
             for plain, value in ((f"{layer}.weight", weight), (f"{layer}.bias", bias)):
                 if plain in own:  # a layer without a bias has none to give
                     parameters[own[plain]] = value.to(parameters[own[plain]].dtype).clone()
-        return Weights(parameters, {**weights.buffers, **buffers})
+        chosen = {f"{CHOSEN}{name}": torch.tensor(float(value)) for name, value in fitted.chosen.items()}
+        return replace(
+            state,
+            weights=Weights(parameters, {**weights.buffers, **buffers}),
+            memory={**state.memory, **chosen},
+        )
 
     def metrics(self, state: ServerState, updates: Sequence[ClientUpdate], context: RoundContext) -> Metrics:
-        """Return the accuracy with the student's own last layer, beside that of the head."""
+        """Return what the head's fit chose, and the accuracy with the student's own last layer beside that of the head.
+
+        Returns:
+            ``own_layer_balanced_accuracy``, and ``head_NAME`` for each value that the fit chose, such as
+            ``head_regularization``; nothing after a round in which the head was not solved.
+        """
         if not state.weights.buffers["solved_weight"].any():
             return {}
         blank = {name: torch.zeros_like(state.weights.buffers[name]) for name in BUFFERS}
         own = Weights(state.weights.parameters, {**state.weights.buffers, **blank})
-        return {"own_layer_balanced_accuracy": context.evaluate_on_test(own)["balanced_accuracy"]}
+        chosen = {name: float(value) for name, value in state.memory.items() if name.startswith(CHOSEN)}
+        return {"own_layer_balanced_accuracy": context.evaluate_on_test(own)["balanced_accuracy"], **chosen}
 
+
+CHOSEN = "head_"
+"""In the server's memory, and in the metrics, this stands before the names of what the head's fit chose."""
 
 BUFFERS = ("solved_weight", "solved_bias", "solved_limit")
 
@@ -185,21 +211,26 @@ class StudentFeatures(HeadClients):
     Args:
         weights: The student.
         round: The round.
+        min_clients: How many clients must succeed; None is all.
+        failed: Clients that failed in the round, which are not told to work. Those that fail here come to it.
     """
 
     weights: Weights = field(default_factory=Weights)
     round: int = 0
+    min_clients: int | None = None
+    failed: set[int] = field(default_factory=set)
 
     def send(self, work: HeadWork, tasks: Sequence[ClientTask]) -> list[ClientUpdate]:
         """Run the head's work on the student's features."""
         name = f"{work.__module__}:{work.__qualname__}"
-        return self.exchange(
-            on_student_features,
-            [
-                replace(task, round=self.round, weights=self.weights, settings={**task.settings, "work": name})
-                for task in tasks
-            ],
-        )
+        tasks = [
+            replace(task, round=self.round, weights=self.weights, settings={**task.settings, "work": name})
+            for task in tasks
+            if task.client not in self.failed
+        ]
+        updates = self.exchange(on_student_features, tasks, self.min_clients)
+        self.failed.update({task.client for task in tasks} - {update.client for update in updates})
+        return updates
 
 
 def _as_linear(module: nn.Module) -> tuple[Tensor, Tensor, float]:

@@ -44,6 +44,8 @@ class ServerDistillation(Strategy):
         FedKDError: For values out of range, or if nothing teaches.
     """
 
+    refines = True
+
     def __init__(
         self,
         teacher_weight: float = 1.0,
