@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fedkd.core.errors import FedKDError
-from fedkd.students.features import feature_layer, features_and_logits, parts_of, uncompiled
+from fedkd.students.features import feature_layer, features_and_logits, is_compiled, part_of, parts_of, uncompiled
 from fedkd.students.probe import probe
 
 
@@ -36,6 +36,7 @@ class ClosedFormStudent(nn.Module):
     Attributes:
         num_features: D.
         has_head: Whether the head is set.
+        has_limit: Whether it scales long features down.
     """
 
     solved_weight: Tensor  # (K, D)
@@ -56,7 +57,8 @@ class ClosedFormStudent(nn.Module):
         self.register_buffer("solved_weight", torch.zeros(num_classes, feature_dim))
         self.register_buffer("solved_bias", torch.zeros(num_classes))
         self.register_buffer("solved_limit", torch.zeros(()))
-        self.num_features, self.has_head = feature_dim, False
+        self.num_features, self.is_compiled = feature_dim, is_compiled(student)
+        self.has_head = self.has_limit = False  # known when the buffers are loaded: an export has no branch on tensors
 
     @classmethod
     def on_last_layer(
@@ -64,7 +66,7 @@ class ClosedFormStudent(nn.Module):
     ) -> ClosedFormStudent:
         """Take the inputs of the student's last linear layer as features."""
         layer = feature_layer(student, num_classes, image_shape)
-        last = parts_of(student)[layer]
+        last = part_of(student, layer)
         assert isinstance(last, nn.Linear)
         return cls(student, num_classes, (layer,), (), (), last.in_features)
 
@@ -107,25 +109,24 @@ class ClosedFormStudent(nn.Module):
 
             return hook
 
-        parts = parts_of(self.student)
-        hooks = [parts[name].register_forward_hook(catch(name)) for name in set(self.layers)]
+        hooks = [part_of(self.student, name).register_forward_hook(catch(name)) for name in set(self.layers)]
         try:
-            with uncompiled(self.student):
+            with uncompiled(self.student, self.is_compiled):
                 self.student(images)
         finally:
             for hook in hooks:
                 hook.remove()
         maps = [caught[each].float() for each in zip(self.layers, self.calls, strict=True)]
-        pooled = [pool(each, cells) for each, cells in zip(maps, self.grids, strict=True)]
-        return torch.cat(pooled, dim=1)
+        found = [moments(each, cells) for each, cells in zip(maps, self.grids, strict=True)]
+        return power_normalized(torch.cat([each for pair in found for each in pair], dim=1))
 
     def classify(self, features: Tensor) -> Tensor:
         """Map features (B, D) to the head's logits (B, K), in float32 whatever the precision around it."""
         with torch.autocast(features.device.type, enabled=False):
-            limit = torch.where(self.solved_limit > 0, self.solved_limit, torch.inf).float()
-            scale = (limit / features.norm(dim=1, keepdim=True)).clamp(max=1)
+            if self.has_limit:
+                features = features * (self.solved_limit.float() / features.norm(dim=1, keepdim=True)).clamp(max=1)
             # in a true half precision the buffers have that precision
-            return F.linear(features * scale, self.solved_weight.float(), self.solved_bias.float())
+            return F.linear(features, self.solved_weight.float(), self.solved_bias.float())
 
     def describe(self) -> dict[str, Any]:
         """Return what `restore` needs, ready for JSON."""
@@ -144,7 +145,7 @@ class ClosedFormStudent(nn.Module):
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *arguments: Any) -> None:
         super()._load_from_state_dict(state_dict, prefix, *arguments)
-        self.has_head = bool(self.solved_weight.any())
+        self.has_head, self.has_limit = bool(self.solved_weight.any()), bool(self.solved_limit > 0)
 
 
 def pool(maps: Tensor, cells: int) -> Tensor:
@@ -152,9 +153,7 @@ def pool(maps: Tensor, cells: int) -> Tensor:
 
     A network of convolutions knows little of where in the image something is, and a mean over all positions nothing. A
     grid of means keeps it (the spatial pyramid of Lazebnik, Schmid and Ponce, CVPR 2006). The standard deviation tells
-    whether a channel answers everywhere or in one place. Of all numbers the root is taken, :math:`x / \sqrt{|x|}`,
-    since the outputs of a ReLU have long tails, to which a linear fit would give too much weight (the power
-    normalization of Perronnin, Sanchez and Mensink, ECCV 2010).
+    whether a channel answers everywhere or in one place. Of all numbers the root is taken (`power_normalized`).
 
     Args:
         maps: (B, C, H, W) float32.
@@ -163,10 +162,24 @@ def pool(maps: Tensor, cells: int) -> Tensor:
     Returns:
         (B, C (g^2 + 1)).
     """
+    return power_normalized(torch.cat(moments(maps, cells), dim=1))
+
+
+def moments(maps: Tensor, cells: int) -> tuple[Tensor, Tensor]:
+    """Return the means over the cells of a grid, (B, C g^2), and the standard deviation over all positions, (B, C)."""
     means = F.adaptive_avg_pool2d(maps, cells).flatten(1)  # (B, C, H, W) -> (B, C g^2)
-    deviations = (maps.var(dim=(2, 3), correction=0) + TINY).sqrt()  # (B, C)
-    pooled = torch.cat([means, deviations], dim=1)
-    return pooled / (pooled.abs() + TINY).sqrt()
+    # torch's own variance takes ten times as long
+    variances = F.adaptive_avg_pool2d((maps - F.adaptive_avg_pool2d(maps, 1)).square(), 1).flatten(1)  # (B, C)
+    return means, (variances + TINY).sqrt()
+
+
+def power_normalized(values: Tensor) -> Tensor:
+    r"""Return :math:`x / \sqrt{|x|}`.
+
+    The outputs of a ReLU have long tails, to which a linear fit would give too much weight (the power normalization of
+    Perronnin, Sanchez and Mensink, ECCV 2010).
+    """
+    return values / (values.abs() + TINY).sqrt()
 
 
 TINY = 1e-6

@@ -23,16 +23,33 @@ def parts_of(student: nn.Module) -> dict[str, nn.Module]:
     return {name: part for name, part in found.items() if name}
 
 
+def part_of(student: nn.Module, name: str) -> nn.Module:
+    """Return one of `parts_of` a student, without a walk over all."""
+    part = student
+    for step in name.split("."):
+        part = getattr(getattr(part, "_orig_mod", part), step)
+    return part
+
+
 def plain_name(name: str) -> str:
     """Return the name of a parameter or buffer as it is where nothing is compiled."""
     return name.replace(COMPILED, "")
 
 
-def uncompiled(student: nn.Module) -> AbstractContextManager[object]:
-    """Run a student's parts one by one while the block runs: what torch.compile has made calls no hooks."""
-    parts = list(student.modules())
-    is_compiled = any(hasattr(part, "_orig_mod") or part._compiled_call_impl is not None for part in parts)
-    return torch.compiler.set_stance("force_eager") if is_compiled else nullcontext()
+def is_compiled(student: nn.Module) -> bool:
+    """Whether torch.compile has made the student or a part of it."""
+    return any(hasattr(part, "_orig_mod") or part._compiled_call_impl is not None for part in student.modules())
+
+
+def uncompiled(student: nn.Module, needed: bool | None = None) -> AbstractContextManager[object]:
+    """Run a student's parts one by one while the block runs: what torch.compile has made calls no hooks.
+
+    Args:
+        student: Any module.
+        needed: Whether it `is_compiled`, where that is known.
+    """
+    needed = is_compiled(student) if needed is None else needed
+    return torch.compiler.set_stance("force_eager") if needed else nullcontext()
 
 
 def feature_layer(student: nn.Module, num_classes: int, image_shape: tuple[int, int, int]) -> str:
@@ -93,7 +110,7 @@ def features_and_logits(student: nn.Module, images: Tensor, layer: str) -> tuple
     def catch(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         caught.append(inputs[0])
 
-    hook = parts_of(student)[layer].register_forward_pre_hook(catch)
+    hook = part_of(student, layer).register_forward_pre_hook(catch)
     try:
         with uncompiled(student):
             logits = student(images)

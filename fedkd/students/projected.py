@@ -7,7 +7,7 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fedkd.students.features import features_and_logits, parts_of
+from fedkd.students.features import features_and_logits, part_of
 
 
 class ProjectedStudent(nn.Module):
@@ -29,7 +29,7 @@ class ProjectedStudent(nn.Module):
     def __init__(self, student: nn.Module, layer: str, feature_dim: int) -> None:
         super().__init__()
         self.student, self.layer = student, layer
-        last = parts_of(student)[layer]
+        last = part_of(student, layer)
         assert isinstance(last, nn.Linear)
         self.projector = nn.Linear(last.in_features, feature_dim)
         self.register_buffer("head_weight", None, persistent=False)

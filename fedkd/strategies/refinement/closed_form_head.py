@@ -24,7 +24,7 @@ from fedkd.losses import CenteredKD, DistillationLoss
 from fedkd.strategies.base import Strategy
 from fedkd.strategies.context import RoundContext
 from fedkd.students import ClosedFormStudent
-from fedkd.students.features import parts_of, plain_name
+from fedkd.students.features import part_of, plain_name
 from fedkd.teachers.heads.clients import HeadClients, HeadWork
 from fedkd.teachers.heads.head import FederatedHead
 from fedkd.teachers.heads.modules import ClipNorm, LinearClassifier
@@ -103,7 +103,7 @@ class ClosedFormHead(Strategy):
         if self.inputs == "last":
             wrapped = ClosedFormStudent.on_last_layer(student, num_classes, image_shape)
             if self.on_clients == "frozen":
-                parts_of(wrapped.student)[wrapped.layers[0]].requires_grad_(False)
+                part_of(wrapped.student, wrapped.layers[0]).requires_grad_(False)
             return wrapped
         return ClosedFormStudent.on_stages(student, num_classes, image_shape, self.grid)
 
