@@ -13,7 +13,7 @@ from fedkd.training.module import DistillationModule
 
 
 def default_strategy(module: DistillationModule, has_public: bool) -> Strategy:
-    """Return the strategy that is the best one measured for what a run has; ``docs/results.md`` has the figures.
+    """Return the strategy that ``docs/results.md`` found best with a teacher, and the baseline without one.
 
     | the run has | strategy |
     |---|---|
