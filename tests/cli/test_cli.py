@@ -111,6 +111,7 @@ def test_test_and_predict_take_a_run_directory(run):
     assert all(max("0123456789", key=lambda k, row=row: float(row[k])) == row["prediction"] for row in rows)
 
 
+@pytest.mark.slow
 def test_predictions_are_not_written_over_unasked(run, tmp_path):
     from PIL import Image
 
@@ -141,6 +142,7 @@ def test_predictions_are_not_written_over_unasked(run, tmp_path):
     assert "line 2: the image " in lost.stderr
 
 
+@pytest.mark.slow
 def test_the_best_student_is_tested_predicted_and_exported(run, tmp_path):
     run_dir, _ = run
     wrong = fedkd("test", run_dir, "--which", "best", cwd=tmp_path, check=False)

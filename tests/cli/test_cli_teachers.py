@@ -34,6 +34,7 @@ def test_the_list_says_what_each_teacher_is(tmp_path: Path) -> None:
     assert "(in the package)" in out
 
 
+@pytest.mark.slow
 def test_one_teacher_is_measured_and_the_cache_is_cleared(tmp_path: Path, cache: Path) -> None:
     out = fedkd("teachers", "digits-tiny", "--config", QUICKSTART, cwd=tmp_path).stdout
     assert out.startswith("digits-tiny, alone on 359 test images")

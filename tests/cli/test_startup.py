@@ -42,6 +42,7 @@ def test_no_library_is_imported(arguments, expected):
     assert imported == []
 
 
+@pytest.mark.slow
 def test_the_public_names_of_teachers_are_those_of_its_all():
     code = "import fedkd.teachers as t, sys; assert not [m for m in ('torch', 'numpy') if m in sys.modules]\n"
     code += "assert set(t.__all__) <= set(dir(t)); print(all(getattr(t, name) is not None for name in t.__all__))\n"

@@ -26,7 +26,7 @@ def command(run_dir: Path, rounds: int, *options: str) -> list[str]:
 @pytest.mark.parametrize(
     ("number", "status", "options"),
     [
-        (signal.SIGTERM, 143, LIGHTNING),
+        pytest.param(signal.SIGTERM, 143, LIGHTNING, marks=pytest.mark.slow),
         (signal.SIGINT, 130, LIGHTNING),
         pytest.param(signal.SIGTERM, 143, [], marks=pytest.mark.slow),
         pytest.param(signal.SIGINT, 130, [], marks=pytest.mark.slow),

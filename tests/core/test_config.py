@@ -278,6 +278,7 @@ print(json.dumps(describe([fedkd.losses.DKD(), names, functools.partial(torch.op
 """
 
 
+@pytest.mark.slow
 def test_the_description_is_the_same_in_every_process():
     found = [
         subprocess.run(

@@ -45,6 +45,7 @@ def test_whatever_else_is_done_to_it_is_found() -> None:
     assert not any(is_intact(other) for other in others)
 
 
+@pytest.mark.slow
 def test_the_same_content_has_the_same_bytes_in_every_process() -> None:
     script = (
         "import torch, hashlib; from safetensors.torch import save; from fedkd.core.sealed import sealed;"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import threading
 from pathlib import Path
@@ -22,6 +23,9 @@ from flower.app import app, fit, nodes, on_grid
 PLAIN = "--model.teacher null --federation.strategy FedAvg --data.public_fraction 0"
 
 
+slow = functools.partial(pytest.param, marks=pytest.mark.slow)
+
+
 def training(message: Message) -> bool:
     """Whether a message tells clients to train."""
     if message.metadata.message_type != WORK:
@@ -29,6 +33,7 @@ def training(message: Message) -> bool:
     return json.loads(unpack(message.content)[0])["work"] == "fedkd.client.works:train"
 
 
+@pytest.mark.slow
 def test_a_node_that_comes_late_is_waited_for(tmp_path: Path):
     run, grid = on_grid(app(tmp_path, PLAIN), nodes(1, of := 2), None, {"start-timeout": 30})
     timer = threading.Timer(0.5, lambda: grid.nodes.update(nodes(of)))
@@ -36,6 +41,7 @@ def test_a_node_that_comes_late_is_waited_for(tmp_path: Path):
     assert len(fit(run, tmp_path / "run")["per_class_accuracy"]) == 10
 
 
+@pytest.mark.slow
 def test_a_node_that_does_not_come_is_named(tmp_path: Path):
     run, _ = on_grid(app(tmp_path, PLAIN), nodes(1, 2), None, {"start-timeout": 0.3})
     with pytest.raises(FedKDError, match=r"1 SuperNode\(s\) are there, and none has client\(s\) 1, 3 of 4"):
@@ -43,7 +49,7 @@ def test_a_node_that_does_not_come_is_named(tmp_path: Path):
     assert not (tmp_path / "run" / "checkpoints").exists()
 
 
-@pytest.mark.parametrize("comes_back", [True, False])
+@pytest.mark.parametrize("comes_back", [slow(True), False])
 def test_a_node_that_leaves(tmp_path: Path, comes_back: bool):
     def leaves(message: Message, answer: Message) -> Message | None:
         if training(message) and message.metadata.dst_node_id == 101 and message.metadata.group_id == "1":
@@ -69,11 +75,11 @@ def test_a_node_that_leaves(tmp_path: Path, comes_back: bool):
     ("wrong", "reason"),
     [
         (lambda answer: Message(Error(1, "its disk\nis full"), reply_to=answer), "its disk is full"),
-        (lambda answer: Message(pack("[]", []), reply_to=answer), "sent no answer"),
-        (lambda answer: Message(pack("no JSON", []), reply_to=answer), "no answer to the task"),
         (lambda answer: Message(pack('[{"client": 9}]', []), reply_to=answer), "no answer to the task"),
+        slow(lambda answer: Message(pack("[]", []), reply_to=answer), "sent no answer"),
+        slow(lambda answer: Message(pack("no JSON", []), reply_to=answer), "no answer to the task"),
     ],
-    ids=["an error", "nothing", "no JSON", "another client"],
+    ids=["an error", "another client", "nothing", "no JSON"],
 )
 def test_a_wrong_answer_is_a_client_that_failed(tmp_path: Path, wrong, reason: str):
     def at_node_101(message: Message, answer: Message) -> Message:
@@ -106,6 +112,7 @@ def test_an_update_of_other_shapes_is_refused(tmp_path: Path, monkeypatch: pytes
         fit(run, tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_a_node_that_was_started_again_takes_over(tmp_path: Path):
     working: list[int] = []
 
@@ -119,6 +126,7 @@ def test_a_node_that_was_started_again_takes_over(tmp_path: Path):
     assert working == [100, 200]
 
 
+@pytest.mark.slow
 def test_a_node_that_never_says_who_it_is_holds_nobody_up(tmp_path: Path):
     def silent(message: Message, answer: Message) -> Message | None:
         return None if message.metadata.dst_node_id == 300 else answer
@@ -129,6 +137,7 @@ def test_a_node_that_never_says_who_it_is_holds_nobody_up(tmp_path: Path):
     assert 300 in grid.nodes
 
 
+@pytest.mark.slow
 def test_a_node_whose_hello_was_lost_is_asked_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     from fedkd.flower import backend
 
@@ -177,6 +186,7 @@ def test_a_node_that_is_configured_wrongly_says_so(tmp_path: Path, config: dict,
         fit(run, tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_a_node_with_another_version_or_another_run_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(apps, "__version__", "0.0.1")
     run, _ = on_grid(app(tmp_path, PLAIN), nodes(2))
@@ -189,6 +199,7 @@ def test_a_node_with_another_version_or_another_run_is_refused(tmp_path: Path, m
         fit(run, tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_a_node_that_comes_later_and_runs_something_else_is_left_out(tmp_path: Path):
     def other(message: Message, answer: Message) -> Message:
         if message.metadata.message_type == HELLO and message.metadata.dst_node_id == 300:
@@ -206,6 +217,7 @@ def test_a_node_that_comes_later_and_runs_something_else_is_left_out(tmp_path: P
         fit(run, tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_a_server_that_was_stopped_goes_on_with_the_same_bits(tmp_path: Path):
     from helpers import same
     from safetensors.torch import load_file

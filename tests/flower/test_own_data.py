@@ -81,6 +81,7 @@ def test_no_image_leaves_a_client(folders: Path, tmp_path: Path):
     assert len(answers) > CLIENTS
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("broken", ["class", "shape"])
 def test_other_classes_or_shapes_are_refused_by_name(folders: Path, tmp_path: Path, broken: str):
     odd = tmp_path / "odd"
@@ -94,6 +95,7 @@ def test_other_classes_or_shapes_are_refused_by_name(folders: Path, tmp_path: Pa
         fit(run, tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_images_of_three_equal_channels_become_grayscale_where_the_others_are(folders: Path, tmp_path: Path):
     import shutil
 
@@ -108,6 +110,7 @@ def test_images_of_three_equal_channels_become_grayscale_where_the_others_are(fo
     assert student[0] == student[1]
 
 
+@pytest.mark.slow
 def test_a_run_of_other_images_is_not_gone_on_with(folders: Path, tmp_path: Path):
     run, _ = own(folders, tmp_path, "--federation.rounds 1 --model.teacher null --federation.strategy FedAvg")
     fit(run, tmp_path / "run")
@@ -117,6 +120,7 @@ def test_a_run_of_other_images_is_not_gone_on_with(folders: Path, tmp_path: Path
         fit(again, tmp_path / "run", ckpt_path="last")
 
 
+@pytest.mark.slow
 def test_two_nodes_with_different_images_of_the_same_client_are_refused(folders: Path, tmp_path: Path):
     run, grid = own(folders, tmp_path, "--model.teacher null --federation.strategy FedAvg")
     grid.nodes[200] = {**grid.nodes[101], "data-root": str(folders / "client0")}

@@ -39,6 +39,7 @@ def published(run):
     return export_student(run, "safetensors")
 
 
+@pytest.mark.slow
 def test_a_program_needs_torch_alone(run, tmp_path):
     exported = export_student(run, "torch")
     assert exported.path == run / "student.pt2"

@@ -285,6 +285,7 @@ with RunDirectory(sys.argv[1]).held():
 """
 
 
+@pytest.mark.slow
 def test_a_directory_that_another_process_uses_is_refused(tmp_path):
     other = subprocess.Popen([sys.executable, "-c", HOLDS, str(tmp_path / "run")], stdout=subprocess.PIPE, text=True)
     try:

@@ -210,7 +210,9 @@ def test_a_client_with_a_student_of_its_own_keeps_it(tmp_path):
     assert [each["client"] for each in summary["clients"]] == [0, 1, 2]
 
 
-@pytest.mark.parametrize("how", ["die", "hang", "device memory"])
+@pytest.mark.parametrize(
+    "how", ["die", *(pytest.param(how, marks=pytest.mark.slow) for how in ("hang", "device memory"))]
+)
 def test_a_pool_replaces_a_worker_that_dies_or_hangs(tmp_path, without, how, pool, monkeypatch):
     if how == "hang":
         monkeypatch.setattr(pool, "client_timeout", 20.0)

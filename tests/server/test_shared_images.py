@@ -236,7 +236,7 @@ def composed(*left_out):
     return Compose([part for part in parts if type(part) not in left_out])
 
 
-@pytest.mark.parametrize("label_loss", [BalancedSoftmax(), LogitCalibration()])
+@pytest.mark.parametrize("label_loss", [BalancedSoftmax(), pytest.param(LogitCalibration(), marks=pytest.mark.slow)])
 def test_they_compose_with_strategies_and_label_losses(tmp_path, label_loss):
     """In any order of clients, across a resume; and whatever is left out is missed."""
 

@@ -399,13 +399,19 @@ def test_a_run_with_a_student_that_reuses_its_layers(tmp_path, inputs):
     assert torch.equal(fedkd.load_student(tmp_path, ReusesItsLayers(8, 1, 3))(shown), trained.student.eval()(shown))
 
 
+LAST, TRAINED = {"inputs": "last"}, {"inputs": "last", "on_clients": "trained"}
+COMPILED = [({}, True, True), ({}, False, False), (LAST, True, True), (LAST, False, True), (TRAINED, True, True)]
+
+
 @pytest.mark.parametrize(
-    "arguments",
-    [{}, {"inputs": "last"}, {"inputs": "last", "on_clients": "trained"}],
-    ids=["stages", "last", "trained"],
+    ("arguments", "in_place", "whole"),
+    [
+        ({}, False, True),
+        (TRAINED, False, False),
+        ({}, True, False),
+        *(pytest.param(*each, marks=pytest.mark.slow) for each in COMPILED),
+    ],
 )
-@pytest.mark.parametrize("in_place", [False, True])
-@pytest.mark.parametrize("whole", [True, False], ids=["whole", "part"])
 def test_a_compiled_student_has_the_head_of_the_plain_one(tmp_path, arguments, in_place, whole):
     def made(net):
         if not in_place:

@@ -263,6 +263,7 @@ def test_the_table_shows_every_client(run, capsys):
     assert f"{run[1]['clients'][0]['balanced_accuracy']:.1%}" in lines[0]
 
 
+@pytest.mark.slow
 def test_the_command_runs_the_example_and_goes_on(tmp_path, capsys):
     example = Path(__file__).resolve().parents[2] / "examples" / "fedmd.yaml"
     quick = [

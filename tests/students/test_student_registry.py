@@ -92,6 +92,7 @@ def test_weights_depend_on_the_global_seed_alone(name: str) -> None:
     assert not torch.equal(weights(0), weights(1))
 
 
+@pytest.mark.slow
 def test_importing_students_does_not_import_torchvision() -> None:
     # A bare package stands in for fedkd, whose own __init__ may load Lightning, which loads torchvision by itself.
     folder = str(Path(fedkd.students.__file__).parents[1])

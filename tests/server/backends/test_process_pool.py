@@ -49,6 +49,7 @@ def pids(pool: fedkd.ProcessPool) -> list[int]:
     return [each.process.pid for each in pool._processes if each.process is not None]
 
 
+@pytest.mark.slow
 def test_tasks_are_spread_over_processes_with_one_thread_each(pool):
     held = holding(100_000)  # above what is mapped
     with pool.open(held) as workers:
@@ -107,6 +108,7 @@ def test_a_worker_that_dies_is_replaced_and_its_task_run_again(tmp_path):
         assert len(set(pids(pool))) == 2
 
 
+@pytest.mark.slow
 def test_a_task_that_kills_two_workers_is_an_error(tmp_path):
     with fedkd.ProcessPool(1) as pool, pool.open(holding()) as workers:
         with pytest.raises(
@@ -126,6 +128,7 @@ def test_an_exception_comes_with_the_client_and_its_traceback(pool):
         assert len(Exchange(workers)(pool_works.total, tasks())) == 4  # nothing is left of the round before
 
 
+@pytest.mark.slow
 def test_who_stops_listening_stops_the_work():
     with fedkd.ProcessPool(1) as pool, pool.open(holding()) as workers:
         coming = workers.map(pool_works.late, tasks(4))
@@ -150,6 +153,7 @@ def test_shutdown_leaves_no_process_and_no_file():
     pool.shutdown()
 
 
+@pytest.mark.slow
 def test_workers_end_when_their_parent_is_killed(tmp_path):
     script = tmp_path / "parent.py"
     script.write_text(
@@ -177,6 +181,7 @@ def test_workers_end_when_their_parent_is_killed(tmp_path):
     parent.stdout.close()
 
 
+@pytest.mark.slow
 def test_one_worker_gives_the_same_bits_and_stops_when_the_run_ends(tmp_path):
     def fit(backend, name):
         trained = module()
@@ -202,6 +207,7 @@ class Wrong(nn.Module):
         return self.net(images.flatten(1))
 
 
+@pytest.mark.slow
 def test_a_federation_says_which_client_failed(pool, tmp_path):
     federation = fedkd.Federation(rounds=2, backend=pool, run_dir=tmp_path)
     with pytest.raises(fedkd.ClientError, match=r"Client [012], round 0: RuntimeError: this student does not train"):

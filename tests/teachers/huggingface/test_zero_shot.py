@@ -177,6 +177,7 @@ def train_tiny_clip(data: ImageSet, folder: Path) -> None:
     tokenizer.save_pretrained(folder)
 
 
+@pytest.mark.slow
 def test_a_clip_trained_on_captions_of_digits_classifies_digits(tmp_path: Path) -> None:
     train, test = Digits().load()
     train_tiny_clip(train, tmp_path / "clip")

@@ -289,6 +289,7 @@ def builder(folder: Path, log: Path, pause: float) -> subprocess.Popen[str]:
     return subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
 
 
+@pytest.mark.slow
 def test_killed_halfway_goes_on_and_two_processes_share_the_work(tmp_path: Path, log: Path) -> None:
     killed = builder(tmp_path / "c", log, pause=0.5)
     deadline = time.monotonic() + 60
