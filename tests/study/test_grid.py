@@ -183,7 +183,7 @@ def test_options_of_a_class_of_the_configuration_go_when_a_method_names_another(
             ("closed_form_all", 11),
             ("closed_form_digits", 30),
             ("closed_form_public", 15),
-            ("closed_form_body", 11),
+            ("closed_form_body", 13),
             ("closed_form_rates", 12),
         ),
     ],
