@@ -177,7 +177,7 @@ def test_options_of_a_class_of_the_configuration_go_when_a_method_names_another(
 @pytest.mark.parametrize(
     ("name", "count"),
     [
-        *(("algorithms", 99), ("algorithms_gpu", 297), ("public", 19), ("teachers", 80), ("closed_form", 90)),
+        *(("algorithms", 99), ("algorithms_gpu", 297), ("public", 19), ("teachers", 80), ("closed_form", 96)),
         *(
             ("closed_form_60", 33),
             ("closed_form_all", 11),
