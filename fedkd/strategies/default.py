@@ -9,6 +9,7 @@ from fedkd.strategies.fedavg import FedAvg
 from fedkd.strategies.refinement.closed_form_head import MANY_FEATURES, ClosedFormHead
 from fedkd.strategies.refinement.server_distillation import ServerDistillation
 from fedkd.students import ClosedFormStudent
+from fedkd.teachers import Teacher
 from fedkd.training.module import DistillationModule
 
 
@@ -23,7 +24,8 @@ def default_strategy(module: DistillationModule, has_public: bool) -> Strategy:
 
     `ClosedFormHead` takes the student's stages if they give at most 2,048 numbers an image, else the inputs of its last
     layer. It is left out where neither is found, or both give more, or the loss has a head of its own; without public
-    images that leaves `FedAvg`.
+    images that leaves `FedAvg`. It is also left out where a head of the teacher is private: sums without noise would
+    reveal what the teacher's head protects.
 
     Args:
         module: Built.
@@ -45,7 +47,7 @@ def closed_form_head(module: DistillationModule, every: int | None) -> ClosedFor
         module: Built.
         every: After how many rounds it is solved.
     """
-    if module.loss.needs_head:
+    if module.loss.needs_head or has_private_head(module):
         return None
     for strategy in (ClosedFormHead(every=every), ClosedFormHead(inputs="last", every=every)):
         try:
@@ -55,3 +57,10 @@ def closed_form_head(module: DistillationModule, every: int | None) -> ClosedFor
         if isinstance(wrapped, ClosedFormStudent) and wrapped.num_features <= MANY_FEATURES:
             return strategy
     return None
+
+
+def has_private_head(module: DistillationModule) -> bool:
+    """Whether what clients send for a head of the teacher is differentially private."""
+    parts = () if module.teacher is None else module.teacher.modules()  # an ensemble has several teachers
+    heads = (part.head_method for part in parts if isinstance(part, Teacher))
+    return any(getattr(head, "privacy", None) is not None for head in heads)

@@ -14,6 +14,8 @@ from fedkd.data import FederatedDataModule
 from fedkd.losses import DKD, CenteredKD, FrozenHead
 from fedkd.partition import ClassSpecific
 from fedkd.strategies import ClosedFormHead, Compose, FedAvg, FedProx, ServerDistillation, Strategy
+from fedkd.strategies.default import default_strategy
+from fedkd.teachers import EnsembleTeacher, GaussianPrivacy, RidgeHead
 
 
 def data(public_fraction: float = 0.0) -> FederatedDataModule:
@@ -76,6 +78,19 @@ def test_the_default_is_what_suits_the_run(tmp_path, student, teacher, public_fr
     assert same(reached, weights(fit("named", strategy=strategy)[1]))
     if not isinstance(strategy, FedAvg):
         assert not same(reached, weights(fit("averaged", strategy=FedAvg())[1]))
+
+
+def test_beside_a_private_head_no_sums_without_noise_are_sent() -> None:
+    def strategies(teacher: fedkd.Teacher) -> list[str]:
+        trained = module("cnn", teacher=teacher)
+        trained.build(("0", "1", "2"), (1, 8, 8))
+        return [type(default_strategy(trained, has_public)).__name__ for has_public in (False, True)]
+
+    open_head, private = BrightRowTeacher(), BrightRowTeacher()
+    private.head_method = RidgeHead(privacy=GaussianPrivacy(epsilon=8.0))
+    assert strategies(open_head) == ["ClosedFormHead", "Compose"]
+    assert strategies(private) == ["FedAvg", "ServerDistillation"]
+    assert strategies(EnsembleTeacher([open_head, private])) == ["FedAvg", "ServerDistillation"]
 
 
 @pytest.mark.parametrize(
