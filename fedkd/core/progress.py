@@ -22,7 +22,7 @@ from rich.progress import (
 from fedkd.core.units import format_seconds
 
 LINE_EVERY = 60.0
-"""Without a terminal, so many seconds pass between two lines. Work that ends sooner writes none."""
+"""Seconds between two lines of a log. Work that ends sooner writes none."""
 
 
 class ProgressBar(Protocol):

@@ -234,7 +234,8 @@ class Node:
         plan, data = self.plan, self.plan.datamodule
         teacher: Any = plan.modules[0].teacher
         if not len(rows):  # with privacy, clients without images take part too
-            return replace(rows, teacher_features=np.zeros((0, 1, teacher.feature_dim), np.float32))
+            seen = np.zeros((0, 1, teacher.feature_dim), np.float32) if kind == "head" else None
+            return replace(rows, teacher_features=seen)
         images = ImageSet(rows.images, rows.targets, data.classes)
         if kind == "head":
             return replace(rows, teacher_features=self._outputs(images, shard, None))

@@ -88,7 +88,7 @@ class RKD(WeightedLoss):
     """
 
     needs_features = True
-    min_batch_size = 2
+    min_batch_size = 3  # the distances of two images are their mean, and an angle needs three
 
     def __init__(self, ce_weight: float = 1.0, distance_weight: float = 25.0, angle_weight: float = 50.0) -> None:
         super().__init__(ce_weight, distance_weight=distance_weight, angle_weight=angle_weight)

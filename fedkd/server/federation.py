@@ -224,11 +224,8 @@ class Federation(Shown):
                 try:
                     state, updates = strategy.round(state, cohort, context)
                 finally:
-                    for failure in prepared.exchange.failures:
-                        rank_zero_warn(f"Client {failure.client}, round {failure.round} failed: {failure.reason}")
-                    run.note_failures(prepared.exchange.failures)
-                    prepared.exchange.failures.clear()
-                context = context.after_training(updates)
+                    failed = note_failures(run, prepared)
+                context = context.without(failed)
                 if not state.weights.is_finite:
                     raise FedKDError(
                         f"Round {context.start.round}: the global student became infinite or NaN in the server's step, "
@@ -237,6 +234,7 @@ class Federation(Shown):
                     )
                 metrics = strategy.evaluate(state, context)
                 metrics |= strategy.metrics(state, updates, context)
+                context = context.without(note_failures(run, prepared))
                 held_out = context.evaluated if "val_accuracy" in metrics else []
                 val_accuracy = {c: context.val_accuracy[c] for c in held_out if c in context.val_accuracy}
                 traffic = prepared.exchange.traffic - sent
@@ -301,6 +299,7 @@ class Federation(Shown):
         if prepared.held_out and (self.clients_per_round is not None or not context.val_accuracy):
             sent = prepared.exchange.traffic
             plan.strategy.evaluate(state, context)
+            note_failures(run, prepared)
             summary["bytes_up"] += (prepared.exchange.traffic - sent).up
             summary["bytes_down"] += (prepared.exchange.traffic - sent).down
         clients = range(plan.datamodule.num_clients)
@@ -344,6 +343,16 @@ class Federation(Shown):
                 lambda: confusion_figure(context.confusion(event.state.weights), classes),
                 event.state.round,
             )
+
+
+def note_failures(run: RunDirectory, prepared: Prepared) -> set[int]:
+    """Warn of the clients that failed since this was called last, write them down, and return them."""
+    failures = list(prepared.exchange.failures)
+    prepared.exchange.failures.clear()
+    for failure in failures:
+        rank_zero_warn(f"Client {failure.client}, round {failure.round} failed: {failure.reason}")
+    run.note_failures(failures)
+    return {failure.client for failure in failures}
 
 
 def _save_students(

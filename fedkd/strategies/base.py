@@ -50,11 +50,12 @@ class Strategy(Configured):
     protects_updates: ClassVar[bool] = False
     """Whether the strategy protects single updates, so that none beside it may read them."""
 
-    refines: ClassVar[bool] = False
-    """Whether `refine` changes the student."""
+    changes_student: ClassVar[bool] = False
+    """Whether the strategy changes the student on the server by itself, in `start` or `refine`."""
 
     needs_final_student: ClassVar[bool] = False
-    """Whether what `refine` computes holds for the student as it is then: in a `Compose` none behind it `refines`."""
+    """Whether what `refine` computes holds for the student as it is then. In a `Compose` none behind it may be one that
+    `changes_student`."""
 
     @property
     def reads_updates(self) -> bool:

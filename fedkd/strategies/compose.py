@@ -64,7 +64,7 @@ class Compose(Strategy):
                     "updates, which the other reads."
                 )
         for i, each in enumerate(strategies):
-            behind = [type(other).__name__ for other in strategies[i + 1 :] if other.refines]
+            behind = [type(other).__name__ for other in strategies[i + 1 :] if other.changes_student]
             if each.needs_final_student and behind:
                 raise FedKDError(
                     f"{type(each).__name__} cannot stand before {' and '.join(behind)} in a Compose, which changes the "
@@ -73,9 +73,9 @@ class Compose(Strategy):
         self.strategies = strategies
 
     @property
-    def refines(self) -> bool:  # type: ignore[override]
+    def changes_student(self) -> bool:  # type: ignore[override]
         """Whether one of the parts does."""
-        return any(each.refines for each in self.strategies)
+        return any(each.changes_student for each in self.strategies)
 
     @property
     def needs_final_student(self) -> bool:  # type: ignore[override]

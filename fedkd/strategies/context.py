@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -95,8 +95,12 @@ class RoundContext:
         """Return the context for the rest of a round, which clients that failed no longer take part in."""
         if self.cohort is None or len(updates) == len(self.cohort):
             return self
-        cohort = tuple(update.client for update in updates)
-        return replace(self, cohort=cohort, failed=frozenset(self.cohort) - frozenset(cohort))
+        return self.without(set(self.cohort) - {update.client for update in updates})
+
+    def without(self, failed: Collection[int]) -> RoundContext:
+        """Return the context without clients that failed in the round."""
+        cohort = None if self.cohort is None else tuple(client for client in self.cohort if client not in failed)
+        return replace(self, cohort=cohort, failed=self.failed | frozenset(failed))
 
     def module(self, client: int | None = None) -> DistillationModule:
         """Return the server's module with the student of a client's kind; of the global one if not given."""
@@ -210,11 +214,12 @@ class RoundContext:
             tasks: One for each client that holds images out, with the model to evaluate.
 
         Returns:
-            ``val_accuracy``, on all images that these clients hold out; nothing without any.
+            ``val_accuracy``, on all images that these clients hold out; nothing without any. If the run has
+            ``min_clients``, clients that fail are left out.
         """
         if not tasks:
             return {}
-        updates = self.exchange(evaluate_held_out, tasks)
+        updates = self.exchange(evaluate_held_out, tasks, None if self.min_clients is None else 1)
         correct = {update.client: int(update.metrics["num_correct"]) for update in updates}
         self.val_accuracy.update({client: share(right, self.held_out[client]) for client, right in correct.items()})
         return {"val_accuracy": share(sum(correct.values()), sum(self.held_out[client] for client in correct))}

@@ -17,18 +17,23 @@ COMPILED = "_orig_mod."
 
 def parts_of(student: nn.Module) -> dict[str, nn.Module]:
     """Return a student's modules by name, the student itself left out. Names are the same whether it is compiled."""
-    found: dict[str, nn.Module] = {}
-    for name, part in student.named_modules():
-        found.setdefault(plain_name(f"{name}.").rstrip("."), part)
+    found = {plain_name(f"{name}.").rstrip("."): part for name, part in student.named_modules()}
     return {name: part for name, part in found.items() if name}
 
 
 def part_of(student: nn.Module, name: str) -> nn.Module:
     """Return one of `parts_of` a student, without a walk over all."""
-    part = student
+    part = original(student)
     for step in name.split("."):
-        part = getattr(getattr(part, "_orig_mod", part), step)
+        part = original(getattr(part, step))
     return part
+
+
+def original(part: nn.Module) -> nn.Module:
+    """Return what torch.compile has wrapped, or the module itself."""
+    found = getattr(part, "_orig_mod", part)
+    assert isinstance(found, nn.Module)
+    return found
 
 
 def plain_name(name: str) -> str:
@@ -46,9 +51,11 @@ def uncompiled(student: nn.Module, needed: bool | None = None) -> AbstractContex
 
     Args:
         student: Any module.
-        needed: Whether it `is_compiled`, where that is known.
+        needed: Whether it was compiled when this was last known; a walk over all its parts finds out otherwise.
     """
-    needed = is_compiled(student) if needed is None else needed
+    needed = is_compiled(student) if needed is None else needed or student._compiled_call_impl is not None
+    if torch.compiler.is_compiling():  # the whole is compiled, hooks included
+        return nullcontext()
     return torch.compiler.set_stance("force_eager") if needed else nullcontext()
 
 

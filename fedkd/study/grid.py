@@ -82,7 +82,7 @@ def read_grid(path: Path, given: Sequence[str] = ()) -> dict[str, Any]:
         MissingResourceError: If the grid, its base or its configuration does not exist.
         FedKDError: If the grid is not valid, or a name is unknown.
     """
-    grid = _load(path)
+    grid, folder = _load(path)
     for section in NEEDED:
         if not grid.get(section):
             raise FedKDError(f"The grid {str(path)!r} has no section {section!r}: it needs {', '.join(NEEDED)}.")
@@ -95,6 +95,7 @@ def read_grid(path: Path, given: Sequence[str] = ()) -> dict[str, Any]:
     _check_seeds(path, grid["seeds"])
     _check_folders(path, "partition", [*grid["partitions"], REFERENCES])
     _check_folders(path, "method", [*grid["methods"], *grid["references"]])
+    grid["config"] = str(folder / str(grid["config"]))
     if not Path(grid["config"]).is_file():
         raise MissingResourceError(f"The grid {str(path)!r} needs the configuration {grid['config']!r}: no such file.")
     return grid
@@ -141,8 +142,12 @@ def slug(name: str) -> str:
     return re.sub(r"[^a-z0-9.]+", "-", name.lower()).strip("-")
 
 
-def _load(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
-    """Read a grid and its bases; ``above`` are the grids that this grid is a base of."""
+def _load(path: Path, above: tuple[Path, ...] = ()) -> tuple[dict[str, Any], Path]:
+    """Read a grid and its bases; ``above`` are the grids that this grid is a base of.
+
+    Returns:
+        The sections, and the folder of the grid that names the configuration.
+    """
     if path.resolve() in above:
         raise FedKDError(f"The grid {str(path)!r} is its own base, directly or through another grid.")
     if not path.is_file():
@@ -156,14 +161,12 @@ def _load(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
     for section in grid:
         if section not in SECTIONS:
             raise unknown_name(f"section of the grid {path.name}", section, SECTIONS)
-    if grid.get("config"):
-        folder = str(path.parent).replace("$", "$$")  # no name of the grid
-        grid["config"] = str(Path(folder, str(grid["config"])))
     if "base" not in grid:
-        return grid
-    base = _load(path.parent / str(grid.pop("base")), (*above, path.resolve()))
+        return grid, path.parent
+    base, folder = _load(path.parent / str(grid.pop("base")), (*above, path.resolve()))
     arguments = [_mapping(path, "arguments", each.get("arguments")) for each in (base, grid)]
-    return {**base, **grid, "arguments": {**arguments[0], **arguments[1]}}
+    merged = {**base, **grid, "arguments": {**arguments[0], **arguments[1]}}
+    return merged, path.parent if "config" in grid else folder
 
 
 def _chosen(path: Path, names: Mapping[str, Any], given: Sequence[str]) -> dict[str, str]:

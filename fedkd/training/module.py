@@ -255,7 +255,8 @@ class DistillationModule(LightningModule):
         data = getattr(self.trainer, "datamodule", None)
         if data is not None and hasattr(data, "image_shape"):
             self.build(data.classes, data.image_shape)
-        self.check_data(data)
+        if stage == "fit":
+            self.check_data(data)
         if not self.is_built:
             raise FedKDError("Call module.build(classes, image_shape) first, or pass a FederatedDataModule.")
         if stage != "fit" or self.teacher is None or (self.teacher.head is not None and self.is_fitted_to_teacher):
@@ -399,7 +400,7 @@ class DistillationModule(LightningModule):
         )
 
     def check_data(self, data: Any) -> None:
-        """Raise if the loss cannot learn from the batches of a datamodule.
+        """Raise if the loss cannot learn from the training batches of a datamodule.
 
         Raises:
             FedKDError: If it mixes images and the loss does not, or its batches are too small for the loss.
@@ -413,7 +414,8 @@ class DistillationModule(LightningModule):
                 "None, or choose another loss."
             )
         size = getattr(data, "batch_size", None)
-        if isinstance(size, int) and size < self.loss.min_batch_size:
+        alone = getattr(data, "shared", None) is None  # shared images fill a batch
+        if alone and isinstance(size, int) and size < self.loss.min_batch_size:
             raise FedKDError(
                 f"data.batch_size is {size}, but {name} compares the images of a batch with each other: it must be >= "
                 f"{self.loss.min_batch_size}."

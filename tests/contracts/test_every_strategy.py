@@ -215,6 +215,8 @@ def test_what_a_strategy_declares_is_what_it_overrides(name):
             hook for hook in hooks if getattr(type(strategy), hook) is not getattr(Strategy, hook)
         }
     assert strategy.has_own_round == (type(strategy).round is not Strategy.round)
+    if type(strategy).refine is not Strategy.refine and not isinstance(strategy, fedkd.strategies.Compose):
+        assert strategy.changes_student
 
 
 @pytest.mark.parametrize("name", STRATEGIES)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import functools
 import re
 from dataclasses import replace
 from typing import ClassVar
@@ -13,11 +14,13 @@ from failing import Failing
 from helpers import BrightRowTeacher, datamodule, images, module, same, weights
 
 import fedkd
+from fedkd.client.works import evaluate_held_out
 from fedkd.core.messages import ClientUpdate, ServerState, Weights, from_bytes
-from fedkd.partition import Dirichlet
+from fedkd.partition import IID, Dirichlet
 from fedkd.server import federation
 from fedkd.server.backends.base import ClientError
 from fedkd.strategies import SCAFFOLD, ClosedFormHead, Compose, FedAvg, FedMD, Strategy
+from fedkd.teachers import LinearHead
 from fedkd.teachers.heads import ridge
 
 CPU = {"accelerator": "cpu"}
@@ -140,7 +143,7 @@ class FailsAtTheHead(ClosedFormHead):
     told: ClassVar[list[list[int]]] = []
 
 
-def test_a_client_that_fails_in_the_last_round_is_not_asked_for_the_head(tmp_path, monkeypatch):
+def test_a_client_that_fails_in_the_last_round_sends_nothing_for_the_head(tmp_path, monkeypatch):
     monkeypatch.setattr(FailsAtTheHead, "told", [])
     strategy = Compose([Failing("raise", read=True), FailsAtTheHead(())])
     with pytest.warns(UserWarning, match="Client 1, round 1 failed"):
@@ -157,6 +160,70 @@ def test_a_head_is_solved_without_the_clients_that_fail_then(tmp_path, monkeypat
     assert trained.student.state_dict()["solved_weight"].any()
     with pytest.raises(fedkd.FedKDError, match="Client 2, round 0: A head's work is a function"):
         fit(tmp_path / "all", FailsAtTheHead((2,)), rounds=1, min_clients=None)
+
+
+def test_a_client_that_fails_at_the_head_evaluates_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr(FailsAtTheHead, "told", [])
+    told = []
+    monkeypatch.setattr(
+        "fedkd.strategies.context.RoundContext.evaluate_held_out",
+        lambda self, tasks: told.append([task.client for task in tasks]) or {},
+    )
+    with pytest.warns(UserWarning, match="Client 2, round 0 failed"):
+        fit(tmp_path, FailsAtTheHead((2,)), data=with_held_out(), rounds=1)
+    assert told[0] == [0, 1, 3]
+
+
+def with_held_out() -> fedkd.FederatedDataModule:
+    return fedkd.FederatedDataModule.from_datasets(
+        images(80), images(30, seed=1), num_clients=4, partitioner=IID(), val_fraction=0.2
+    )
+
+
+def test_evaluation_goes_on_without_a_client_that_fails_in_it(tmp_path, monkeypatch):
+    def fails(site, task):
+        if site.client == 2:
+            raise FileNotFoundError("images/7.png")
+        return evaluate_held_out(site, task)
+
+    monkeypatch.setattr("fedkd.strategies.context.evaluate_held_out", fails)
+    with pytest.warns(UserWarning, match="Client 2, round 0 failed: FileNotFoundError: images/7.png"):
+        _, summary = fit(tmp_path / "run", FedAvg(), data=with_held_out(), rounds=1)
+    assert [accuracy is None for accuracy in summary["client_val_accuracy"]] == [False, False, True, False]
+    assert [row[:2] for row in failures(tmp_path / "run")] == [("0", "2")]
+    with pytest.raises(ClientError, match="Client 2, round 0"):
+        fit(tmp_path / "all", FedAvg(), data=with_held_out(), rounds=1, min_clients=None)
+
+
+def test_another_head_is_that_of_the_others_too(tmp_path, monkeypatch):
+    """The first exchange counts the images of a client that fails in the second."""
+
+    class Late(FailsAtTheHead):
+        def __init__(self, failing):
+            super().__init__(failing)
+            self.head = LinearHead(rounds=4)
+
+        def with_head(self, state, context):
+            def exchange(work, tasks, min_updates=None):
+                self.told.append(None)
+                late = len(self.told) > 1
+                noted = [replace(t, settings={"work": "gone"}) if late and t.client == 2 else t for t in tasks]
+                return context.exchange(work, noted, min_updates)
+
+            return ClosedFormHead.with_head(self, state, replace(context, exchange=exchange))
+
+    monkeypatch.setattr(FailsAtTheHead, "told", [])
+    still = functools.partial(torch.optim.SGD, lr=0.0)
+    with pytest.warns(UserWarning, match="Client 2, round 0 failed"):
+        failing, _ = fit(tmp_path / "late", Late((2,)), trained=module("cnn", optimizer=still), rounds=1)
+    whole, _ = fit(
+        tmp_path / "whole",
+        ClosedFormHead("last", every=None, head=LinearHead(rounds=4)),
+        trained=module("cnn", optimizer=still),
+        rounds=1,
+    )
+    norms = [float(each.student.state_dict()["solved_weight"].norm()) for each in (failing, whole)]
+    assert 0.7 < norms[0] / norms[1] < 1.4
 
 
 @pytest.mark.parametrize("backend", [fedkd.InProcess(), fedkd.Stacked(4)])

@@ -15,7 +15,7 @@ from torch import nn
 import fedkd
 from fedkd.client import works
 from fedkd.data import Augmentation, Rows
-from fedkd.losses import CenteredKD, FeatureCosine, FrozenHead
+from fedkd.losses import RKD, CenteredKD, FeatureCosine, FrozenHead
 from fedkd.partition import IID, ClassSpecific, Dirichlet
 from fedkd.strategies import (
     SCAFFOLD,
@@ -114,6 +114,9 @@ def test_it_stands_last_in_a_composition():
 
 def test_batches_of_one_image_are_refused(tmp_path):
     trained = module("cnn", teacher=BrightRowTeacher(), loss="auto")
+    rkd = module("cnn", teacher=BrightRowTeacher(), loss=RKD())
+    with pytest.raises(fedkd.FedKDError, match=r"data\.batch_size is 2, but RKD compares .*: it must be >= 3"):
+        federate(tmp_path, FedAvg(), datamodule(3, batch_size=2), trained=rkd)
     with pytest.raises(fedkd.FedKDError, match=r"data\.batch_size is 1, but CenteredKD compares the images of a batch"):
         federate(tmp_path, ClosedFormHead(), datamodule(3, batch_size=1), trained=trained)
     assert not tmp_path.joinpath("metrics.csv").exists()
@@ -233,16 +236,23 @@ def test_a_private_head_is_sent_once_and_by_empty_clients_too(tmp_path, monkeypa
     with pytest.raises(fedkd.FedKDError, match="every: 1 would send private sums of the same images"):
         ClosedFormHead(head=private)
     data = datamodule(12, Dirichlet(0.05), count=150)
-    asked, work = [], works.on_student_features
+    told, work = [], works.on_student_features
 
     def noting(site, task):
-        asked.append(site.client)
+        told.append(site.client)
         return work(site, task)
 
     monkeypatch.setattr("fedkd.strategies.refinement.closed_form_head.on_student_features", noting)
     trained, _ = federate(tmp_path, ClosedFormHead("last", every=None, head=private), data, 2)
     assert any(len(shard) == 0 for shard in data.shards)
-    assert asked == [*range(12), *range(12)]  # one exchange of sums, one of losses
+    assert told == [*range(12), *range(12)]  # one exchange of sums, one of losses
+    federation = fedkd.Federation(
+        2, strategy=ClosedFormHead("last", every=None, head=private), trainer={"accelerator": "cpu"}
+    )
+    checked = federation.check(
+        module("resnet8", student_options={"norm": "group"}), datamodule(12, Dirichlet(0.05), count=150)
+    )
+    assert checked.bytes_up > 0
     assert head_of(trained)["solved_limit"] == 1.0
     shown = torch.rand(4, 1, 8, 8)
     features = trained.student.eval().features(shown)
@@ -438,6 +448,28 @@ def test_a_compiled_student_has_the_head_of_the_plain_one(tmp_path, arguments, i
         for given in (plain(), compiled()):
             assert torch.equal(fedkd.load_student(tmp_path / name, given)(shown), trained.student.eval()(shown))
     assert same(*heads)
+
+
+@pytest.mark.parametrize("inputs", ["last", "stages"])
+def test_a_compiled_last_layer_is_found_and_a_student_may_be_compiled_later(inputs):
+    def plain():
+        torch.manual_seed(0)
+        return fedkd.students.create("cnn", num_classes=3, in_channels=1, image_size=8, norm="group").eval()
+
+    def wrap(student):
+        return ClosedFormHead(inputs).wrap(student, 3, (1, 8, 8))
+
+    shown = torch.rand(2, 1, 8, 8)
+    expected = wrap(plain()).features(shown)
+    compiled = plain()
+    compiled.head = torch.compile(compiled.head, backend="eager")
+    assert torch.equal(wrap(compiled).features(shown), expected)
+    later = wrap(plain())
+    later.student.compile(backend="eager")
+    assert torch.equal(later.features(shown), expected)
+    whole = wrap(compiled)
+    whole.load_state_dict({**whole.state_dict(), "solved_weight": torch.randn_like(whole.solved_weight)})
+    assert torch.equal(torch.compile(whole, backend="eager")(shown), whole(shown))
 
 
 class ChannelsLast(nn.Module):

@@ -91,7 +91,16 @@ def test_a_grid_replaces_sections_of_its_base_and_merges_arguments(write):
     assert list(grid["partitions"]) == ["even", "Dirichlet 0.1"]
 
 
-@pytest.mark.parametrize("folder", ["elsewhere", "a $folder"])
+def test_a_name_may_hold_the_whole_path_of_the_configuration(write, tmp_path):
+    text = GRID.replace("config: config.yaml", "config: ${CONFIG}").replace(
+        "FOLDER: here", "FOLDER: here, CONFIG: none"
+    )
+    (tmp_path / "elsewhere").mkdir()
+    grid = read_grid(write(text, "elsewhere/grid.yaml"), [f"CONFIG={tmp_path / 'config.yaml'}"])
+    assert grid["config"] == str(tmp_path / "config.yaml")
+
+
+@pytest.mark.parametrize("folder", ["elsewhere", "a $folder: #1"])
 def test_the_configuration_of_a_base_in_another_folder_is_beside_the_base(folder, write, tmp_path):
     write(GRID)
     (tmp_path / folder).mkdir()

@@ -225,6 +225,8 @@ class Whole:
     def doing(self, call: Call, trial: Trial) -> list[list[int]]:
         """Return the clients that will do what the clients of a small run did: all, or the cohort of each round."""
         everyone = len(call.clients) == trial.everyone
+        if len(call.clients) > trial.everyone:  # those without images, too
+            return [list(range(self.amounts.num_clients))]
         if call.work == "evaluate_held_out":
             known = self.amounts.held_out
             everyone = len(call.clients) == len(trial.amounts.held_out)

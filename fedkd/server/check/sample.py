@@ -52,6 +52,7 @@ class Amounts:
     rows: Mapping[int, int]
     held_out: Mapping[int, int]
     pool: int
+    num_clients: int
 
     @classmethod
     def of(cls, data: FederatedDataModule, trainer: Mapping[str, Any]) -> Amounts:
@@ -68,6 +69,7 @@ class Amounts:
             rows=rows,
             held_out={client: len(shard) for client, shard in enumerate(data.val_shards) if len(shard)},
             pool=max(len(data.public_indices), shared),
+            num_clients=data.num_clients,
         )
 
     def of_work(self, work: str, clients: Sequence[int]) -> float:
@@ -75,7 +77,8 @@ class Amounts:
         if work in ON_POOL:
             return self.pool
         kind = {"train": self.batches, "evaluate_held_out": self.held_out}.get(work, self.rows)
-        return sum(kind[client] for client in clients) / max(1, len(clients))
+        # clients without images reply to private works
+        return sum(kind.get(client, 0) for client in clients) / max(1, len(clients))
 
 
 def count_batches(count: int, batch_size: int, trainer: Mapping[str, Any]) -> float:

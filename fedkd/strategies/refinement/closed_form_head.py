@@ -70,7 +70,7 @@ class ClosedFormHead(Strategy):
         FedKDError: If a value is out of range.
     """
 
-    refines = True
+    changes_student = True
     needs_final_student = True
 
     def __init__(
@@ -176,7 +176,8 @@ class ClosedFormHead(Strategy):
             for plain, value in ((f"{layer}.weight", weight), (f"{layer}.bias", bias)):
                 if plain in own:  # a layer without a bias has none to give
                     parameters[own[plain]] = value.to(parameters[own[plain]].dtype).clone()
-        chosen = {f"{CHOSEN}{name}": torch.tensor(float(value)) for name, value in fitted.chosen.items()}
+        exact = torch.float64
+        chosen = {f"{CHOSEN}{name}": torch.tensor(value, dtype=exact) for name, value in fitted.chosen.items()}
         return replace(
             state,
             weights=Weights(parameters, {**weights.buffers, **buffers}),
@@ -212,7 +213,7 @@ class StudentFeatures(HeadClients):
         weights: The student.
         round: The round.
         min_clients: How many clients must succeed; None is all.
-        failed: Clients that failed in the round, which are not told to work. Those that fail here come to it.
+        failed: Clients that failed in the round. They are not told to work; clients that fail here are added.
     """
 
     weights: Weights = field(default_factory=Weights)

@@ -44,6 +44,7 @@ class FeatureStart(Strategy):
         FedKDError: If a value is out of range.
     """
 
+    changes_student = True
     needs_teacher_features = True
 
     def __init__(self, images: Which = "shared", dim: int = 128, epochs: int = 9, lr: float = 1e-3) -> None:

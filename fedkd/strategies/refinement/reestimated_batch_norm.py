@@ -30,7 +30,7 @@ class ReestimatedBatchNorm(Strategy):
         images: "public" is the public split, "shared" what ``data.shared`` gives to all clients.
     """
 
-    refines = True
+    changes_student = True
 
     def __init__(self, images: Which = "public") -> None:
         self.images = images

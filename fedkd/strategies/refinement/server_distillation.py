@@ -44,7 +44,7 @@ class ServerDistillation(Strategy):
         FedKDError: For values out of range, or if nothing teaches.
     """
 
-    refines = True
+    changes_student = True
 
     def __init__(
         self,

@@ -67,9 +67,9 @@ class LinearHead(FederatedHead):
             extras = {"weight": weight} if states else {"weight": weight, "mean": mean, "std": std}
             updates = clients.run(train_linear_head, extras, {**settings, "round": round}, client_states=states)
             states = {update.client: update.client_state or {} for update in updates}
-            average = torch.zeros_like(weight, dtype=torch.float64)
+            average, total = torch.zeros_like(weight, dtype=torch.float64), sum(u.num_examples for u in updates)
             for update in updates:
-                average += update.extras["weight"].double() * (update.num_examples / n)
+                average += update.extras["weight"].double() * (update.num_examples / total)
             weight = average.float()
 
         folded = weight[:-1].double() / std[:, None]

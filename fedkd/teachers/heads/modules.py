@@ -32,8 +32,8 @@ class LinearClassifier(nn.Module):
         """(B, D) -> (B, K)."""
         # In float32 a row's last bits may depend on how many others are beside it; a client that classifies its own
         # images alone would have other targets than one process that classifies all.
-        exact = torch.float64 if features.device.type == "cpu" else torch.float32
-        logits = torch.addmm(self.bias.to(exact), features.to(exact), self.weight.to(exact))
+        dtype = torch.float64 if features.device.type == "cpu" else torch.float32
+        logits = torch.addmm(self.bias.to(dtype), features.to(dtype), self.weight.to(dtype))
         return self.scale * logits.float()
 
 

@@ -21,7 +21,7 @@ from fedkd.teachers.outputs.cache import TeacherCache
 from fedkd.teachers.teacher import Teacher
 
 MIN_ROWS = 16
-"""A head sees at least so many rows: a processor multiplies one or two rows in another way, with other last bits."""
+"""The least number of rows that a head is given: one or two rows may be multiplied with other last bits."""
 
 
 @dataclass(frozen=True, eq=False)
