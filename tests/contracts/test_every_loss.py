@@ -45,6 +45,7 @@ def test_a_loss_trains_the_same_from_bytes(name, tmp_path):
     assert [summary[key] for key in ("bytes_up", "bytes_down")] == [again[key] for key in ("bytes_up", "bytes_down")]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", exported(LabelLoss))
 def test_a_label_loss_trains_the_same_from_bytes(name, tmp_path):
     settings = {"loss": fedkd.losses.KD(), "label_loss": getattr(fedkd.losses, name)()}

@@ -148,9 +148,18 @@ def test_contract(name, precision, clients_per_round, tmp_path):
 
 ALONE = {"Compose", "ClosedFormHead", "FedMD"}
 """Those that are no part of a `Compose` with a head."""
+WITH_A_HEAD = {"DPFedAvg", "FeatureStart", "FedAdam", "FedBN", "SCAFFOLD", "ServerDistillation"}
+"""One of each kind; the others are slow tests."""
 
 
-@pytest.mark.parametrize("name", [name for name in STRATEGIES if name not in ALONE])
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[] if name in WITH_A_HEAD else pytest.mark.slow)
+        for name in STRATEGIES
+        if name not in ALONE
+    ],
+)
 def test_a_head_in_closed_form_goes_with_every_strategy(name, tmp_path):
     def both():
         return fedkd.strategies.Compose([make(name), fedkd.strategies.ClosedFormHead("last", every=None)])

@@ -16,11 +16,11 @@ from flower.app import app, fit, nodes, on_grid
 
 IN_THE_SUITE = {
     "the head of a teacher, and the server distills": "",
-    "control variates of clients": "--model.teacher null --federation.strategy SCAFFOLD",
     "a head in closed form, and held-out images": "--data.public_fraction 0 --model.loss CenteredKD "
     "--federation.strategy ClosedFormHead --data.val_fraction 0.2",
 }
 FURTHER = {
+    "control variates of clients": "--model.teacher null --federation.strategy SCAFFOLD",
     "views, shared images and a temperature": "--federation.teaching consistent --data.views 2 "
     "--data.augmentation.crop_padding 1 --data.shared PublicImages --model.loss.temperature auto "
     "--federation.strategy FedAvg",

@@ -60,7 +60,9 @@ RUNS = {
 }
 
 
-@pytest.mark.parametrize("name", RUNS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow if name == "mutual" else []) for name in RUNS]
+)
 def test_bytes_batches_and_files_are_those_of_the_run(tmp_path, monkeypatch, name):
     of_data, of_run = RUNS[name]
     if "public_fraction" in of_data:  # what is sent for a pool is found from two small runs
@@ -134,6 +136,7 @@ class Slow(LinearStudent):
         return super().forward(images)
 
 
+@pytest.mark.slow
 def test_the_time_of_a_round_is_about_right(tmp_path, monkeypatch):
     monkeypatch.setattr("fedkd.server.check.check.TOO_SLOW", 8.0)
     monkeypatch.setattr("fedkd.server.check.check.ROUND_SECONDS", 0.3)

@@ -139,6 +139,7 @@ def test_who_stops_listening_stops_the_work():
         assert time.monotonic() - start < 60
 
 
+@pytest.mark.slow
 def test_shutdown_leaves_no_process_and_no_file():
     pool = fedkd.ProcessPool(1)
     with pool.open(holding(100_000)) as workers:

@@ -104,6 +104,7 @@ for block, factor in ((1, 2), (1, 2), (1, 3), (5, 2)):
 """
 
 
+@pytest.mark.slow
 def test_the_constants_of_code_typed_into_an_interpreter_count():
     first, again, constant, child = subprocess.run(
         [sys.executable, "-c", TYPED_IN], capture_output=True, text=True, check=True
