@@ -50,9 +50,10 @@ def pids(pool: fedkd.ProcessPool) -> list[int]:
 
 
 @pytest.mark.slow
-def test_tasks_are_spread_over_processes_with_one_thread_each(pool):
+def test_tasks_are_spread_over_processes_with_one_thread_each(pool, tmp_path):
     held = holding(100_000)  # above what is mapped
     with pool.open(held) as workers:
+        list(workers.map(pool_works.waits_for_the_next, tasks(2, folder=str(tmp_path), last=1)))  # both have started
         updates = Exchange(workers)(pool_works.total, tasks())
     assert [update.client for update in updates] == [0, 1, 2, 3]
     for update in updates:
@@ -63,11 +64,14 @@ def test_tasks_are_spread_over_processes_with_one_thread_each(pool):
     assert len(set(pids(pool))) == 2
 
 
-def test_the_exchange_orders_what_comes_in_any_order(pool):
+def test_the_exchange_orders_what_comes_in_any_order(pool, tmp_path):
     with pool.open(holding()) as workers:
-        came = [update.client for update in workers.map(pool_works.late, tasks(2))]
+        work = pool_works.waits_for_the_next
+        came = [update.client for update in workers.map(work, tasks(2, folder=str(tmp_path), last=1))]
         assert came == [1, 0]
-        assert [update.client for update in Exchange(workers)(pool_works.late, tasks(2))] == [0, 1]
+        (again := tmp_path / "again").mkdir()
+        updates = Exchange(workers)(work, tasks(2, folder=str(again), last=1))
+        assert [update.client for update in updates] == [0, 1]
 
 
 def test_processes_stay_when_the_pool_is_opened_again(pool):
