@@ -224,7 +224,7 @@ class Federation(Shown):
                 try:
                     state, updates = strategy.round(state, cohort, context)
                 finally:
-                    failed = note_failures(run, prepared)
+                    failed = record_failures(run, prepared)
                 context = context.without(failed)
                 if not state.weights.is_finite:
                     raise FedKDError(
@@ -234,7 +234,7 @@ class Federation(Shown):
                     )
                 metrics = strategy.evaluate(state, context)
                 metrics |= strategy.metrics(state, updates, context)
-                context = context.without(note_failures(run, prepared))
+                context = context.without(record_failures(run, prepared))
                 held_out = context.evaluated if "val_accuracy" in metrics else []
                 val_accuracy = {c: context.val_accuracy[c] for c in held_out if c in context.val_accuracy}
                 traffic = prepared.exchange.traffic - sent
@@ -299,7 +299,7 @@ class Federation(Shown):
         if prepared.held_out and (self.clients_per_round is not None or not context.val_accuracy):
             sent = prepared.exchange.traffic
             plan.strategy.evaluate(state, context)
-            note_failures(run, prepared)
+            record_failures(run, prepared)
             summary["bytes_up"] += (prepared.exchange.traffic - sent).up
             summary["bytes_down"] += (prepared.exchange.traffic - sent).down
         clients = range(plan.datamodule.num_clients)
@@ -345,8 +345,8 @@ class Federation(Shown):
             )
 
 
-def note_failures(run: RunDirectory, prepared: Prepared) -> set[int]:
-    """Warn of the clients that failed since this was called last, write them down, and return them."""
+def record_failures(run: RunDirectory, prepared: Prepared) -> set[int]:
+    """Return the clients that failed since the last call; warn of each and add its row to ``failures.csv``."""
     failures = list(prepared.exchange.failures)
     prepared.exchange.failures.clear()
     for failure in failures:

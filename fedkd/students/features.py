@@ -51,7 +51,8 @@ def uncompiled(student: nn.Module, needed: bool | None = None) -> AbstractContex
 
     Args:
         student: Any module.
-        needed: Whether it was compiled when this was last known; a walk over all its parts finds out otherwise.
+        needed: What `is_compiled` returned when the student was wrapped, to spare a walk over its parts. A student that
+            is compiled as a whole since then is noticed too. None calls `is_compiled`.
     """
     needed = is_compiled(student) if needed is None else needed or student._compiled_call_impl is not None
     if torch.compiler.is_compiling():  # the whole is compiled, hooks included

@@ -24,6 +24,7 @@ from fedkd.partition import IID, Dirichlet
 from fedkd.server.check.forecast import line, paired
 from fedkd.server.check.measure import Call
 from fedkd.server.check.sample import choose_clients, count_batches, evenly
+from fedkd.teachers import GaussianPrivacy, RidgeHead
 
 SGD = partial(torch.optim.SGD, lr=0.05)
 
@@ -88,6 +89,22 @@ def test_the_last_rounds_work_counts_once(tmp_path):
     rows = rows_of(tmp_path / "run")
     assert (found.bytes_up, found.bytes_down) == (int(rows[1]["bytes_up"]), int(rows[1]["bytes_down"]))
     assert int(rows[-1]["bytes_up"]) > found.bytes_up
+
+
+def test_clients_without_images_send_for_a_private_head(tmp_path):
+    def made():
+        return FederatedDataModule.from_datasets(
+            images(150), images(30, seed=1), num_clients=12, partitioner=Dirichlet(0.05)
+        )
+
+    private = RidgeHead(privacy=GaussianPrivacy(epsilon=50.0))
+    strategy = strategies.ClosedFormHead("last", every=None, head=private)
+    federation = fedkd.Federation(rounds=1, run_dir=tmp_path / "run", trainer={"accelerator": "cpu"}, strategy=strategy)
+    found = federation.check(module(), made())
+    federation.fit(module(), trained := made())
+    assert any(len(shard) == 0 for shard in trained.shards)
+    (row,) = rows_of(tmp_path / "run")
+    assert (found.bytes_up, found.bytes_down) == (int(row["bytes_up"]), int(row["bytes_down"]))
 
 
 def test_calls_are_paired_by_their_work():

@@ -246,13 +246,6 @@ def test_a_private_head_is_sent_once_and_by_empty_clients_too(tmp_path, monkeypa
     trained, _ = federate(tmp_path, ClosedFormHead("last", every=None, head=private), data, 2)
     assert any(len(shard) == 0 for shard in data.shards)
     assert told == [*range(12), *range(12)]  # one exchange of sums, one of losses
-    federation = fedkd.Federation(
-        2, strategy=ClosedFormHead("last", every=None, head=private), trainer={"accelerator": "cpu"}
-    )
-    checked = federation.check(
-        module("resnet8", student_options={"norm": "group"}), datamodule(12, Dirichlet(0.05), count=150)
-    )
-    assert checked.bytes_up > 0
     assert head_of(trained)["solved_limit"] == 1.0
     shown = torch.rand(4, 1, 8, 8)
     features = trained.student.eval().features(shown)

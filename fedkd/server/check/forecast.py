@@ -225,11 +225,11 @@ class Whole:
     def doing(self, call: Call, trial: Trial) -> list[list[int]]:
         """Return the clients that will do what the clients of a small run did: all, or the cohort of each round."""
         everyone = len(call.clients) == trial.everyone
-        if len(call.clients) > trial.everyone:  # those without images, too
-            return [list(range(self.amounts.num_clients))]
         if call.work == "evaluate_held_out":
             known = self.amounts.held_out
             everyone = len(call.clients) == len(trial.amounts.held_out)
+        elif len(call.clients) > trial.everyone:  # those without images, too: what they send is private
+            return [list(range(self.amounts.num_clients))]
         else:
             known = self.amounts.rows
         groups = [self.clients] if everyone else self.cohorts

@@ -46,6 +46,7 @@ class Amounts:
         rows: Training images, by client.
         held_out: Images that are held out, by client.
         pool: Unlabeled images that all may see.
+        num_clients: All clients, those without images included.
     """
 
     batches: Mapping[int, float]

@@ -176,8 +176,7 @@ class ClosedFormHead(Strategy):
             for plain, value in ((f"{layer}.weight", weight), (f"{layer}.bias", bias)):
                 if plain in own:  # a layer without a bias has none to give
                     parameters[own[plain]] = value.to(parameters[own[plain]].dtype).clone()
-        exact = torch.float64
-        chosen = {f"{CHOSEN}{name}": torch.tensor(value, dtype=exact) for name, value in fitted.chosen.items()}
+        chosen = {f"{CHOSEN}{name}": torch.tensor(value, dtype=torch.float64) for name, value in fitted.chosen.items()}
         return replace(
             state,
             weights=Weights(parameters, {**weights.buffers, **buffers}),
