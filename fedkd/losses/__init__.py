@@ -5,7 +5,7 @@ A module maps ``(student: Outputs, targets, teacher: Outputs | None)`` to its na
 """
 
 from fedkd.losses.base import DistillationLoss, FeatureMoments, Mixed, Outputs, TeacherFacts, WeightedLoss
-from fedkd.losses.centered import CenteredKD, centered_divergence
+from fedkd.losses.centered import CenteredDKD, CenteredKD, centered_divergence
 from fedkd.losses.dist import DIST, dist_distances
 from fedkd.losses.dkd import DKD, target_divergence
 from fedkd.losses.facts import local_facts
@@ -40,6 +40,7 @@ __all__ = [
     "KD",
     "RKD",
     "BalancedSoftmax",
+    "CenteredDKD",
     "CenteredKD",
     "CrossEntropy",
     "DistillationLoss",

@@ -24,6 +24,7 @@ from typing import Literal
 from torch import Tensor
 
 from fedkd.losses.base import Outputs, check_shapes
+from fedkd.losses.dkd import DKD
 from fedkd.losses.kd import kd_divergence
 from fedkd.losses.temperature import TemperedLoss
 
@@ -80,3 +81,28 @@ class CenteredKD(TemperedLoss):
     def terms(self, student: Outputs, targets: Tensor, teacher: Outputs) -> dict[str, Tensor]:
         """Return ``kd``, times T^2."""
         return {"kd": self.T**2 * centered_divergence(student.logits, teacher.logits, self.T)}
+
+
+class CenteredDKD(DKD):
+    r"""`DKD` between centered logits: ``ce_weight * CE + tckd_weight * T^2 * TCKD + nckd_weight * T^2 * NCKD``.
+
+    Zhao et al. (arXiv 2203.08679), equation 8, with :math:`\tilde s_b = s_b - \bar s` and :math:`\tilde t_b` in place
+    of s and t, as in `CenteredKD`. On a client of one class all images have the same target. Centered logits do not say
+    that: the target part compares how much each image looks like its class, and the other part which other classes it
+    looks like. If the second had the weight 1 - p in each image, with p the teacher's centered probability of the
+    target, the sum would be `CenteredKD`. The loss reads the labels: they name the target class.
+
+    Args:
+        ce_weight: As for `DKD`.
+        tckd_weight: As for `DKD`.
+        nckd_weight: As for `DKD`.
+        temperature: As for `DKD`.
+        target_entropy: As for `DKD`.
+    """
+
+    min_batch_size = 2  # a batch of one image is its own mean
+
+    def terms(self, student: Outputs, targets: Tensor, teacher: Outputs) -> dict[str, Tensor]:
+        """Return ``tckd`` and ``nckd`` of the centered logits, times T^2."""
+        student, teacher = (each._replace(logits=centered(each.logits)) for each in (student, teacher))
+        return super().terms(student, targets, teacher)

@@ -8,6 +8,7 @@ from fedkd.strategies.compose import Compose
 from fedkd.strategies.fedavg import FedAvg
 from fedkd.strategies.refinement.closed_form_head import MANY_FEATURES, ClosedFormHead
 from fedkd.strategies.refinement.server_distillation import ServerDistillation
+from fedkd.strategies.server_side.fedavgm import FedAvgM
 from fedkd.students import ClosedFormStudent
 from fedkd.teachers import Teacher
 from fedkd.training.module import DistillationModule
@@ -19,7 +20,7 @@ def default_strategy(module: DistillationModule, has_public: bool) -> Strategy:
     | the run has | strategy |
     |---|---|
     | a teacher and public images | `ServerDistillation`, and `ClosedFormHead` after the last round |
-    | a teacher | `ClosedFormHead` after every round |
+    | a teacher | `FedAvgM` with a momentum of 0.5, and `ClosedFormHead` after every round |
     | no teacher | `FedAvg` |
 
     `ClosedFormHead` takes the student's stages if they give at most 2,048 numbers an image, else the inputs of its last
@@ -37,7 +38,7 @@ def default_strategy(module: DistillationModule, has_public: bool) -> Strategy:
     head = closed_form_head(module, every=None if has_public else 1)
     if has_public:
         return ServerDistillation() if head is None else Compose([ServerDistillation(), head])
-    return FedAvg() if head is None else head
+    return FedAvg() if head is None else Compose([FedAvgM(momentum=0.5), head])
 
 
 def closed_form_head(module: DistillationModule, every: int | None) -> ClosedFormHead | None:

@@ -12,6 +12,7 @@ from fedkd.losses import (
     DIST,
     DKD,
     KD,
+    CenteredDKD,
     CenteredKD,
     Outputs,
     StandardizedKD,
@@ -194,21 +195,42 @@ def test_centered_divergence_does_not_see_what_all_images_share_and_gives_a_bias
     torch.testing.assert_close(features.grad, by_hand)
 
 
-def test_a_batch_of_one_image_teaches_nothing_when_centered():
+@pytest.mark.parametrize("kind", [CenteredKD, CenteredDKD])
+def test_a_batch_of_one_image_teaches_nothing_when_centered(kind):
     student = torch.randn(1, 5, requires_grad=True)
-    loss = CenteredKD()(Outputs(student), torch.tensor([2]), Outputs(torch.randn(1, 5)))["loss"]
+    loss = kind()(Outputs(student), torch.tensor([2]), Outputs(torch.randn(1, 5)))["loss"]
     loss.backward()
-    assert loss.item() == 0
-    assert student.grad.abs().max() == 0
+    assert loss.item() == pytest.approx(0, abs=1e-6)
+    assert student.grad.abs().max() < 1e-6
+    assert kind.min_batch_size == 2
 
 
-def test_centered_kd_is_kd_of_logits_that_are_centered_already():
+@pytest.mark.parametrize(
+    ("centered", "plain", "weights"),
+    [(CenteredKD, KD, {"kd_weight": 2.0}), (CenteredDKD, DKD, {"tckd_weight": 0.7, "nckd_weight": 3.0})],
+)
+def test_a_centered_loss_is_the_plain_one_of_logits_that_are_centered_already(centered, plain, weights):
     student, teacher = (x - x.mean(0) for x in (torch.randn(7, 4), torch.randn(7, 4)))
-    targets = torch.zeros(7, dtype=torch.int64)
-    settings = {"ce_weight": 0.3, "kd_weight": 2.0, "temperature": 1.7}
-    found = CenteredKD(**settings)(Outputs(student), targets, Outputs(teacher))
-    for name, value in KD(**settings)(Outputs(student), targets, Outputs(teacher)).items():
+    targets = torch.randint(4, (7,))
+    settings = {"ce_weight": 0.3, "temperature": 1.7, **weights}
+    found = centered(**settings)(Outputs(student), targets, Outputs(teacher))
+    for name, value in plain(**settings)(Outputs(student), targets, Outputs(teacher)).items():
         torch.testing.assert_close(found[name], value)
+
+
+def test_centered_dkd_does_not_see_which_class_a_client_has_and_gives_a_bias_no_gradient():
+    generator = torch.Generator().manual_seed(0)
+    student, teacher = (torch.randn(6, 5, generator=generator) for _ in range(2))
+    targets, loss = torch.full((6,), 3), CenteredDKD()
+    own_class = 8.0 * F.one_hot(torch.tensor(3), 5)  # the teacher is sure of the client's class, in every image alike
+    plain = loss(Outputs(student), targets, Outputs(teacher))["loss"]
+    torch.testing.assert_close(loss(Outputs(student), targets, Outputs(teacher + own_class))["loss"], plain)
+    bias = torch.zeros(5, requires_grad=True)
+    loss(Outputs(student + bias), targets, Outputs(teacher))["loss"].backward()
+    assert bias.grad.abs().max() < 1e-6
+    student.requires_grad_()
+    loss(Outputs(student), targets, Outputs(teacher))["loss"].backward()
+    assert student.grad.abs().max() > 0.01
 
 
 @pytest.mark.parametrize("kind", [DIST, StandardizedKD])

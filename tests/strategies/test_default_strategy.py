@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 import fedkd
 from fedkd.data import FederatedDataModule
-from fedkd.losses import DKD, CenteredKD, FrozenHead
+from fedkd.losses import DKD, CenteredDKD, FrozenHead
 from fedkd.partition import ClassSpecific
-from fedkd.strategies import ClosedFormHead, Compose, FedAvg, FedProx, ServerDistillation, Strategy
+from fedkd.strategies import ClosedFormHead, Compose, FedAvg, FedAvgM, FedProx, ServerDistillation, Strategy
 from fedkd.strategies.default import default_strategy
 from fedkd.teachers import EnsembleTeacher, GaussianPrivacy, RidgeHead
 
@@ -44,16 +44,21 @@ def distilled_too(head: Strategy) -> Strategy:
     return Compose([ServerDistillation(), head])
 
 
+def with_momentum(head: Strategy) -> Strategy:
+    return Compose([FedAvgM(momentum=0.5), head])
+
+
 @pytest.mark.parametrize(
     ("student", "teacher", "public_fraction", "loss", "strategy", "found"),
     [
-        (None, True, 0.2, "auto", distilled_too(ClosedFormHead(inputs="last", every=None)), CenteredKD()),
-        (convolutions(4), True, 0.2, "auto", distilled_too(ClosedFormHead(every=None)), CenteredKD()),
+        (None, True, 0.2, "auto", distilled_too(ClosedFormHead(inputs="last", every=None)), CenteredDKD()),
+        (convolutions(4), True, 0.2, "auto", distilled_too(ClosedFormHead(every=None)), CenteredDKD()),
         (convolutions(2049), True, 0.2, "auto", ServerDistillation(), DKD()),
-        (convolutions(4), True, 0.0, "auto", ClosedFormHead(), CenteredKD()),
-        (convolutions(4), True, 0.0, DKD(nckd_weight=3.0), ClosedFormHead(), DKD(nckd_weight=3.0)),
-        (convolutions(257), True, 0.0, "auto", ClosedFormHead(inputs="last"), CenteredKD()),  # 17 * 257 > 2,048
-        (None, True, 0.0, "auto", ClosedFormHead(inputs="last"), CenteredKD()),
+        (convolutions(4), True, 0.0, "auto", with_momentum(ClosedFormHead()), CenteredDKD()),
+        (convolutions(4), True, 0.0, DKD(nckd_weight=3.0), with_momentum(ClosedFormHead()), DKD(nckd_weight=3.0)),
+        # 17 * 257 > 2,048
+        (convolutions(257), True, 0.0, "auto", with_momentum(ClosedFormHead(inputs="last")), CenteredDKD()),
+        (None, True, 0.0, "auto", with_momentum(ClosedFormHead(inputs="last")), CenteredDKD()),
         (convolutions(2049), True, 0.0, "auto", FedAvg(), DKD()),
         (NoLinear(), True, 0.0, "auto", FedAvg(), DKD()),
         (convolutions(4), True, 0.0, FrozenHead(), FedAvg(), FrozenHead()),
@@ -84,22 +89,25 @@ def test_beside_a_private_head_no_sums_without_noise_are_sent() -> None:
     def strategies(teacher: fedkd.Teacher) -> list[str]:
         trained = module("cnn", teacher=teacher)
         trained.build(("0", "1", "2"), (1, 8, 8))
-        return [type(default_strategy(trained, has_public)).__name__ for has_public in (False, True)]
+        found = [default_strategy(trained, has_public) for has_public in (False, True)]
+        return [repr(each) for each in found]
 
     open_head, private = BrightRowTeacher(), BrightRowTeacher()
     private.head_method = RidgeHead(privacy=GaussianPrivacy(epsilon=8.0))
-    assert strategies(open_head) == ["ClosedFormHead", "Compose"]
-    assert strategies(private) == ["FedAvg", "ServerDistillation"]
-    assert strategies(EnsembleTeacher([open_head, private])) == ["FedAvg", "ServerDistillation"]
+    expected = [with_momentum(ClosedFormHead()), distilled_too(ClosedFormHead(every=None))]
+    assert strategies(open_head) == [repr(each) for each in expected]
+    without_head = [repr(FedAvg()), repr(ServerDistillation())]
+    assert strategies(private) == without_head
+    assert strategies(EnsembleTeacher([open_head, private])) == without_head
 
 
 @pytest.mark.parametrize(
     ("strategy", "loss"),
     [
         (FedAvg(), DKD),
-        (ClosedFormHead(), CenteredKD),
-        (Compose([FedProx(), ClosedFormHead()]), CenteredKD),
-        (Compose([Compose([FedProx()]), ClosedFormHead()]), CenteredKD),
+        (ClosedFormHead(), CenteredDKD),
+        (Compose([FedProx(), ClosedFormHead()]), CenteredDKD),
+        (Compose([Compose([FedProx()]), ClosedFormHead()]), CenteredDKD),
         (Compose([FedProx(), FedAvg()]), DKD),
     ],
 )
@@ -111,7 +119,7 @@ def test_the_default_loss_is_what_suits_the_strategy(strategy: Strategy, loss: t
 
 def test_a_loss_that_was_found_for_one_run_does_not_stay_for_the_next(tmp_path: Path) -> None:
     trained = module("cnn", teacher=BrightRowTeacher())
-    for name, strategy, loss in (("one", ClosedFormHead(), CenteredKD), ("two", FedAvg(), DKD)):
+    for name, strategy, loss in (("one", ClosedFormHead(), CenteredDKD), ("two", FedAvg(), DKD)):
         fedkd.Federation(1, strategy=strategy, run_dir=tmp_path / name).fit(trained, data())
         assert isinstance(trained.loss, loss)
 
@@ -123,7 +131,7 @@ def test_what_was_chosen_is_printed(tmp_path: Path, caplog: pytest.LogCaptureFix
         summary = federation.fit(module("cnn", teacher=BrightRowTeacher()), data())
     assert federation.strategy == "auto"  # the configuration never shows one that was not configured
     assert f"strategy auto: {summary['strategy']}" in caplog.text
-    assert "loss auto: CenteredKD(" in caplog.text
+    assert "loss auto: CenteredDKD(" in caplog.text
 
 
 def test_a_wrong_loss_is_one_line() -> None:
@@ -138,4 +146,5 @@ def test_one_federation_suits_each_run(tmp_path: Path) -> None:
         federation.run_dir = tmp_path / name
         data = FederatedDataModule.from_datasets(images(30), images(30, seed=1), public_fraction=public_fraction)
         said.append(federation.fit(module(teacher=BrightRowTeacher()), data)["strategy"])
-    assert [text.partition("(")[0] for text in said] == ["Compose", "ClosedFormHead"]
+    assert ["ServerDistillation" in text for text in said] == [True, False]
+    assert all("ClosedFormHead" in text for text in said)

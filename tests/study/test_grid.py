@@ -186,14 +186,14 @@ def test_options_of_a_class_of_the_configuration_go_when_a_method_names_another(
 @pytest.mark.parametrize(
     ("name", "count"),
     [
-        *(("algorithms", 99), ("algorithms_gpu", 297), ("public", 19), ("teachers", 80), ("closed_form", 96)),
+        *(("algorithms", 99), ("algorithms_gpu", 297), ("public", 19), ("teachers", 80), ("closed_form", 141)),
         *(
-            ("closed_form_60", 33),
-            ("closed_form_all", 11),
-            ("closed_form_digits", 30),
-            ("closed_form_public", 15),
-            ("closed_form_body", 13),
-            ("closed_form_rates", 12),
+            ("closed_form_60", 63),
+            ("closed_form_all", 16),
+            ("closed_form_digits", 36),
+            ("closed_form_public", 21),
+            ("closed_form_body", 14),
+            ("closed_form_rates", 56),
         ),
     ],
 )

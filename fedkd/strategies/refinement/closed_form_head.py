@@ -20,7 +20,7 @@ from fedkd.client.works import on_student_features
 from fedkd.core.errors import FedKDError, check_range, unknown_name
 from fedkd.core.messages import ClientTask, ClientUpdate, Metrics, ServerState, Weights
 from fedkd.data import FederatedDataModule
-from fedkd.losses import CenteredKD, DistillationLoss
+from fedkd.losses import CenteredDKD, DistillationLoss
 from fedkd.strategies.base import Strategy
 from fedkd.strategies.context import RoundContext
 from fedkd.students import ClosedFormStudent
@@ -113,8 +113,8 @@ class ClosedFormHead(Strategy):
         return self.every != 1
 
     def default_loss(self) -> DistillationLoss:
-        """Return `CenteredKD`: it trains the body, and leaves to the head what only the head can fit."""
-        return CenteredKD()
+        """Return `CenteredDKD`: it trains the body, and leaves to the head what only the head can fit."""
+        return CenteredDKD()
 
     def check(self, module: DistillationModule, datamodule: FederatedDataModule, cohort_size: int) -> None:
         """Refuse a loss that gives the student a head of its own. Warn if clients send many numbers."""
