@@ -199,7 +199,7 @@ WRONG: dict[str, list[tuple[str, str]]] = {
     "loss": [
         (
             "--model.loss KDD",
-            "model.loss: Unknown class 'KDD'. Did you mean 'KD'? Choose one of: CenteredKD, DIST, DKD,",
+            "model.loss: Unknown class 'KDD'. Did you mean 'KD'? Choose one of: CenteredDKD, CenteredKD, DIST, DKD,",
         ),
         (
             "--model.loss torch.nn.CrossEntropyLoss",
