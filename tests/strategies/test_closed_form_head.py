@@ -117,7 +117,9 @@ def test_batches_of_one_image_are_refused(tmp_path):
     rkd = module("cnn", teacher=BrightRowTeacher(), loss=RKD())
     with pytest.raises(fedkd.FedKDError, match=r"data\.batch_size is 2, but RKD compares .*: it must be >= 3"):
         federate(tmp_path, FedAvg(), datamodule(3, batch_size=2), trained=rkd)
-    with pytest.raises(fedkd.FedKDError, match=r"data\.batch_size is 1, but CenteredDKD compares the images of a batch"):
+    with pytest.raises(
+        fedkd.FedKDError, match=r"data\.batch_size is 1, but CenteredDKD compares the images of a batch"
+    ):
         federate(tmp_path, ClosedFormHead(), datamodule(3, batch_size=1), trained=trained)
     assert not tmp_path.joinpath("metrics.csv").exists()
 
