@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from typing import Any, ClassVar
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 from torch.optim import Optimizer
 
-GROUP_ENTRIES = ("lr", "initial_lr", "max_lr", "min_lr")
+GROUP_ENTRIES = ("lr", "initial_lr", "max_lr", "min_lr", "swa_lr")
 """Where torch's optimizers and schedulers keep learning rates in a parameter group."""
+
+SCHEDULER_ENTRIES = ("base_lrs", "_last_lr", "max_lrs", "min_lrs", "eta_min")
+"""Where torch's schedulers keep them themselves."""
 
 
 class LearningRateFactor(Callback):
     """Multiplies the learning rates of all optimizers, and of schedulers by step, before the first step of a fit.
 
     Args:
-        factor: In (0, 1].
+        factor: >= 0.
     """
 
     runs_lean: ClassVar[bool] = True
@@ -46,10 +50,17 @@ def scale_learning_rates(optimizer: Optimizer, factor: float, *schedulers: Any) 
                 group[name].mul_(factor)
             elif name in group:
                 group[name] *= factor
-    for scheduler in schedulers:
-        for name in ("base_lrs", "_last_lr", "max_lrs", "eta_min"):
+    for scheduler in with_parts(schedulers):
+        for name in SCHEDULER_ENTRIES:
             value = getattr(scheduler, name, None)
             if isinstance(value, list):
                 setattr(scheduler, name, [each * factor for each in value])
             elif isinstance(value, int | float):
                 setattr(scheduler, name, value * factor)
+
+
+def with_parts(schedulers: Iterable[Any]) -> Iterator[Any]:
+    """Yield schedulers and those that they are made of, as ``SequentialLR`` and ``ChainedScheduler`` are."""
+    for scheduler in schedulers:
+        yield scheduler
+        yield from with_parts(getattr(scheduler, "_schedulers", ()))
