@@ -106,9 +106,9 @@ class Exchange:
                 else:
                     answered.append(update.client)
                     up += update.num_bytes
-                    first = first or (update.client, shapes_of(update.extras))
-                    task = by_client.get(update.client)
-                    wrong = None if task is None else mistake(update, task, *first)
+                    task, own = by_client.get(update.client), (update.client, shapes_of(update.extras))
+                    wrong = None if task is None else mistake(update, task, *(first or own))
+                    first = first or (None if wrong else own)
                     if wrong is not None:
                         if min_updates is None:
                             raise ClientError([update.client], tasks[0].round, wrong)

@@ -60,6 +60,13 @@ def test_an_update_that_does_not_answer_its_task_is_a_client_that_failed(change:
     assert [failure.client for failure in made.failures] == [1]
 
 
+def test_a_client_that_failed_is_no_measure_for_the_others():
+    odd = {"delta": {"u": torch.zeros(1)}, "buffers": RIGHT["buffers"], "extras": {"others": torch.zeros(1)}}
+    made, updates = exchange(odd, {**RIGHT, **SUMS}, {**RIGHT, **SUMS}, min_updates=1)
+    assert [update.client for update in updates] == [1, 2]
+    assert [failure.client for failure in made.failures] == [0]
+
+
 def test_a_work_that_changes_no_weights_and_a_client_with_its_own_student_are_right():
     assert len(exchange(SUMS, SUMS)[1]) == 2
     assert len(exchange(RIGHT, RIGHT, weights=Weights({}))[1]) == 2

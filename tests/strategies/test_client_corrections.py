@@ -7,9 +7,22 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from corrections import CURVATURE, GOAL, federate, gradient, network, optimum, parabolas, point, steps
+from corrections import (
+    CURVATURE,
+    GOAL,
+    Parabola,
+    Point,
+    federate,
+    gradient,
+    network,
+    optimum,
+    parabolas,
+    point,
+    steps,
+)
 from helpers import datamodule, module, same, train_client, weights
 from lightning.pytorch.plugins import MixedPrecision
+from torch import nn
 
 import fedkd
 from fedkd.core.messages import ClientTask, ClientUpdate, LocalRule, ServerState, Weights
@@ -274,7 +287,7 @@ def test_a_cohort_moves_the_variate_by_its_part():
     assert strategy.broadcast(state) == {}
     updates = [
         ClientUpdate(0, 10, 1, {}, {}, {}, extras={"w": torch.tensor([1.0])}),
-        ClientUpdate(1, 30, 0, {}, {}, {}),
+        ClientUpdate(1, 30, 0, {}, {}, {}, extras={"w": torch.zeros(1)}),
     ]
     state = replace(state, memory=strategy.remember(state, updates))
     state = replace(state, memory=strategy.remember(state, updates[:1]))
@@ -297,12 +310,30 @@ def test_a_client_that_took_no_step_keeps_its_variate():
     task = ClientTask(1, 0, client_state=own)
     rule = Compose([SCAFFOLD(), Strategy()]).local_rule(ServerState(1, Weights()), 0)
     variate = ControlVariate({}, {}, full_pass=False)
-    variate.num_corrections = 0
+    variate.num_corrections, variate.parameters = 0, {"point": nn.Parameter(torch.ones(3))}
     trainer = SimpleNamespace(callbacks=[variate])
     update = rule.finish(ClientUpdate(0, 10, 0), task, trainer)
     assert torch.equal(update.client_state["0/point"], torch.ones(3))
     assert torch.equal(update.client_state["1/other"], torch.ones(1))
-    assert not update.extras
+    assert {name: value.tolist() for name, value in update.extras.items()} == {"0/point": [0.0, 0.0, 0.0]}
+
+
+class Reluctant(fedkd.DistillationModule):
+    """Takes no step on a client of few images, as one whose every step overflows in float16."""
+
+    def on_train_batch_start(self, batch, batch_idx):
+        return -1 if self.trainer.train_dataloader.num_examples < 20 else None
+
+
+@pytest.mark.parametrize("option", ["I", "II"])
+def test_a_client_that_takes_no_step_ends_no_run(tmp_path, option):
+    optimizer = lambda parameters: torch.optim.SGD(parameters, lr=0.1)  # noqa: E731
+    trained = Reluctant(Point(), loss=Parabola(), optimizer=optimizer)
+    federation = fedkd.Federation(
+        2, strategy=SCAFFOLD(option), run_dir=tmp_path, trainer={"accelerator": "cpu"}, min_clients=1
+    )
+    federation.fit(trained, parabolas((10, 20, 20)))
+    assert not (tmp_path / "failures.csv").exists()
 
 
 @pytest.mark.parametrize(

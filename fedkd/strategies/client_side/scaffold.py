@@ -74,8 +74,7 @@ class SCAFFOLD(Strategy):
         control = dict(state.memory)
         for update, share in zip(updates, state.shares(updates), strict=True):
             before = control or {name: torch.zeros_like(value) for name, value in update.extras.items()}
-            if update.extras:
-                control = add_scaled(before, update.extras, share)
+            control = add_scaled(before, update.extras, share)
         return control
 
 
@@ -94,11 +93,12 @@ class ControlRule(LocalRule):
         return [ControlVariate(task.extras, task.client_state, full_pass=self.full_pass)]
 
     def finish(self, update: ClientUpdate, task: ClientTask, trainer: Trainer) -> ClientUpdate:
-        """Send c_i+ - c_i and keep c_i+. A client that took no step sends nothing and keeps c_i."""
+        """Send c_i+ - c_i and keep c_i+. A client that took no step sends zeros and keeps c_i."""
         variate = next(each for each in trainer.callbacks if isinstance(each, ControlVariate))  # type: ignore[attr-defined]
         renewed = variate.renewed()
         if not renewed:
-            return update
+            zeros = {name: torch.zeros(value.shape) for name, value in variate.parameters.items()}
+            return replace(update, extras=zeros)
         change = subtract(renewed, task.client_state) if task.client_state else renewed
         return replace(update, extras=change, client_state=renewed)
 
