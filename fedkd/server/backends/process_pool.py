@@ -59,7 +59,8 @@ class ProcessPool(Backend):
             check_range("client_timeout", client_timeout, low=0, low_open=True)
         self.workers, self.threads, self.client_timeout = workers, threads, client_timeout
         self._processes: list[WorkerProcess] = []
-        self._store: MappedStore | None = None
+        self._folder: Path | None = None  # as long as the processes are there
+        self._store: MappedStore | None = None  # of one run
         self._release: weakref.finalize | None = None
         self._held = False
 
@@ -84,21 +85,25 @@ class ProcessPool(Backend):
         Raises:
             FedKDError: If the factory does not pickle.
         """
-        if self._store is None:
-            with writing(tempfile.gettempdir(), TEMPORARY_ADVICE):
-                folder = Path(tempfile.mkdtemp(prefix="fedkd-pool-"))
-            self._store = MappedStore(folder)
-            self._processes = [WorkerProcess(i, self.threads) for i in range(self.workers)]
-            self._release = weakref.finalize(self, _release, self._processes, folder)
+        with writing(tempfile.gettempdir(), TEMPORARY_ADVICE):
+            if self._folder is None:
+                self._folder = Path(tempfile.mkdtemp(prefix="fedkd-pool-"))
+                self._processes = [WorkerProcess(i, self.threads) for i in range(self.workers)]
+                self._release = weakref.finalize(self, _release, self._processes, self._folder)
+            if self._store is None:
+                self._store = MappedStore(Path(tempfile.mkdtemp(dir=self._folder)))
         return PoolWorkers(self._processes, self._dump(sites), str(self._store.folder), self.client_timeout)
 
     def shutdown(self) -> None:
-        """Stop the processes and remove the files, unless a ``with`` block keeps them."""
+        """Remove the files, and stop the processes unless a ``with`` block keeps them."""
         if self._held:
+            if self._store is not None:
+                shutil.rmtree(self._store.folder, ignore_errors=True)
+            self._store = None  # the next run writes what its data is then
             return
         if self._release is not None:
             self._release()
-        self._processes, self._store, self._release = [], None, None
+        self._processes, self._folder, self._store, self._release = [], None, None, None
 
     def _dump(self, sites: SiteFactory) -> bytes:
         assert self._store is not None
@@ -114,7 +119,7 @@ class ProcessPool(Backend):
 
     def __getstate__(self) -> dict[str, Any]:
         """Pickle and copy the settings, not the processes."""
-        return {**vars(self), "_processes": [], "_store": None, "_release": None}
+        return {**vars(self), "_processes": [], "_folder": None, "_store": None, "_release": None}
 
 
 class WorkerProcess:

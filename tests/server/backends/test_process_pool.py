@@ -84,6 +84,20 @@ def test_processes_stay_when_the_pool_is_opened_again(pool):
     assert pids(pool) == before
 
 
+def test_the_next_run_sees_what_was_changed_in_place(pool):
+    held = holding(100_000)
+
+    def total():
+        with pool.open(held) as workers:
+            return Exchange(workers)(pool_works.total, tasks(1))[0].extras["sums"].tolist()
+
+    before = total()
+    pool.shutdown()  # as at the end of a run: its files go, and its processes stay
+    assert not any(path.is_file() for path in pool._folder.rglob("*"))
+    held.images.add_(1)
+    assert total() == [before[0] + 100_000, before[1]]
+
+
 def test_large_content_is_mapped_and_not_copied(pool):
     """Two workers read 160 MB; neither takes a tenth of it for itself."""
     held = holding(10_000_000)
