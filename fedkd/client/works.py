@@ -63,15 +63,7 @@ def train(site: ClientSite, task: ClientTask) -> ClientUpdate:
         schedule = [] if factor == 1 else [LearningRateFactor(factor)]
         trainer = trainer_for(module, site.trainer, [*schedule, *rule.callbacks(task)])
         loader = site.train_loader(derive_seed(*keys, "batches"), trainer.strategy.root_device)
-        try:
-            fit(trainer, module, loader)
-        except ValueError as error:
-            if "more than 1 value per channel" not in str(error):
-                raise
-            raise FedKDError(
-                f"a BatchNorm of the student got a batch of one image ({error}). Choose a batch_size that leaves none, "
-                "a student by name with norm: batch or group, or fedkd.students.replace_batch_norms."
-            ) from error
+        fit(trainer, module, loader)
     warn_of_lost_state(site.trainer, trainer)
     metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
     metrics["seconds"] = time.perf_counter() - began

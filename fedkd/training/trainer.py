@@ -15,6 +15,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
+from fedkd.core.errors import FedKDError
 from fedkd.data.loader import BatchLoader
 from fedkd.training.lean_trainer import LeanTrainer, has_plain_optimizer, reason_for_lightning
 
@@ -169,7 +170,7 @@ def predict(trainer: Trainer, module: LightningModule, loader: BatchLoader) -> T
 
 @contextmanager
 def _using(trainer: Trainer, loader: BatchLoader) -> Iterator[None]:
-    """Release a loader afterwards, and keep Lightning's own loops quiet."""
+    """Release a loader afterwards, keep Lightning's own loops quiet, and explain BatchNorm's error."""
     try:
         with nullcontext() if isinstance(trainer, LeanTrainer) else quiet_lightning():
             yield
@@ -177,6 +178,13 @@ def _using(trainer: Trainer, loader: BatchLoader) -> Iterator[None]:
         if isinstance(error.__context__, KeyboardInterrupt):  # Lightning makes an exit of status 1 of Ctrl-C
             raise KeyboardInterrupt from error
         raise
+    except ValueError as error:
+        if "more than 1 value per channel" not in str(error):
+            raise
+        raise FedKDError(
+            f"A BatchNorm of the student got a batch of one image ({error}). Choose a batch_size that leaves none, a "
+            "student by name with norm: batch or group, or fedkd.students.replace_batch_norms."
+        ) from error
     finally:
         loader.release()
 

@@ -347,10 +347,21 @@ def test_precisions_and_clients_of_none_or_one_image(tmp_path, precision):
     assert all(value.isfinite().all() for value in found.values())
 
 
+@pytest.mark.parametrize("strategy", [ServerDistillation(epochs=1), ReestimatedBatchNorm()], ids=repr)
+def test_a_batch_of_one_pool_image_is_one_line(tmp_path, strategy):
+    layers = [nn.Flatten(), nn.Linear(64, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 3)]
+    split = FederatedDataModule.from_datasets(  # 21 public images, and 14 on each client
+        images(63), images(30, seed=1), num_clients=3, batch_size=10, eval_batch_size=20, public_fraction=1 / 3
+    )
+    with pytest.raises(fedkd.FedKDError, match=r"A BatchNorm of the student got a batch of one image .* batch_size"):
+        federate(tmp_path, strategy, module(nn.Sequential(*layers), teacher=BrightRowTeacher()), split)
+
+
 @pytest.mark.parametrize(
     ("strategy", "change", "message"),
     [
         (FedDF(), {"public_fraction": 0.0}, r"There are no public images: set data\.public_fraction above 0"),
+        (FedDF(), {"public_fraction": 0.001}, r"data\.public_fraction 0\.001 of the training images is not one image"),
         (FedDF(images="shared"), {}, r"There are no shared images: set data\.shared"),
         (ReestimatedBatchNorm(), {"trained": module()}, "the student has no BatchNorm whose statistics"),
         (ServerDistillation(), {"trained": module()}, r"ServerDistillation: teacher_weight 1 needs a teacher"),

@@ -19,6 +19,11 @@ def check_pool(which: Which, datamodule: FederatedDataModule) -> None:
     """
     if which == "public":
         if not len(datamodule.public_indices):
+            if datamodule.public_fraction:
+                raise FedKDError(
+                    f"data.public_fraction {datamodule.public_fraction:g} of the training images is not one image: set "
+                    "a larger fraction, such as 0.2, or 0 for none."
+                )
             raise FedKDError("There are no public images: set data.public_fraction above 0, such as to 0.2.")
     elif which != "shared":
         raise unknown_name("images", which, ("public", "shared"))
