@@ -23,6 +23,13 @@ from fedkd.training.module import DistillationModule
 PACKAGES = ("fedkd", "lightning", "torch", "torchvision", "transformers", "numpy")
 
 
+ROUND_COLUMNS = (
+    *("round", "loss", "accuracy", "balanced_accuracy", "accuracy/*", "train/*"),
+    *("num_examples", "num_steps", "bytes_up", "bytes_down", "seconds"),
+)
+"""The numbers of every row of ``metrics.csv``; ``*`` stands for names of classes, and of terms of the loss."""
+
+
 def round_row(
     round: int,
     updates: Sequence[ClientUpdate],
@@ -40,7 +47,7 @@ def round_row(
     """
     total = sum(update.num_examples for update in updates)
     names = sorted({name for update in updates for name in update.metrics if name.startswith("train/")})
-    terms = {name: sum(u.metrics.get(name, 0.0) * u.num_examples for u in updates) / total for name in names}
+    terms = {name: mean_of_term(name, updates) for name in names}
     return {
         "round": round,
         **metrics,
@@ -53,6 +60,12 @@ def round_row(
         "bytes_down": bytes_down,
         "seconds": round_seconds(seconds),
     }
+
+
+def mean_of_term(name: str, updates: Sequence[ClientUpdate]) -> float:
+    """Return the mean of a training term by examples, over the clients that have it; who takes no step has none."""
+    have = [update for update in updates if name in update.metrics]
+    return sum(each.metrics[name] * each.num_examples for each in have) / sum(each.num_examples for each in have)
 
 
 def each_client(values: Mapping[int, float]) -> str:

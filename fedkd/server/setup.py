@@ -19,6 +19,7 @@ from fedkd.data import FederatedDataModule
 from fedkd.data.pool import Pool
 from fedkd.data.rows import Rows
 from fedkd.runs.identity import run_identity
+from fedkd.runs.summary import ROUND_COLUMNS
 from fedkd.server.backends import Backend, SiteFactory
 from fedkd.server.exchange import Exchange, Traffic
 from fedkd.server.lr_schedule import LearningRateSchedule, lr_factor
@@ -190,7 +191,17 @@ def plan_run(federation: Any, module: DistillationModule, datamodule: FederatedD
     cohort_size = min(federation.clients_per_round or clients, clients)
     if federation.min_clients is not None:
         check_range("min_clients", federation.min_clients, low=1, high=cohort_size, whole=True)
-    strategy.check(plan.modules[0], datamodule, cohort_size)
+    strategy.check(plan.modules[0], datamodule)
+    strategy.check_cohort(cohort_size)
+    for num_clients in range(federation.min_clients or cohort_size, cohort_size):
+        try:
+            strategy.check_cohort(num_clients)
+        except FedKDError as error:
+            few = f"min_clients {federation.min_clients} lets {num_clients} clients end a round"
+            raise FedKDError(f"{few}: {error}") from None
+    held_out = ("val_accuracy",) if datamodule.val_fraction else ()
+    for callback in federation.callbacks:
+        callback.check_columns((*ROUND_COLUMNS, *held_out, *strategy.columns))
     return plan
 
 

@@ -31,8 +31,8 @@ class Strategy(Configured):
     returns. What it remembers of one client is ``ServerState.client_states[client]``. What it does on a client is a
     `LocalRule`.
 
-    A run calls `default_loss`, `wrap`, `check` and `start` once, then for each round `round`, whose parts are
-    `broadcast`, `local_rule`, `aggregate` and `refine`; then `evaluate` and `metrics`. `aggregate` calls
+    A run calls `default_loss`, `wrap`, `check`, `check_cohort` and `start` first, then for each round `round`, whose
+    parts are `broadcast`, `local_rule`, `aggregate` and `refine`; then `evaluate` and `metrics`. `aggregate` calls
     `client_weights`, `remember`, `combine`, `step` and `combine_buffers`. Where the strategy `streams`,
     `aggregate_stream` stands in its place.
     """
@@ -49,6 +49,16 @@ class Strategy(Configured):
 
     protects_updates: ClassVar[bool] = False
     """Whether the strategy protects single updates, so that none beside it may read them."""
+
+    columns: ClassVar[tuple[str, ...]] = ()
+    """The names of the numbers that `evaluate` and `metrics` add to a round's row. A name that ends in ``*`` stands for
+    all that begin so. A callback that monitors another column is refused before any work."""
+
+    sends_sums: ClassVar[bool] = False
+    """Whether clients send sums over their images beside updates: not beside a strategy that `protects_updates`."""
+
+    is_robust: ClassVar[bool] = False
+    """Whether the student withstands clients that send anything they like."""
 
     changes_student: ClassVar[bool] = False
     """Whether the strategy changes the student on the server by itself, in `start` or `refine`."""
@@ -94,13 +104,19 @@ class Strategy(Configured):
         """Return the loss that suits the strategy, for a module whose loss is "auto"; None leaves it at `DKD`."""
         return None
 
-    def check(self, module: DistillationModule, datamodule: FederatedDataModule, cohort_size: int) -> None:
+    def check(self, module: DistillationModule, datamodule: FederatedDataModule) -> None:
         """Raise a `fedkd.FedKDError` if the run lacks what the strategy needs. It is called before any work.
 
         Args:
             module: Built.
             datamodule: Set up.
-            cohort_size: The number of clients in each round.
+        """
+
+    def check_cohort(self, num_clients: int) -> None:
+        """Raise a `fedkd.FedKDError` if updates of so many clients cannot be aggregated. It is called before any work.
+
+        Args:
+            num_clients: How many clients may end a round: the cohort, or fewer down to ``min_clients``.
         """
 
     def start(self, state: ServerState, context: RoundContext) -> ServerState:

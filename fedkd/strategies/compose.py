@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
 from fedkd.core.client_states import ClientStates, ViewedStates
@@ -27,6 +28,12 @@ from fedkd.strategies.base import Strategy
 from fedkd.strategies.context import RoundContext
 from fedkd.training.module import DistillationModule
 
+DECIDED = ("client_weights", "combine", "combine_buffers", "step")
+"""The hooks that one part alone decides."""
+
+OF_THE_WHOLE = ("students", "round", "tasks", "aggregate", "aggregate_stream", "evaluate", "models", "summary")
+"""The hooks that parts have no share in."""
+
 
 class Compose(Strategy):
     """Applies several strategies in their order. Each sees its own extras, client states and memory only.
@@ -40,8 +47,9 @@ class Compose(Strategy):
         strategies: The parts, in their order.
 
     Raises:
-        FedKDError: If there is none, two decide the same, one reads the updates that another protects, one changes the
-            student behind another that needs it final, or one has a round of its own (`FedMD`).
+        FedKDError: If there is none, two decide the same, one reads the updates that another protects or has clients
+            send sums beside them, one changes the student behind another that needs it final, or one has a round of its
+            own (`FedMD`) or overrides what Compose does not call.
     """
 
     def __init__(self, strategies: list[Strategy]) -> None:
@@ -52,7 +60,12 @@ class Compose(Strategy):
                 raise FedKDError(
                     f"{type(each).__name__} cannot be composed: its rounds differ from those of the others."
                 )
-        for hook in ("client_weights", "combine", "combine_buffers", "step"):
+            if unheard := overrides_beyond_parts(each):
+                raise FedKDError(
+                    f"{type(each).__name__} cannot be composed: it overrides {unheard}, which Compose does not call on "
+                    f"its parts.{f' Declare decides = {{{unheard!r}}}.' if unheard in DECIDED else ''}"
+                )
+        for hook in DECIDED:
             names = [type(each).__name__ for each in strategies if hook in each.decides]
             if len(names) > 1:
                 raise FedKDError(f"{' and '.join(names)} cannot be composed: each decides {hook}.")
@@ -62,6 +75,12 @@ class Compose(Strategy):
                 raise FedKDError(
                     f"{type(each).__name__} cannot be composed with {' and '.join(readers)}: it protects the clients' "
                     "updates, which the other reads."
+                )
+            senders = [type(other).__name__ for other in strategies if other is not each and other.sends_sums]
+            if each.protects_updates and senders:
+                raise FedKDError(
+                    f"{type(each).__name__} cannot be composed with {' and '.join(senders)}: clients would send sums "
+                    "over their images for it, which get neither clipping nor noise."
                 )
         for i, each in enumerate(strategies):
             behind = [type(other).__name__ for other in strategies[i + 1 :] if other.changes_student]
@@ -103,6 +122,21 @@ class Compose(Strategy):
         return any(each.reads_updates for each in self.strategies)
 
     @property
+    def columns(self) -> tuple[str, ...]:  # type: ignore[override]
+        """Those of all parts."""
+        return tuple(dict.fromkeys(name for each in self.strategies for name in each.columns))
+
+    @property
+    def sends_sums(self) -> bool:  # type: ignore[override]
+        """Whether clients send sums for one of the parts."""
+        return any(each.sends_sums for each in self.strategies)
+
+    @property
+    def is_robust(self) -> bool:  # type: ignore[override]
+        """Whether one of the parts is, and none beside it takes in what it leaves out."""
+        return any(each.is_robust for each in self.strategies) and not self._opened()
+
+    @property
     def needs_last_round(self) -> bool:
         """Whether a part does something in the last round."""
         return any(each.needs_last_round for each in self.strategies)
@@ -118,10 +152,21 @@ class Compose(Strategy):
             student = each.wrap(student, num_classes, image_shape)
         return student
 
-    def check(self, module: DistillationModule, datamodule: FederatedDataModule, cohort_size: int) -> None:
+    def check(self, module: DistillationModule, datamodule: FederatedDataModule) -> None:
+        """Check all. Warn of a robust rule beside which attackers have another way."""
+        for each in self.strategies:
+            each.check(module, datamodule)
+        robust = [type(each).__name__ for each in self.strategies if each.is_robust]
+        if robust and (opened := self._opened()):
+            rank_zero_warn(
+                f"{' and '.join(robust)} leaves attackers out of the average alone: {' and '.join(opened)} beside it "
+                "takes in what every client sends, so the student is not protected from them."
+            )
+
+    def check_cohort(self, num_clients: int) -> None:
         """Check all."""
         for each in self.strategies:
-            each.check(module, datamodule, cohort_size)
+            each.check_cohort(num_clients)
 
     def default_loss(self) -> DistillationLoss | None:
         """Return that of the first part that has one."""
@@ -187,6 +232,10 @@ class Compose(Strategy):
             found |= each.metrics(_part(state, i), _own_updates(updates, i), context)
         return found
 
+    def _opened(self) -> list[str]:
+        """Return the parts through which clients have an influence that no robust rule bounds."""
+        return [type(each).__name__ for each in self.strategies if each.reads_updates or each.sends_sums]
+
     def _decider(self, hook: str) -> tuple[int, Strategy]:
         """Return the part that decides a hook, with its number; the base strategy, FedAvg, where none does."""
         for i, each in enumerate(self.strategies):
@@ -226,6 +275,14 @@ class ComposedRule(LocalRule):
             kept = own.client_state if update.client_state is None else update.client_state
             client_state |= with_prefix(kept, str(i))
         return replace(update, extras=extras, client_state=client_state)
+
+
+def overrides_beyond_parts(strategy: Strategy) -> str | None:
+    """Return a hook that a strategy overrides and that `Compose` would not call on it; None if there is none."""
+    if isinstance(strategy, Compose):  # its parts were checked when it was made
+        return None
+    hooks = (*OF_THE_WHOLE, *(hook for hook in DECIDED if hook not in strategy.decides))
+    return next((hook for hook in hooks if getattr(type(strategy), hook) is not getattr(Strategy, hook)), None)
 
 
 def _part(state: ServerState, i: int) -> ServerState:

@@ -64,6 +64,7 @@ class FedMD(Strategy):
 
     has_own_round = True
     reads_updates = True
+    columns = ("ensemble/*", "client_*")
 
     def __init__(
         self,
@@ -94,7 +95,7 @@ class FedMD(Strategy):
         """Return the names of the students."""
         return tuple(self.student_names)
 
-    def check(self, module: DistillationModule, datamodule: FederatedDataModule, cohort_size: int) -> None:
+    def check(self, module: DistillationModule, datamodule: FederatedDataModule) -> None:
         """Raise unless there are common images, and a foundation model where it has a weight."""
         check_pool(self.images, datamodule)
         if self.teacher_weight and module.teacher is None:
@@ -117,7 +118,8 @@ class FedMD(Strategy):
         cohort = [update.client for update in updates]
         state = replace(state, client_states=next_client_states(state, updates))
         tasks = [replace(task, settings={"pool": self.images}) for task in self.tasks(state, cohort)]
-        logits = [update.extras["logits"] for update in context.exchange(predict, tasks)]
+        answers = context.exchange(predict, tasks, context.min_clients)
+        logits, cohort = [update.extras["logits"] for update in answers], [update.client for update in answers]
         settings = {
             "pool": self.images,
             "epochs": self.distill_epochs,
@@ -126,7 +128,7 @@ class FedMD(Strategy):
         }
         extras = {"logits": self._consensus(torch.stack(logits).mean(0), pool)}
         tasks = [replace(task, settings=settings, extras=extras) for task in self.tasks(state, cohort)]
-        distilled = context.exchange(distill_pool, tasks)
+        distilled = context.exchange(distill_pool, tasks, context.min_clients)
         return (
             replace(state, round=state.round + 1, client_states=next_client_states(state, distilled)),
             updates,

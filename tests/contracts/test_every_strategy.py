@@ -20,6 +20,8 @@ import fedkd.strategies
 from fedkd.core.config import describe
 from fedkd.core.messages import ClientTask, ClientUpdate, from_bytes, to_bytes
 from fedkd.partition import Partitioner
+from fedkd.runs.summary import ROUND_COLUMNS
+from fedkd.server.callbacks.base import Monitor
 from fedkd.server.sampling import sample_cohort
 from fedkd.strategies import Strategy
 
@@ -137,6 +139,8 @@ def test_contract(name, precision, clients_per_round, tmp_path):
         assert torch.equal(after["scale"], before["scale"])  # frozen
     rows = (tmp_path / "whole" / "metrics.csv").read_text().splitlines()
     assert len(rows) == 1 + ROUNDS
+    for column in set(rows[0].split(",")) - {"cohort"}:  # those of numbers
+        Monitor(column, "max").check_columns((*ROUND_COLUMNS, *strategy.columns))
 
     # a fresh object goes on from the checkpoint; all travels as bytes, and clients come from last to first
     checkpoint = tmp_path / "whole" / "checkpoints" / "round_000001.ckpt"

@@ -14,6 +14,7 @@ from helpers import datamodule, images, module, same, weights
 
 import fedkd
 from fedkd.data import FederatedDataModule
+from fedkd.partition import Given
 from fedkd.runs.student_file import read_spec
 from fedkd.server.callbacks import ClientTable, EarlyStopping, RoundCallback, SaveBest
 from fedkd.server.callbacks.base import RunEvent
@@ -59,8 +60,9 @@ class StopAfter(RoundCallback):
             event.stop("enough")
 
 
-def rows(*values: float):
-    return [{"round": i, "val_accuracy": value, "loss": -value} for i, value in enumerate(values)]
+def rows(*values: float | None):
+    numbers = [{} if value is None else {"val_accuracy": value, "loss": -value} for value in values]
+    return [{"round": i, **each} for i, each in enumerate(numbers)]
 
 
 def test_a_callback_sees_each_round_once_it_is_on_disk(tmp_path):
@@ -112,6 +114,9 @@ def test_a_stopped_run_is_a_finished_run_that_can_go_on(tmp_path):
         ((0.40, 0.43, 0.46), 2, 0.05, False),  # the third beats the first
         ((math.nan, 0.1, 0.2), 2, 0.0, False),
         ((0.1, math.nan, math.nan), 2, 0.0, True),
+        ((0.4, None, None, 0.3), 2, 0.0, False),  # a round without a value does not count
+        ((None, 0.4, None, 0.3, 0.2), 2, 0.0, True),
+        ((None, None, None), 1, 0.0, False),
     ],
 )
 def test_patience_counts_rounds_since_the_best(tmp_path, values, patience, min_delta, stops):
@@ -146,6 +151,24 @@ def test_the_best_student_is_that_of_the_best_round(tmp_path, monitor, mode):
     fit(tmp_path / "short", None, rounds=best + 1)
     one, other = fedkd.load_student(tmp_path / "run", which="best"), fedkd.load_student(tmp_path / "short")
     assert same(one.state_dict(), other.state_dict())
+
+
+def test_rounds_whose_cohort_holds_nothing_out_are_passed_over(tmp_path):
+    owners = [0] * 40 + [client for client in range(1, 5) for _ in range(4)]  # a tenth of 4 images is none
+    data = FederatedDataModule.from_datasets(
+        images(56), images(30, seed=1), num_clients=5, partitioner=Given(owners), val_fraction=0.1
+    )
+
+    def go(rounds, ckpt_path=None):
+        callbacks = [SaveBest(), EarlyStopping(patience=9)]
+        fit(tmp_path, callbacks, rounds, ckpt_path, data, clients_per_round=1)
+        return [row["val_accuracy"] for row in csv.DictReader((tmp_path / "metrics.csv").open())]
+
+    found = go(6)
+    assert "" in found
+    best = max(float(value) for value in found if value)
+    assert read_spec(tmp_path, "best")["note"] == {"val_accuracy": best}
+    assert go(7, "last")[:6] == found
 
 
 def test_a_best_student_that_was_not_kept_is_named(tmp_path):
@@ -254,11 +277,14 @@ def test_a_monitor_must_be_a_column(tmp_path):
     with pytest.raises(fedkd.FedKDError, match=r"set data\.val_fraction"):
         fit(tmp_path / "a", [SaveBest()], data=datamodule())
     assert not (tmp_path / "a" / "metrics.csv").exists()
-    with pytest.raises(fedkd.FedKDError, match=r"'balanced_acuracy'.*Did you mean 'balanced_accuracy'"):
-        fit(tmp_path / "b", [EarlyStopping("balanced_acuracy")])
-    for text in ("cohort", "client_val_accuracy"):
-        with pytest.raises(fedkd.FedKDError, match=f"Unknown monitor '{text}'"):
-            fit(tmp_path / text, [EarlyStopping(text)], rounds=1)
+    wrong = {"balanced_acuracy": "'balanced_accuracy'", "val_acc": "'val_accuracy'", "cohort": "", "epsilon": ""}
+    for name, meant in wrong.items():
+        for callback in (EarlyStopping(name), SaveBest(name)):
+            with pytest.raises(fedkd.FedKDError, match=f"Unknown monitor '{name}'.*{meant}"):
+                fit(tmp_path / name, [callback])
+            with pytest.raises(fedkd.FedKDError, match=f"Unknown monitor '{name}'"):
+                fedkd.Federation(callbacks=[callback], trainer=CPU).check(module("cnn"), validated())
+        assert not (tmp_path / name).exists()
     for wrong in ({"mode": "maximum"}, {"patience": 0}, {"min_delta": -1.0}):
         with pytest.raises(fedkd.FedKDError, match=f"{next(iter(wrong))}"):
             EarlyStopping(**wrong)

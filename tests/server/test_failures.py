@@ -19,7 +19,18 @@ from fedkd.core.messages import ClientUpdate, ServerState, Weights, from_bytes
 from fedkd.partition import IID, Dirichlet
 from fedkd.server import federation
 from fedkd.server.backends.base import ClientError
-from fedkd.strategies import SCAFFOLD, ClosedFormHead, Compose, FedAvg, FedMD, Strategy
+from fedkd.strategies import (
+    SCAFFOLD,
+    ClosedFormHead,
+    Compose,
+    FedAvg,
+    FedAvgM,
+    FedMD,
+    Krum,
+    Strategy,
+    TrimmedMean,
+    fedmd,
+)
 from fedkd.teachers import LinearHead
 from fedkd.teachers.heads import ridge
 
@@ -316,6 +327,39 @@ def test_more_than_there_are_is_one_line_before_any_work(tmp_path):
     with pytest.raises(fedkd.FedKDError, match="min_clients must be >= 1 and <= 4, got 5"):
         fit(tmp_path / "run", FedAvg(), min_clients=5)
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("strategy", "min_clients", "message"),
+    [
+        (Krum(1), 2, "min_clients 2 lets 2 clients end a round: num_byzantine 1 needs a cohort of more than 4 clients"),
+        (Compose([TrimmedMean(0.4), FedAvgM()]), 4, r"lets 4 clients .*TrimmedMean\(0\.4\) leaves none of 4"),
+    ],
+)
+def test_a_rule_that_needs_more_clients_is_one_line_before_any_work(tmp_path, strategy, min_clients, message):
+    data = datamodule(5, IID(), count=60)
+    with pytest.raises(fedkd.FedKDError, match=message):
+        fit(tmp_path / "run", strategy, min_clients=min_clients, data=data)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("work", ["predict", "distill_pool"])
+def test_a_client_may_fail_at_the_pool(tmp_path, monkeypatch, work):
+    do = getattr(fedmd, work)
+
+    def fails(site, task):
+        if site.client == 1:
+            raise FileNotFoundError("images/7.png")
+        return do(site, task)
+
+    monkeypatch.setattr(fedmd, work, fails)
+    data = fedkd.FederatedDataModule.from_datasets(images(60), images(30, seed=1), num_clients=3, public_fraction=0.2)
+    with pytest.warns(UserWarning, match="Client 1, round 0 failed: FileNotFoundError"):
+        _, summary = fit(tmp_path / "run", FedMD(["cnn"]), data=data, rounds=1)
+    assert [each["client"] for each in summary["clients"]] == [0, 1, 2]
+    assert [row[:2] for row in failures(tmp_path / "run")] == [("0", "1")]
+    with pytest.raises(ClientError, match="Client 1, round 0"):
+        fit(tmp_path / "all", FedMD(["cnn"]), data=data, rounds=1, min_clients=None)
 
 
 class Pixels(fedkd.Teacher):

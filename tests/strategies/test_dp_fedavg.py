@@ -13,7 +13,16 @@ from helpers import datamodule, module
 from rounds import cohort, state, update
 
 import fedkd
-from fedkd.strategies import SCAFFOLD, Compose, DPFedAvg, FedAdam, FedDF, FedProx, ServerDistillation
+from fedkd.strategies import (
+    SCAFFOLD,
+    Compose,
+    DPFedAvg,
+    FeatureStart,
+    FedAdam,
+    FedDF,
+    FedProx,
+    ServerDistillation,
+)
 
 pytest.importorskip("dp_accounting")
 
@@ -94,7 +103,7 @@ def test_a_student_with_buffers_is_refused(tmp_path):
         federation.fit(module("resnet8", student_options={"norm": "batch"}), datamodule())
     grouped = module("resnet8", student_options={"norm": "group"})
     grouped.build(["a", "b"], (1, 8, 8))
-    DPFedAvg().check(grouped, datamodule(), cohort_size=3)
+    DPFedAvg().check(grouped, datamodule())
 
 
 def test_nothing_beside_it_reads_the_clients_updates():
@@ -102,6 +111,10 @@ def test_nothing_beside_it_reads_the_clients_updates():
         for pair in ([DPFedAvg(), other], [other, DPFedAvg()], [Compose([DPFedAvg()]), other]):
             with pytest.raises(fedkd.FedKDError, match=r"cannot be composed with .*it protects the clients' updates"):
                 Compose(pair)
+    with pytest.raises(
+        fedkd.FedKDError, match="DPFedAvg cannot be composed with FeatureStart: clients would send sums"
+    ):
+        Compose([FeatureStart(), DPFedAvg()])
     Compose([DPFedAvg(), FedProx(0.1), ServerDistillation()])  # the foundation model teaches: no update is read
 
 

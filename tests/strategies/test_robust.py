@@ -6,18 +6,22 @@ import math
 
 import pytest
 import torch
-from helpers import datamodule, module
+from helpers import datamodule, images, module
 from rounds import cohort, joined, state, update
 
 import fedkd
 from fedkd.core.errors import FedKDError
+from fedkd.server.setup import plan_run
 from fedkd.strategies import (
     SCAFFOLD,
+    ClosedFormHead,
     Compose,
     CoordinateMedian,
     FedAdam,
     FedAvg,
     FedAvgM,
+    FedDF,
+    FedDyn,
     FedProx,
     GeometricMedian,
     Krum,
@@ -166,6 +170,47 @@ def test_a_combination_inside_decides_what_its_parts_decide():
     Compose([inner, FedAdam()])
     with pytest.raises(FedKDError, match="Compose and FedAdam cannot be composed: each decides step"):
         Compose([Compose([inner, FedAvgM()]), FedAdam()])
+
+
+class Halves(fedkd.Strategy):
+    """Halves the delta, and does not declare it."""
+
+    def combine(self, state, updates, weights):
+        return {name: value / 2 for name, value in super().combine(state, updates, weights).items()}
+
+
+class Counts(fedkd.Strategy):
+    """Evaluates in its own way."""
+
+    def evaluate(self, state, context):
+        return {**super().evaluate(state, context), "count": 1.0}
+
+
+def test_what_a_combination_would_not_call_is_refused():
+    with pytest.raises(
+        FedKDError, match=r"Halves cannot be composed: it overrides combine, .* decides = \{'combine'\}"
+    ):
+        Compose([FedProx(), Halves()])
+    with pytest.raises(
+        FedKDError, match="Counts cannot be composed: it overrides evaluate, which Compose does not call"
+    ):
+        Compose([Counts(), FedProx()])
+
+
+@pytest.mark.parametrize("beside", [FedDyn(0.1), SCAFFOLD(), FedDF(), ClosedFormHead()], ids=repr)
+def test_another_way_for_attackers_is_a_warning(tmp_path, beside, recwarn):
+    robust = Compose([CoordinateMedian(), FedProx()])
+    assert robust.is_robust
+    strategy = Compose([robust, beside])
+    assert not strategy.is_robust
+    data = fedkd.FederatedDataModule.from_datasets(images(60), images(30, seed=1), num_clients=3, public_fraction=0.2)
+
+    def check(strategy):
+        plan_run(fedkd.Federation(1, strategy=strategy, trainer={"accelerator": "cpu"}), module("resnet8"), data)
+        return [str(each.message) for each in recwarn if "protected" in str(each.message)]
+
+    assert not check(robust)
+    assert f"{type(beside).__name__} beside it takes in what every client sends" in check(strategy)[0]
 
 
 @pytest.mark.parametrize(

@@ -91,6 +91,13 @@ class RoundCallback(Configured):
             has_validation: Whether clients hold images out.
         """
 
+    def check_columns(self, columns: Sequence[str]) -> None:
+        """Raise a `fedkd.FedKDError` if ``metrics.csv`` will lack what the callback reads: before any work.
+
+        Args:
+            columns: The names of the columns of numbers; one that ends in ``*`` stands for all that begin so.
+        """
+
     def on_run_start(self, event: RunEvent) -> None:
         """Is called before the first round of this call of `fit`, also if none is left."""
 
@@ -125,32 +132,42 @@ class Monitor:
                 "column of metrics.csv, such as 'loss'."
             )
 
-    def scores(self, history: Sequence[Metrics]) -> list[float]:
-        """Return the column's values, the higher the better; NaN and what a row lacks is minus infinity.
+    def check_columns(self, columns: Sequence[str]) -> None:
+        """Raise a `fedkd.FedKDError` if rows will have no such column.
 
-        Raises:
-            FedKDError: If the newest row has no such column.
+        Args:
+            columns: As for `RoundCallback.check_columns`.
         """
-        if history and not isinstance(history[-1].get(self.name), int | float):
-            names = [name for name, value in history[-1].items() if isinstance(value, int | float)]
-            raise FedKDError(f"{unknown_name('monitor', self.name, names)} The finished rounds are on disk.")
-        values = [row.get(self.name) for row in history]
-        return [
-            -math.inf if not isinstance(value, int | float) or math.isnan(value) else self.sign * value
-            for value in values
-        ]
+        if not any(self.name == each or (each[-1] == "*" and self.name.startswith(each[:-1])) for each in columns):
+            hint = "What a strategy of your own adds to a row it declares in its columns."
+            raise FedKDError(f"{unknown_name('monitor', self.name, columns)} {hint}")
 
-    def best(self, history: Sequence[Metrics], min_delta: float = 0.0) -> int:
+    def scores(self, history: Sequence[Metrics]) -> dict[int, float]:
+        """Return the column's values by row, the higher the better. NaN is minus infinity.
+
+        A row without a value is left out: in a round whose cohort holds no image out there is no ``val_accuracy``.
+        """
+        values = {index: row.get(self.name) for index, row in enumerate(history)}
+        return {
+            index: -math.inf if math.isnan(value) else self.sign * value
+            for index, value in values.items()
+            if isinstance(value, int | float)
+        }
+
+    def best(self, history: Sequence[Metrics], min_delta: float = 0.0) -> int | None:
         """Return the index of the best row: the first that none after it beats by more than ``min_delta``.
 
         Args:
-            history: At least one row.
+            history: Rows of ``metrics.csv``.
             min_delta: >= 0. A row counts as better only if it beats the best one before it by more.
+
+        Returns:
+            None if no row has a value.
         """
         scores = self.scores(history)
-        best = 0
-        for index, score in enumerate(scores):
-            if score > scores[best] + min_delta:
+        best = min(scores, default=None)
+        for index, score in scores.items():
+            if best is None or score > scores[best] + min_delta:
                 best = index
         return best
 

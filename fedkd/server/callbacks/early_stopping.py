@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 from fedkd.core.errors import check_range
@@ -11,6 +12,7 @@ from fedkd.server.callbacks.base import Monitor, RoundCallback, RoundEvent, RunE
 class EarlyStopping(RoundCallback):
     """Stops a run after ``patience`` rounds in a row without a new best value.
 
+    A round without a value, such as one whose cohort holds no image out, does not count.
     The run then counts as finished. To go on with it, take a longer patience or leave the callback out.
 
     Args:
@@ -40,6 +42,10 @@ class EarlyStopping(RoundCallback):
         """Raise if there will be no such column."""
         self._column.check(has_validation)
 
+    def check_columns(self, columns: Sequence[str]) -> None:
+        """Raise if there will be no such column."""
+        self._column.check_columns(columns)
+
     def on_run_start(self, event: RunEvent) -> None:
         """Stop a run that was killed when it was about to stop."""
         self._stop(event)
@@ -49,10 +55,9 @@ class EarlyStopping(RoundCallback):
         self._stop(event)
 
     def _stop(self, event: RunEvent) -> None:
-        if not event.history:
-            return
         best = self._column.best(event.history, self.min_delta)
-        if len(event.history) - 1 - best >= self.patience:
-            value = event.history[best].get(self.monitor)
-            shown = f"{value:.4g}" if isinstance(value, int | float) else "nothing"
-            event.stop(f"{self.monitor} is no better than {shown} of round {best + 1} after {self.patience} more")
+        if best is None:
+            return
+        if sum(index > best for index in self._column.scores(event.history)) >= self.patience:
+            value = event.history[best][self.monitor]
+            event.stop(f"{self.monitor} is no better than {value:.4g} of round {best + 1} after {self.patience} more")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -33,11 +34,15 @@ class SaveBest(RoundCallback):
         """Raise if there will be no such column."""
         self._column.check(has_validation)
 
+    def check_columns(self, columns: Sequence[str]) -> None:
+        """Raise if there will be no such column."""
+        self._column.check_columns(columns)
+
     def on_run_start(self, event: RunEvent) -> None:
         """Write the student of a run that was killed before it could."""
         self._save(event)
-        if event.history and self._column.best(event.history) < len(event.history) - 1 and not _has_best(event.run_dir):
-            best = self._column.best(event.history)
+        best = self._column.best(event.history)
+        if best is not None and best < len(event.history) - 1 and not _has_best(event.run_dir):
             rank_zero_warn(f"SaveBest: round {best + 1} is the best so far, and its student was not kept.")
 
     def on_round_end(self, event: RoundEvent) -> None:
@@ -45,7 +50,7 @@ class SaveBest(RoundCallback):
         self._save(event)
 
     def _save(self, event: RunEvent) -> None:
-        if event.history and self._column.best(event.history) == len(event.history) - 1:
+        if self._column.best(event.history) == len(event.history) - 1:
             event.save_student("best", **{self.monitor: event.history[-1][self.monitor]})
 
 

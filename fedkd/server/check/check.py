@@ -289,7 +289,8 @@ class SmallRuns:
             chosen = choose_clients(data.shards, len(plan.modules), count + (cohort_size < num_clients))
             small, _ = sample_data(data, chosen, size)
             try:
-                plan.strategy.check(plan.modules[0], small, count)
+                plan.strategy.check(plan.modules[0], small)
+                plan.strategy.check_cohort(count)
             except FedKDError:
                 if count >= cohort_size:
                     raise

@@ -71,6 +71,8 @@ class ClosedFormHead(Strategy):
     """
 
     changes_student = True
+    sends_sums = True
+    columns = ("own_layer_balanced_accuracy", "head_*")
     needs_final_student = True
 
     def __init__(
@@ -116,7 +118,7 @@ class ClosedFormHead(Strategy):
         """Return `CenteredDKD`: it trains the body, and leaves to the head what only the head can fit."""
         return CenteredDKD()
 
-    def check(self, module: DistillationModule, datamodule: FederatedDataModule, cohort_size: int) -> None:
+    def check(self, module: DistillationModule, datamodule: FederatedDataModule) -> None:
         """Refuse a loss that gives the student a head of its own. Warn if clients send many numbers."""
         if module.teacher is not None and module.loss.needs_head:
             raise FedKDError(

@@ -45,6 +45,7 @@ class FeatureStart(Strategy):
     """
 
     changes_student = True
+    sends_sums = True
     needs_teacher_features = True
 
     def __init__(self, images: Which = "shared", dim: int = 128, epochs: int = 9, lr: float = 1e-3) -> None:
@@ -53,7 +54,7 @@ class FeatureStart(Strategy):
         check_range("lr", lr, low=0, low_open=True)
         self.images, self.dim, self.epochs, self.lr = images, dim, epochs, lr
 
-    def check(self, module: DistillationModule, datamodule: FederatedDataModule, cohort_size: int) -> None:
+    def check(self, module: DistillationModule, datamodule: FederatedDataModule) -> None:
         """Ask for images and a teacher."""
         check_pool(self.images, datamodule)
         if module.teacher is None:

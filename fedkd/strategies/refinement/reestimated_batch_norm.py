@@ -35,7 +35,7 @@ class ReestimatedBatchNorm(Strategy):
     def __init__(self, images: Which = "public") -> None:
         self.images = images
 
-    def check(self, module: DistillationModule, datamodule: FederatedDataModule, cohort_size: int) -> None:
+    def check(self, module: DistillationModule, datamodule: FederatedDataModule) -> None:
         """Ask for public images, and for a student that keeps statistics."""
         if not any(isinstance(m, _BatchNorm) and m.track_running_stats for m in module.student.modules()):
             raise FedKDError("ReestimatedBatchNorm: the student has no BatchNorm whose statistics could be measured.")

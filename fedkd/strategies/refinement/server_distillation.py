@@ -65,7 +65,7 @@ class ServerDistillation(Strategy):
         self.teacher_weight, self.ensemble_weight = teacher_weight, ensemble_weight
         self.epochs, self.lr, self.temperature, self.images = epochs, lr, temperature, images
 
-    def check(self, module: DistillationModule, datamodule: FederatedDataModule, cohort_size: int) -> None:
+    def check(self, module: DistillationModule, datamodule: FederatedDataModule) -> None:
         """Ask for public images, and for a foundation model where it has a weight."""
         check_pool(self.images, datamodule)
         if self.teacher_weight and module.teacher is None:

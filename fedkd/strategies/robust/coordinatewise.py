@@ -15,9 +15,7 @@ from torch import Tensor
 from fedkd.core.errors import FedKDError, check_range
 from fedkd.core.messages import ClientUpdate, ServerState
 from fedkd.core.tensors import Tensors
-from fedkd.data import FederatedDataModule
 from fedkd.strategies.base import Strategy
-from fedkd.training.module import DistillationModule
 
 
 class CoordinateWise(Strategy, ABC):
@@ -27,6 +25,7 @@ class CoordinateWise(Strategy, ABC):
     """
 
     decides = frozenset({"client_weights", "combine", "combine_buffers"})
+    is_robust = True
 
     @abstractmethod
     def join(self, values: Tensor) -> Tensor:
@@ -78,9 +77,9 @@ class TrimmedMean(CoordinateWise):
         check_range("trim", trim, low=0, high=0.5, high_open=True)
         self.trim = trim
 
-    def check(self, module: DistillationModule, datamodule: FederatedDataModule, cohort_size: int) -> None:
+    def check_cohort(self, num_clients: int) -> None:
         """Refuse a cohort of which trimming would leave nothing."""
-        self.cut(cohort_size)
+        self.cut(num_clients)
 
     def cut(self, n: int) -> int:
         """Return how many of n values go at either end; raise if none would be left."""

@@ -27,6 +27,7 @@ class GeometricMedian(Strategy):
     """
 
     decides = frozenset({"client_weights", "combine"})
+    is_robust = True
 
     def __init__(self, smoothing: float = 1e-6, tolerance: float = 1e-6, max_iterations: int = 100) -> None:
         check_range("smoothing", smoothing, low=0, low_open=True)

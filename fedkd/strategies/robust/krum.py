@@ -14,9 +14,7 @@ from torch import Tensor
 from fedkd.core.errors import FedKDError, check_range
 from fedkd.core.messages import ClientUpdate, ServerState
 from fedkd.core.tensors import Tensors
-from fedkd.data import FederatedDataModule
 from fedkd.strategies.base import Strategy
-from fedkd.training.module import DistillationModule
 
 
 class MultiKrum(Strategy):
@@ -33,6 +31,7 @@ class MultiKrum(Strategy):
     """
 
     decides = frozenset({"client_weights", "combine"})
+    is_robust = True
 
     def __init__(self, num_byzantine: int = 1, num_selected: int | None = None) -> None:
         check_range("num_byzantine", num_byzantine, low=0, whole=True)
@@ -40,17 +39,13 @@ class MultiKrum(Strategy):
             check_range("num_selected", num_selected, low=1, whole=True)
         self.num_byzantine, self.num_selected = num_byzantine, num_selected
 
-    def check(self, module: DistillationModule, datamodule: FederatedDataModule, cohort_size: int) -> None:
+    def check_cohort(self, num_clients: int) -> None:
         """Refuse a cohort that is too small."""
-        self.check_cohort(cohort_size)
-
-    def check_cohort(self, cohort_size: int) -> None:
-        """Raise unless so many clients are enough."""
         f = self.num_byzantine
-        if cohort_size <= 2 * f + 2:
-            raise FedKDError(f"num_byzantine {f} needs a cohort of more than {2 * f + 2} clients, got {cohort_size}.")
-        if self.num_selected is not None and self.num_selected > cohort_size:
-            raise FedKDError(f"num_selected must be <= {cohort_size}, the cohort's size, got {self.num_selected}.")
+        if num_clients <= 2 * f + 2:
+            raise FedKDError(f"num_byzantine {f} needs a cohort of more than {2 * f + 2} clients, got {num_clients}.")
+        if self.num_selected is not None and self.num_selected > num_clients:
+            raise FedKDError(f"num_selected must be <= {num_clients}, the cohort's size, got {self.num_selected}.")
 
     def client_weights(self, updates: Sequence[ClientUpdate]) -> list[float]:
         """Return 1 for those selected and 0 for the others; on equal scores the first client wins."""

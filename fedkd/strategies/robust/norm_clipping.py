@@ -26,6 +26,7 @@ class NormClipping(Strategy):
     """
 
     decides = frozenset({"combine"})
+    is_robust = True
 
     def __init__(self, max_norm: float = 1.0) -> None:
         check_range("max_norm", max_norm, low=0, low_open=True)

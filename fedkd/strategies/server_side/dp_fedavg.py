@@ -24,7 +24,6 @@ from fedkd.data import FederatedDataModule
 from fedkd.strategies.base import Strategy
 from fedkd.strategies.context import RoundContext
 from fedkd.strategies.robust.norm_clipping import clip
-from fedkd.students import ClosedFormStudent
 from fedkd.training.module import DistillationModule
 
 
@@ -49,6 +48,7 @@ class DPFedAvg(Strategy):
 
     decides = frozenset({"client_weights", "combine"})
     protects_updates = True
+    columns = ("epsilon", "noise_seed")
 
     def __init__(
         self, clip_norm: float = 1.0, noise_multiplier: float = 1.0, delta: float = 1e-5, seed: int | None = 0
@@ -59,13 +59,8 @@ class DPFedAvg(Strategy):
         import_accountant()
         self.clip_norm, self.noise_multiplier, self.delta, self.seed = clip_norm, noise_multiplier, delta, seed
 
-    def check(self, module: DistillationModule, datamodule: FederatedDataModule, cohort_size: int) -> None:
+    def check(self, module: DistillationModule, datamodule: FederatedDataModule) -> None:
         """Refuse buffers: they are statistics of a client's images, and get neither clipping nor noise."""
-        if isinstance(module.student, ClosedFormStudent):
-            raise FedKDError(
-                "DPFedAvg cannot be composed with ClosedFormHead: clients would send sums over their images for it, "
-                "which get neither clipping nor noise."
-            )
         _, names = split_state(module.student)
         if names:
             raise FedKDError(
