@@ -8,9 +8,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from fedkd.core.errors import FedKDError, MissingResourceError
+from fedkd.core.yaml_file import read_yaml
 
 POSITIONAL = {"test": "RUN_DIR", "predict": "RUN_DIR", "export": "RUN_DIR", "teachers": "[NAME]"}
 """The positional argument of each subcommand that has one."""
@@ -35,20 +34,6 @@ MAX_SHOWN = 60
 """Characters of a wrong value that an error shows."""
 
 
-class _Keys(yaml.SafeLoader):
-    """Refuses a key that stands twice in a mapping: YAML would drop the first in silence."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        """Construct a mapping whose keys are all different."""
-        seen: set[str] = set()
-        for key, _ in node.value:
-            name = str(key.value)  # a key may be a list
-            if key.tag != "tag:yaml.org,2002:merge" and name in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"{name!r} stands there twice", key.start_mark)
-            seen.add(name)
-        return super().construct_mapping(node, deep)
-
-
 def check_config(path: Path) -> None:
     """Raise if a configuration is no YAML, a key stands in it twice, or a class in it has not the form of one.
 
@@ -60,16 +45,7 @@ def check_config(path: Path) -> None:
     """
     if not path.is_file():
         return
-    try:
-        content = yaml.load(path.read_text(encoding="utf-8"), _Keys)
-    except UnicodeDecodeError as error:
-        raise FedKDError(f"The configuration {str(path)!r} is not text.") from error
-    except (yaml.YAMLError, RecursionError) as error:
-        mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
-        where = f" in line {mark.line + 1}" if mark is not None else ""
-        raise FedKDError(
-            f"The configuration {str(path)!r} is wrong{where}: {problem or type(error).__name__}."
-        ) from error
+    content = read_yaml(path, "configuration")
     if not isinstance(content, dict):
         raise FedKDError(
             f"The configuration {str(path)!r} must hold sections such as data: and model:, got {_short(content)}."

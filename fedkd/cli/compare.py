@@ -25,7 +25,7 @@ EPILOG = """The grid is a YAML file with these sections:
   partitions   options by name, {NAME: {data.partitioner: IID}}
   methods      options by name; each runs at every partition
   references   methods that no partition changes, such as one client that has all the images (optional)
-  names        values for ${NAME} anywhere in the grid, which --set replaces (optional)
+  names        values for ${NAME} in a value of the sections above, not in a key; --set replaces them (optional)
   base         another grid, whose sections these replace (optional)
 
 Options of fedkd fit, such as --data.dataset.root PATH, go to every run. They override the grid's arguments; the options

@@ -13,6 +13,7 @@ from typing import Any
 import yaml
 
 from fedkd.core.errors import FedKDError, MissingResourceError, unknown_name
+from fedkd.core.yaml_file import read_yaml
 
 REFERENCES = "any partition"
 """The partition name of methods that do not depend on the partition."""
@@ -66,13 +67,14 @@ def read_grid(path: Path, given: Sequence[str] = ()) -> dict[str, Any]:
     - ``partitions`` and ``methods``: options by name, ``{NAME: {OPTION: VALUE}}``; every pair is one run per seed;
     - ``references``: methods that do not depend on the partition, such as one client with all images. Each runs once
       per seed, and the tables repeat it for every partition;
-    - ``names``: values for ``${NAME}``, which may occur anywhere in the grid;
+    - ``names``: values for ``${NAME}``, which may occur in every value of the sections above, not in keys;
     - ``base``: another grid, relative to the grid's folder. The sections of this grid replace those of the base;
       ``arguments`` are merged, option by option. The base's ``config`` stays relative to the folder of the base.
 
     Args:
         path: The file.
-        given: Values of names, as ``NAME=VALUE``; they replace those in ``names``.
+        given: Values of names, as ``NAME=VALUE``; they replace those in ``names``. VALUE is text, as it is; where a
+            value of the grid consists only of ``${NAME}``, it may be a number, ``true``, ``null`` or a list.
 
     Returns:
         The sections. ``arguments``, ``partitions``, ``methods`` and ``references`` always exist, and every set of
@@ -87,7 +89,9 @@ def read_grid(path: Path, given: Sequence[str] = ()) -> dict[str, Any]:
         if not grid.get(section):
             raise FedKDError(f"The grid {str(path)!r} has no section {section!r}: it needs {', '.join(NEEDED)}.")
     names = _mapping(path, "names", grid.get("names"))
-    grid = _put_in(grid, {**names, **_chosen(path, names, given)}, path)
+    chosen = _chosen(path, names, given)
+    typed = {name: _typed(text) for name, text in chosen.items()}
+    grid = _put_in(grid, {**names, **chosen}, {**names, **typed}, path)
     grid["arguments"] = _mapping(path, "arguments", grid.get("arguments"))
     for section in ("partitions", "methods", "references"):
         named = _mapping(path, section, grid.get(section))
@@ -152,10 +156,7 @@ def _load(path: Path, above: tuple[Path, ...] = ()) -> tuple[dict[str, Any], Pat
         raise FedKDError(f"The grid {str(path)!r} is its own base, directly or through another grid.")
     if not path.is_file():
         raise MissingResourceError(f"There is no grid at {str(path)!r}.")
-    try:
-        grid = yaml.safe_load(path.read_text())
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise FedKDError(f"The grid {str(path)!r} is not YAML: {' '.join(str(error).split())}") from error
+    grid = read_yaml(path, "grid")
     if not isinstance(grid, dict):
         raise FedKDError(f"The grid {str(path)!r} must have sections {', '.join(NEEDED)}, got {grid!r}.")
     for section in grid:
@@ -207,17 +208,39 @@ def _check_folders(path: Path, kind: str, names: Sequence[str]) -> None:
         owners[folder] = name
 
 
-def _put_in(value: Any, names: Mapping[str, Any], path: Path) -> Any:
-    """Replace ``${NAME}`` at any depth. A value that consists only of ``${NAME}`` gets the type of the name's value."""
+def _put_in(value: Any, texts: Mapping[str, Any], values: Mapping[str, Any], path: Path) -> Any:
+    """Replace ``${NAME}`` at any depth.
+
+    Args:
+        value: A part of the grid.
+        texts: What stands for a name within a text.
+        values: What stands for a name where a value consists only of ``${NAME}``.
+        path: The grid's file, for an error.
+    """
     if isinstance(value, dict):
-        return {key: _put_in(item, names, path) for key, item in value.items()}
+        return {key: _put_in(item, texts, values, path) for key, item in value.items()}
     if isinstance(value, list):
-        return [_put_in(item, names, path) for item in value]
+        return [_put_in(item, texts, values, path) for item in value]
     if not isinstance(value, str) or "$" not in value:
         return value
+    whole = re.fullmatch(r"\$(?:\{([A-Za-z_]\w*)\}|([A-Za-z_]\w*))", value)
     try:
-        return yaml.safe_load(Template(value).substitute(names))
+        return values[whole[1] or whole[2]] if whole else Template(value).substitute(texts)
     except KeyError as error:
-        raise unknown_name(f"name in the grid {path.name}", str(error.args[0]), names) from error
-    except (ValueError, yaml.YAMLError) as error:
+        raise unknown_name(f"name in the grid {path.name}", str(error.args[0]), texts) from error
+    except ValueError as error:
         raise FedKDError(f"The grid {str(path)!r}: {value!r} is not valid; write ${{NAME}}, or $$ for a $.") from error
+
+
+def _typed(text: str) -> Any:
+    """Return the number, truth value, null, list or mapping that a text stands for in YAML; else the text as it is.
+
+    YAML would also cut off a comment, make a mapping of a text with a colon, and read a date.
+    """
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        return text
+    if isinstance(value, list | dict):
+        return value if text.lstrip()[0] in "[{" else text
+    return value if isinstance(value, bool | int | float) or text in ("null", "~") else text

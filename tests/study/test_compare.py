@@ -93,7 +93,12 @@ def test_a_grid_is_run_once_and_goes_on_where_it_was(tmp_path: Path, capsys: pyt
         (GRID + "method: {}\n", [], "Unknown section of the grid grid.yaml 'method'. Did you mean 'methods'?"),
         (GRID.replace("seeds: [0]", "seeds: []"), [], "has no section 'seeds'"),
         ("base: nowhere.yaml\n", [], "There is no grid at"),
-        ("a: [", [], "is not YAML"),
+        ("a: [", [], "grid.yaml' is wrong in line 1: "),
+        (
+            f"{GRID}  FedAvg: {{model.loss: DKD}}\n",
+            [],
+            "grid.yaml' is wrong in line 11: 'FedAvg' stands there twice.",
+        ),
         ("- a\n", [], "must have sections"),
     ],
 )

@@ -75,6 +75,25 @@ def test_set_replaces_a_name_and_its_value_has_its_own_type(write):
     assert method == {"model.optimizer.lr": 1.5, "model.teacher": "/a=b/teacher"}
 
 
+@pytest.mark.parametrize(
+    "text", ["/data/a #1", "/data/a: b", "a: [", "2026-01-31", "'quoted'", "${RATE}", "$5", "null island", ""]
+)
+def test_text_that_set_gives_stays_as_it_is(text, write):
+    grid = GRID.replace("{data.num_clients: 1}", '{data.root: "${FOLDER}"}')
+    read = read_grid(write(grid), [f"FOLDER={text}"])
+    assert read["references"]["one client"] == {"data.root": text}
+    assert read["methods"]["KD, T = 2"]["model.teacher"] == f"{text}/teacher"
+
+
+@pytest.mark.parametrize(
+    ("text", "value"), [("null", None), ("true", True), ("3", 3), ("[1, a]", [1, "a"]), ("{a: 1}", {"a": 1})]
+)
+def test_what_is_no_text_keeps_its_type_where_it_is_the_whole_value(text, value, write):
+    for written in ("${RATE}", "$RATE"):
+        grid = read_grid(write(GRID.replace("${RATE}", written)), [f"RATE={text}"])
+        assert grid["methods"]["KD, T = 2"]["model.optimizer.lr"] == value
+
+
 def test_two_dollars_are_one(write):
     assert read_grid(write(GRID.replace("${FOLDER}", "$$FOLDER")))["methods"]["KD, T = 2"]["model.teacher"] == (
         "$FOLDER/teacher"
@@ -144,6 +163,7 @@ def test_a_run_reads_its_state_off_the_disk(tmp_path):
         ("{data.partitioner: IID}", "IID", "partitions: even must be a mapping, got 'IID'."),
         ("one client:", "fedavg:", "two methods, 'FedAvg' and 'fedavg', have the folder 'fedavg'. Rename one."),
         ("even:", "Any Partition:", "two partitions, 'Any Partition' and 'any partition', have the folder"),
+        ("seeds:", "seeds: [5]\nseeds:", "is wrong in line 6: 'seeds' stands there twice."),
         ("FedAvg:", "'?':", r"the method '\?' needs a letter a-z or a digit in its name."),
         ("FedAvg:", "'..':", "needs a letter a-z or a digit in its name."),
         ("${FOLDER}/", "$5/", "'\\$5/teacher' is not valid; write \\${NAME}, or \\$\\$ for a \\$."),
