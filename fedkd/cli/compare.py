@@ -32,9 +32,9 @@ Options of fedkd fit, such as --data.dataset.root PATH, go to every run. They ov
 of a partition or a method override them.
 
 Runs are saved in OUT/PARTITION/METHOD/seed-N. If the command is run again, it skips finished runs, resumes interrupted
-runs, and starts runs that are new in the grid. OUT/results.csv has one row per run, OUT/table.md the means over the
-seeds, OUT/curves.png the accuracy by round, OUT/comparison.html all of it as a page. The exit status is 1 if a run
-failed."""
+runs, and starts runs that are new in the grid. A finished run whose options are others in the grid now ends the command
+before any run starts. OUT/results.csv has one row per run, OUT/table.md the means over the seeds, OUT/curves.png the
+accuracy by round, OUT/comparison.html all of it as a page. The exit status is 1 if a run failed."""
 
 
 def run(args: Sequence[str]) -> None:

@@ -13,6 +13,7 @@ from lightning.pytorch import Trainer
 from fedkd.core.config import one_line
 from fedkd.core.tensors import split_state
 from fedkd.data import FederatedDataModule
+from fedkd.runs.layout import ELSEWHERE
 from fedkd.training.module import DistillationModule
 from fedkd.training.trainer import with_defaults
 
@@ -24,22 +25,6 @@ WHERE_NONE = {"precision": "32-true", "limit_train_batches": 1.0, "callbacks": [
 
 PRECISIONS = {"16": "16-mixed", "bf16": "bf16-mixed", "32": "32-true", "64": "64-true"}
 """Short names that Lightning takes, and what they mean."""
-
-ELSEWHERE = frozenset(
-    {
-        # where a client trains
-        *("accelerator", "devices", "num_nodes", "strategy", "sync_batchnorm", "use_distributed_sampler"),
-        # what is shown and kept of it
-        *("logger", "enable_progress_bar", "enable_model_summary", "enable_checkpointing", "default_root_dir"),
-        *("log_every_n_steps", "profiler", "detect_anomaly", "barebones", "enable_autolog_hparams", "model_registry"),
-        # how it is evaluated, which a client does not do
-        *("num_sanity_val_steps", "val_check_interval", "check_val_every_n_epoch", "inference_mode"),
-        *("limit_val_batches", "limit_test_batches", "limit_predict_batches"),
-        # how fast it is
-        *("benchmark", "deterministic", "reload_dataloaders_every_n_epochs"),
-    }
-)
-"""Trainer arguments that change no result: a run may go on with others. Every other argument counts."""
 
 
 _line = functools.partial(one_line, paths=True)

@@ -1,4 +1,4 @@
-"""What stands where in a run directory, for those that read one without torch."""
+"""What stands where in a run directory, and what changes no result of a run, for those that import no torch."""
 
 from __future__ import annotations
 
@@ -9,6 +9,22 @@ CHECKPOINT = re.compile(r"round_(\d{6,})\.ckpt")
 MAX_CONFUSION_CLASSES = 100
 """With more classes ``summary.json`` has no confusion matrix: at 1000 it would be 2 MB."""
 RECORD = "run"  # where a checkpoint's metadata keep what is not the state
+
+ELSEWHERE = frozenset(
+    {
+        # where a client trains
+        *("accelerator", "devices", "num_nodes", "strategy", "sync_batchnorm", "use_distributed_sampler"),
+        # what is shown and kept of it
+        *("logger", "enable_progress_bar", "enable_model_summary", "enable_checkpointing", "default_root_dir"),
+        *("log_every_n_steps", "profiler", "detect_anomaly", "barebones", "enable_autolog_hparams", "model_registry"),
+        # how it is evaluated, which a client does not do
+        *("num_sanity_val_steps", "val_check_interval", "check_val_every_n_epoch", "inference_mode"),
+        *("limit_val_batches", "limit_test_batches", "limit_predict_batches"),
+        # how fast it is
+        *("benchmark", "deterministic", "reload_dataloaders_every_n_epochs"),
+    }
+)
+"""Trainer arguments that change no result: a run may go on with others. Every other argument counts."""
 
 
 def round_checkpoints(run_dir: Path) -> dict[int, Path]:

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 from fedkd.core.errors import FedKDError, check_range
 from fedkd.study.comparison import NAME, compare_grid
 from fedkd.study.grid import Run, read_grid, runs_of
+from fedkd.study.options import difference, options_of, read_options
 from fedkd.study.plots import plot_curves
 from fedkd.study.report import write_tables
-from fedkd.study.results import row_of, write_csv
+from fedkd.study.results import read_summary, row_of, write_csv
 from fedkd.study.runner import Runner
+
+ROUNDS = "federation.rounds"
 
 
 def compare(
@@ -28,9 +33,9 @@ def compare(
 ) -> int:
     """Run the missing runs of a grid. Write ``results.csv``, ``table.md``, ``curves.png`` and ``comparison.html``.
 
-    Runs are saved in ``OUT/PARTITION/METHOD/seed-N``. If it is called again, it skips finished runs, resumes
-    interrupted runs, and starts runs that are new in the grid. The results are those of all finished runs. If it is
-    interrupted, it ends the running processes and writes the results of the finished runs.
+    Runs are saved in ``OUT/PARTITION/METHOD/seed-N``, each with its options in ``options.json``. If it is called again,
+    it skips finished runs, resumes interrupted runs, and starts runs that are new in the grid. The results are those of
+    all finished runs. If it is interrupted, it ends the running processes and writes the results of the finished runs.
 
     Args:
         grid: The grid's YAML file; see `fedkd.study.grid.read_grid`.
@@ -45,7 +50,8 @@ def compare(
         The number of runs that failed.
 
     Raises:
-        FedKDError: If the grid or an argument is wrong. Then no run starts.
+        FedKDError: If the grid or an argument is wrong, or a finished run was made with other options than the grid has
+            now. Then no run starts.
     """
     check_range("--jobs", jobs, low=1, whole=True)
     try:
@@ -53,6 +59,7 @@ def compare(
     except re.error as error:
         raise FedKDError(f"--only must be a regular expression, got {only!r}: {error}.") from error
     runs = list(runs_of(read_grid(grid, names), out, further))
+    check_done([run for run in runs if run.is_done])
     missing = [run for run in runs if not run.is_done and pattern.search(run.name)]
     log(f"{len(runs)} runs, {sum(run.is_done for run in runs)} of them done")
     failures = 0
@@ -64,6 +71,39 @@ def compare(
     finally:
         write_results([run for run in runs if run.is_done], out)
     return failures
+
+
+def check_done(done: Sequence[Run]) -> None:
+    """Raise if a finished run was made with other options than the grid has now: its results are not the grid's.
+
+    A run without a record of its options is taken as it is, but for the number of its rounds.
+
+    Raises:
+        FedKDError: If one was. The message names the first run that differs, and its first option that does.
+    """
+    differing = [(run, each) for run in done if (each := changed(run)) is not None]
+    if not differing:
+        return
+    run, (name, *values) = differing[0]
+    old, new = (value if isinstance(value, str) else json.dumps(value) for value in values)
+    others = f" So do {len(differing) - 1} more." if len(differing) > 1 else ""
+    raise FedKDError(
+        f"The finished run {run.name!r}, seed {run.seed}, differs from the grid: {name} is {old}, not {new}."
+        f"{others} Give another --out, rename the method or partition, or delete {str(run.folder)!r}."
+    )
+
+
+def changed(run: Run) -> tuple[str, Any, Any] | None:
+    """Return the first option of a finished run that is another in the grid, with both values; None if there is none.
+
+    The number of rounds counts too: the learning rate and what a strategy does in the last round follow it.
+    """
+    now, made = options_of(run.arguments), read_options(run.folder)
+    made = dict(now if made is None else made)
+    summary = read_summary(run.folder / "summary.json")
+    if ROUNDS in now and not summary.get("stopped"):
+        made[ROUNDS] = summary.get("rounds", now[ROUNDS])  # not its option: a run may have gone on by hand
+    return difference(made, now)
 
 
 def write_results(done: Sequence[Run], out: Path) -> None:

@@ -10,10 +10,9 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
-import yaml
-
 from fedkd.core.errors import FedKDError, MissingResourceError, unknown_name
 from fedkd.core.yaml_file import read_yaml
+from fedkd.study.options import typed
 
 REFERENCES = "any partition"
 """The partition name of methods that do not depend on the partition."""
@@ -90,8 +89,8 @@ def read_grid(path: Path, given: Sequence[str] = ()) -> dict[str, Any]:
             raise FedKDError(f"The grid {str(path)!r} has no section {section!r}: it needs {', '.join(NEEDED)}.")
     names = _mapping(path, "names", grid.get("names"))
     chosen = _chosen(path, names, given)
-    typed = {name: _typed(text) for name, text in chosen.items()}
-    grid = _put_in(grid, {**names, **chosen}, {**names, **typed}, path)
+    values = {name: typed(text) for name, text in chosen.items()}
+    grid = _put_in(grid, {**names, **chosen}, {**names, **values}, path)
     grid["arguments"] = _mapping(path, "arguments", grid.get("arguments"))
     for section in ("partitions", "methods", "references"):
         named = _mapping(path, section, grid.get(section))
@@ -230,17 +229,3 @@ def _put_in(value: Any, texts: Mapping[str, Any], values: Mapping[str, Any], pat
         raise unknown_name(f"name in the grid {path.name}", str(error.args[0]), texts) from error
     except ValueError as error:
         raise FedKDError(f"The grid {str(path)!r}: {value!r} is not valid; write ${{NAME}}, or $$ for a $.") from error
-
-
-def _typed(text: str) -> Any:
-    """Return the number, truth value, null, list or mapping that a text stands for in YAML; else the text as it is.
-
-    YAML would also cut off a comment, make a mapping of a text with a colon, and read a date.
-    """
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError:
-        return text
-    if isinstance(value, list | dict):
-        return value if text.lstrip()[0] in "[{" else text
-    return value if isinstance(value, bool | int | float) or text in ("null", "~") else text

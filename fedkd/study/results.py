@@ -19,7 +19,7 @@ Row = dict[str, Any]
 def row_of(run: Run) -> Row:
     """Read a finished run's results. Accuracies are in [0, 1]; ``validation`` is that of all held-out client images."""
     path = run.folder / "summary.json"
-    summary = _summary(path)
+    summary = read_summary(path)
     rows = _rows(run, summary)
     try:
         per_class, teacher = summary["per_class_accuracy"], summary["teacher"] or {}
@@ -42,7 +42,7 @@ def row_of(run: Run) -> Row:
 
 def curve_of(run: Run) -> list[float]:
     """Read the balanced accuracy after each round."""
-    rows = _rows(run, _summary(run.folder / "summary.json"))
+    rows = _rows(run, read_summary(run.folder / "summary.json"))
     try:
         return [float(row["balanced_accuracy"]) for row in rows]
     except (KeyError, ValueError) as error:
@@ -55,7 +55,7 @@ def _rows(run: Run, summary: Mapping[str, Any]) -> list[Row]:
     return metrics_file.read(run.folder / "metrics.csv", summary.get("rounds"), summary.get("metrics_sha256"))
 
 
-def _summary(path: Path) -> dict[str, Any]:
+def read_summary(path: Path) -> dict[str, Any]:
     """Read a run's ``summary.json``.
 
     Raises:

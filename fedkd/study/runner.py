@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from threading import Lock
 
 from fedkd.study.grid import Run
+from fedkd.study.options import write_options
 
 FIT = (sys.executable, "-m", "fedkd.cli", "fit")
 ERROR = "fedkd: error: "
@@ -52,6 +53,7 @@ class Runner:
 
     def _run(self, run: Run) -> str | None:
         run.folder.mkdir(parents=True, exist_ok=True)
+        write_options(run.folder, run.arguments)
         log = run.folder / "output.log"
         resume = ["--ckpt_path", "last"] if run.is_begun else []
         command = [*self.command, *run.arguments, "--run_dir", str(run.folder), *resume]

@@ -66,7 +66,8 @@ def test_a_grid_is_run_once_and_goes_on_where_it_was(tmp_path: Path, capsys: pyt
 
     # one is finished, one was killed before its last round, one is new
     (out / "even" / "distilled" / "seed-0" / "summary.json").unlink()
-    grid.write_text(GRID.replace("federation.rounds: 1", "federation.rounds: 2") + "  wrong: {model.loss: DKDD}\n")
+    more = GRID.replace("distilled:", "distilled: {federation.rounds: 2}\n  wrong: {model.loss: DKDD}")
+    grid.write_text(more)
     assert compare(grid, "--jobs", "2", "--set", "CLIENTS=3") == 1
     said = capsys.readouterr().out
     assert said.startswith("3 runs, 1 of them done")
@@ -76,6 +77,22 @@ def test_a_grid_is_run_once_and_goes_on_where_it_was(tmp_path: Path, capsys: pyt
     again = {row["method"]: row for row in csv.DictReader((out / "results.csv").open())}
     assert again["FedAvg"] == rows[0]
     assert again["distilled"]["rounds"] == "2"
+
+    # what is finished is not shown as the result of another grid
+    for old, new, said in [
+        ("model.teacher: null", "model.teacher: null, model.loss: DKD", "model.loss is KD, not DKD."),
+        ("{model.teacher: null}", "", "model.teacher is null, not digits-tiny."),
+        ("{model.teacher: null}", "{model.teacher: null, federation.rounds: 2}", "federation.rounds is 1, not 2."),
+    ]:
+        grid.write_text(more.replace(old, new))
+        assert compare(grid, "--set", "CLIENTS=3") == 2
+        error = capsys.readouterr().err
+        assert error.startswith(f"fedkd: error: The finished run 'even, FedAvg', seed 0, differs from the grid: {said}")
+        assert error.endswith(f"or delete '{out / 'even' / 'fedavg' / 'seed-0'}'.\n")
+        assert error.count("\n") == 1
+    grid.write_text(more)
+    assert compare(grid, "--set", "CLIENTS=4") == 2
+    assert "data.num_clients is 3, not 4. So do 1 more. Give another --out" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
