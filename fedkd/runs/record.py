@@ -48,6 +48,14 @@ class RunRecord:
         return self.summary.get("teacher") or {}
 
     @property
+    def validation(self) -> float | None:
+        """The final student's accuracy on the images that all clients hold out; None if none does.
+
+        An older or unfinished run has only that of its last round, on what the clients of this round hold out.
+        """
+        return final_validation(self.summary, self.rows)
+
+    @property
     def classes(self) -> list[str]:
         """The names of the classes, in order."""
         return [name.removeprefix("accuracy/") for name in self.rows[-1] if name.startswith("accuracy/")]
@@ -134,6 +142,16 @@ def read_run(run_dir: str | Path) -> RunRecord:
         if not settings:
             notes.append("Its settings are not known: they are in summary.json and in the checkpoints.")
     return RunRecord(folder, rows, summary, settings, tuple(notes))
+
+
+def final_validation(summary: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> float | None:
+    """Return the accuracy on held-out images that settings are chosen by: see `RunRecord.validation`.
+
+    Args:
+        summary: Of the run; it may be empty.
+        rows: Its metrics, at least one round.
+    """
+    return finite(summary.get("val_accuracy", rows[-1].get("val_accuracy")))
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -31,7 +31,7 @@ from fedkd.data import FederatedDataModule
 from fedkd.runs.directory import RunDirectory, check_branch
 from fedkd.runs.report import write_report
 from fedkd.runs.student_file import LAST
-from fedkd.runs.summary import Summary, reported, round_row, summarize
+from fedkd.runs.summary import Summary, pooled_accuracy, reported, round_row, summarize
 from fedkd.server.backends import Backend, InProcess
 from fedkd.server.callbacks import RoundCallback, RoundEvent, RunEvent, check_callbacks
 from fedkd.server.check.forecast import RunForecast
@@ -305,6 +305,7 @@ class Federation(Shown):
         clients = range(plan.datamodule.num_clients)
         each = [context.val_accuracy.get(client) for client in clients]
         summary["client_val_accuracy"] = each if prepared.held_out else None
+        summary["val_accuracy"] = pooled_accuracy(context.val_accuracy, prepared.held_out)
         run.write_json("summary.json", summary)
         self._report(run)
         return summary

@@ -169,7 +169,12 @@ def _panel(heading: str, entries: Sequence[Entry], styles: Mapping[str, int], fo
         _chart("Balanced accuracy", entries, styles, lambda record: record.column("balanced_accuracy")),
         _chart("Worst class", entries, styles, lambda record: record.worst_class),
         _chart("Test loss", entries, styles, lambda record: record.column("loss"), is_share=False),
-        _chart("Validation accuracy, all clients", entries, styles, lambda record: record.column("val_accuracy")),
+        _chart(
+            "Validation accuracy, the clients of each round",
+            entries,
+            styles,
+            lambda record: record.column("val_accuracy"),
+        ),
     ]
     drawn = [chart for chart in charts if chart]
     key = legend([Series(entry.name, (), styles[entry.name]) for entry in entries])
@@ -191,7 +196,7 @@ def _chart(
 def _table(entries: Sequence[Entry], folder: Path) -> Markup:
     """Return the results as a table: the last round's, the best round's, and what they cost."""
     has_seeds = any(len(entry.records) > 1 for entry in entries)
-    has_validation = any(_validation(record) is not None for entry in entries for record in entry.records)
+    has_validation = any(record.validation is not None for entry in entries for record in entry.records)
     header = [
         "run",
         "rounds",
@@ -219,7 +224,7 @@ def _table(entries: Sequence[Entry], folder: Path) -> Markup:
             [
                 _linked(entry, folder),
                 f"{rounds[0]}" if len(rounds) == 1 else f"{rounds[0]} to {rounds[-1]}",
-                *([mean_percent(known(_validation(record) for record in records))] if has_validation else []),
+                *([mean_percent(known(record.validation for record in records))] if has_validation else []),
                 mean_percent(last["balanced_accuracy"]),
                 mean_percent(worst),
                 mean_percent(best),
@@ -233,11 +238,6 @@ def _table(entries: Sequence[Entry], folder: Path) -> Markup:
         ", mean ± standard deviation over the seeds" if has_seeds else ""
     )
     return html.table(header, rows, numbers=range(1, len(header)), caption=caption)
-
-
-def _validation(record: RunRecord) -> float | None:
-    """Return the accuracy on all clients' held-out images after the last round; None without any."""
-    return (record.column("val_accuracy") or [None])[-1]
 
 
 def _linked(entry: Entry, folder: Path) -> str:

@@ -11,6 +11,7 @@ from typing import Any
 from fedkd.core.sealed import DamagedFileError, read_record
 from fedkd.core.storage import write_atomically
 from fedkd.runs import metrics_file
+from fedkd.runs.record import final_validation
 from fedkd.study.grid import REFERENCES, Run
 
 Row = dict[str, Any]
@@ -30,7 +31,7 @@ def row_of(run: Run) -> Row:
             "rounds": summary["rounds"],
             "final": summary["balanced_accuracy"],
             "best": summary["best"]["balanced_accuracy"],
-            "validation": rows[-1].get("val_accuracy"),
+            "validation": final_validation(summary, rows),
             "worst_class": min(value for value in per_class.values() if value is not None),
             "teacher": teacher.get("balanced_accuracy"),
             "bytes_up": summary["bytes_up"],

@@ -31,7 +31,7 @@ def by_round(record: RunRecord) -> Markup:
     shown = [
         Series("balanced accuracy", record.column("balanced_accuracy"), 0),
         Series("worst class", record.worst_class, 1),
-        Series("validation, all clients", record.column("val_accuracy"), 2),
+        Series("validation, the clients of each round", record.column("val_accuracy"), 2),
         Series("teacher, balanced", teacher, "teacher"),
     ]
     losses = [Series("test loss", record.column("loss"), 0)]
