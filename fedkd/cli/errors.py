@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import difflib
-import importlib
+import importlib.util
 import inspect
 import re
 import sys
 import typing
-from collections.abc import Iterator
+from argparse import ArgumentError
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 from jsonargparse import ArgumentParser
 from torch import Tensor, nn
 
 from fedkd.cli.subcommands import SUBCOMMANDS
-from fedkd.core.errors import unknown_name
+from fedkd.core.errors import FedKDError, in_one_line, unknown_name
 
 OF_CLASSES = ("--model.optimizer.lr", "--model.optimizer.weight_decay", "--data.partitioner.alpha")
 """Options of classes, which no parser lists, that people give without their section."""
@@ -88,10 +90,17 @@ def explain_value(parser: ArgumentParser, key: str, message: str) -> str:
         return f"{key}: {found[1]} is no {found[2]}. Choose one of: {', '.join(sorted(names))}."
     if value and "Expected a <class 'collections.abc.Sequence'>" in message:
         return f"{key}: {value!r} is no list. Write it in brackets: [{value}]."
-    if re.search(r"Expected an instantiatable class, but \S+ is abstract", message):
+    found = re.search(r"Expected an instantiatable class, but (\S+) is abstract", message)
+    if found and (missing := missing_methods(found[1], classes)):
+        return f"{key}: {found[1]} is abstract: it needs {', '.join(missing)}."
+    if found:
         return f"{key} has no class yet. Set its class, then its options. Choose one of: {', '.join(sorted(names))}."
     if "is not accepted" in message:
         return f"{key}: {explain_option(parser, message)}"
+    if found := re.search(
+        r"Problem with given class_path '([^']+)':\s+(.*?)(?:\n\s*- |\n\s*Given value|$)", message, re.DOTALL
+    ):
+        return f"{key}: {unusable_class(found[1], ' '.join(found[2].split()), classes)}"
     if found := re.search(r"Unable to load config '(.*)'", message):
         return f"{key}: {found[1]!r} is no file with its options. Give them one by one, --{key}.OPTION VALUE."
     # the class exists, and its own parser reported the error, which is one line
@@ -113,6 +122,72 @@ def explain_value(parser: ArgumentParser, key: str, message: str) -> str:
     if found := re.search(r"Expected a <class '(\w+)'>\. Got value: (.*)", message):
         return f"{key}: {found[2]!r} is not of type {found[1]}."
     return f"{key}: {' '.join(message.split())}"
+
+
+def unusable_class(class_path: str, reason: str, bases: Sequence[type]) -> str:
+    """Return the error about a class that cannot be imported, or is not in its module.
+
+    Args:
+        class_path: What the user gave.
+        reason: Python's message.
+        bases: The classes one of whose subclasses is expected.
+    """
+    module, _, name = class_path.rpartition(".")
+    if not reason.endswith(f"module {module!r} has no attribute {name!r}"):
+        return f"{class_path!r} cannot be imported: {reason.removesuffix('.')}."
+    known = importlib.import_module(module)
+    found = {each: value for each in dir(known) if inspect.isclass(value := getattr(known, each, None))}
+    fitting = [
+        each for each, value in found.items() if issubclass(value, tuple(bases)) and not inspect.isabstract(value)
+    ]
+    own = [each for each, value in found.items() if value.__module__ == module]
+    return f"{module}: {unknown_name('class', name, fitting or own)}"
+
+
+def refuse_class_path(key: str, value: Any, base: type) -> None:
+    """Raise if a name is the path of a class that cannot be had: the parser took it for the name of a checkpoint.
+
+    Args:
+        key: The option, such as ``model.teacher``.
+        value: Its value.
+        base: The class one of whose subclasses is expected.
+
+    Raises:
+        FedKDError: If the module is there, but cannot be imported or has no such class.
+    """
+    is_path = isinstance(value, str) and re.fullmatch(r"[^\W\d]\w*(?:\.[^\W\d]\w*)+", value)
+    if not is_path or Path(value).exists() or importlib.util.find_spec(value.split(".")[0]) is None:
+        return
+    module, _, name = value.rpartition(".")
+    try:
+        getattr(importlib.import_module(module), name)
+    except Exception as error:  # whatever the user's own module raises
+        reason = with_type(in_one_line(error), error)
+        raise FedKDError(f"{key}: {unusable_class(value, reason, [base])}") from error
+    raise FedKDError(f"{key}: {value} is no {base.__name__}.")
+
+
+def missing_methods(class_path: str, bases: Sequence[type]) -> list[str]:
+    """Return the methods that a class of the user's own must define yet; none for what is expected itself."""
+    module, _, name = class_path.rpartition(".")
+    built = getattr(importlib.import_module(module), name)
+    return [] if built in bases else sorted(built.__abstractmethods__)
+
+
+def with_type(text: str, error: BaseException | None) -> str:
+    """Put the type of what the user's own module raised before it: the message alone may say nothing.
+
+    Args:
+        text: The parser's error in one line.
+        error: What it was made of.
+    """
+    while error is not None and error.__cause__ is not None:
+        error = error.__cause__
+    own = (ValueError, TypeError, ImportError, AttributeError, ArgumentError)  # the parser's, and those it words itself
+    if error is None or isinstance(error, own) or type(error).__module__.startswith("jsonargparse"):
+        return text
+    told = in_one_line(error)
+    return f"{text.removesuffix(told)}{type(error).__name__}: {told}" if text.endswith(told) else text
 
 
 def literals(message: str) -> list[str]:

@@ -9,9 +9,11 @@ from typing import Any, NoReturn
 from jsonargparse import Namespace
 from lightning.pytorch import seed_everything
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
+from torch import nn
 
 from fedkd import __version__, teachers
 from fedkd.cli.arguments import POSITIONAL
+from fedkd.cli.errors import explain, refuse_class_path, with_type
 from fedkd.cli.subcommands import DESCRIPTION, PLAIN, SECTIONS, SUBCOMMANDS
 from fedkd.core.errors import FedKDError, check_range
 from fedkd.core.lazy import import_all
@@ -31,9 +33,7 @@ class Parser(LightningArgumentParser):
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Raise the error for `main` to print."""
-        from fedkd.cli.errors import explain
-
-        raise FedKDError(explain(self, message)) from None
+        raise FedKDError(with_type(explain(self, message), ex)) from ex
 
     def format_help(self, *args: Any, **kwargs: Any) -> str:
         """Return one screen where the options have sections; the rest is in the help of each section."""
@@ -154,6 +154,9 @@ class BaseCLI(LightningCLI):
                 raise FedKDError(f"{section}: must be a section of options, got {config.get(section)!r}.")
         if self.config.subcommand in ("test", "predict", "export"):
             config.model.teacher = None  # inference uses only the student
+        if "model" in wanted:
+            refuse_class_path("model.student", config.model.get("student"), nn.Module)
+            refuse_class_path("model.teacher", config.model.get("teacher"), teachers.Teacher)
         with self.located(ValueError):
             made = self._parser(self.subcommand).instantiate(
                 type(config)(**{key: config[key] for key in wanted if key in config})

@@ -14,7 +14,7 @@ from typing import Any
 
 from jsonargparse import Namespace
 
-from fedkd.core.errors import FedKDError
+from fedkd.core.errors import FedKDError, in_one_line
 from fedkd.data import FederatedDataModule
 from fedkd.server.federation import Federation
 from fedkd.training.module import DistillationModule
@@ -41,7 +41,7 @@ def locate(error: ValueError, config: Namespace) -> FedKDError:
         chain.append(chain[-1].__cause__)
     # around the error of a constructor jsonargparse lists all that a value could have been
     inner = isinstance(chain[-1], FedKDError) or "Does not validate against any" in str(error)
-    text = " ".join(str(chain[-1] if inner else error).split())
+    text = named(chain[-1]) if inner else in_one_line(error)
     frames = [frame for each in chain for frame, _ in traceback.walk_tb(each.__traceback__)]
     if PLACED.match(text) or not any(frame.f_code.co_name in CHECKS for frame in frames):
         return FedKDError(text)
@@ -49,6 +49,12 @@ def locate(error: ValueError, config: Namespace) -> FedKDError:
         if found := list(places(type(frame.f_locals.get("self")), config)):
             return FedKDError(at_place(text, found))
     return FedKDError(text)
+
+
+def named(error: BaseException) -> str:
+    """Return an error in one line, after its type if it is one whose message alone may say nothing, as a KeyError's."""
+    text = in_one_line(error)
+    return text if isinstance(error, ValueError) else f"{type(error).__name__}: {text}"
 
 
 def at_place(text: str, found: list[Place]) -> str:
