@@ -44,12 +44,13 @@ def save_checkpoint(path: Path, state: ServerState, identity: Mapping[str, Any],
     write_atomically(path, sealed(content))
 
 
-def load_checkpoint(path: Path, identity: Mapping[str, Any]) -> tuple[ServerState, Beside]:
+def load_checkpoint(path: Path, identity: Mapping[str, Any], rounds: int | None = None) -> tuple[ServerState, Beside]:
     """Load what `save_checkpoint` saved.
 
     Args:
         path: The file.
         identity: What this run is; each entry must equal the checkpoint's.
+        rounds: How many rounds this run has in all; None is any number.
 
     Returns:
         The state, without what the strategy remembers for each client; and what belongs to it in other files.
@@ -57,7 +58,7 @@ def load_checkpoint(path: Path, identity: Mapping[str, Any]) -> tuple[ServerStat
     Raises:
         MissingResourceError: If there is no such file.
         DamagedFileError: If it is damaged, or no round checkpoint.
-        FedKDError: If it is one of another run.
+        FedKDError: If it is one of another run, or has more rounds than this run has in all.
     """
     if not path.is_file():
         raise MissingResourceError(f"No round checkpoint at {str(path)!r}; ckpt_path takes 'last' or the path of one.")
@@ -78,4 +79,8 @@ def load_checkpoint(path: Path, identity: Mapping[str, Any]) -> tuple[ServerStat
         found = record["identity"].get(key)
         if found != value:
             raise FedKDError(f"{str(path)!r} belongs to another run: its {key} is {found!r}, this run's is {value!r}.")
+    if rounds is not None and rounds < state.round:
+        raise FedKDError(
+            f"federation.rounds {rounds} is less than the {state.round} rounds that are finished in {str(path)!r}."
+        )
     return state, Beside(**{each.name: record[each.name] for each in fields(Beside)})

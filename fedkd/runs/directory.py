@@ -174,29 +174,32 @@ class RunDirectory:
                 rows.writerow(["round", "client", "reason"])
             rows.writerows([failure.round, failure.client, failure.reason] for failure in failures)
 
-    def load(self, ckpt_path: str | Path, identity: Mapping[str, Any]) -> tuple[ServerState, list[Metrics]] | None:
+    def load(
+        self, ckpt_path: str | Path, identity: Mapping[str, Any], rounds: int | None = None
+    ) -> tuple[ServerState, list[Metrics]] | None:
         """Load a round checkpoint, with the metrics and client states that belong to it; this run goes on from there.
 
         Args:
             ckpt_path: A file in another run's directory, or ``"last"`` for this run's newest.
             identity: What this run is.
+            rounds: How many rounds this run has in all; None is any number.
 
         Returns:
             ``(state, history)``; None for ``"last"`` before the first round was finished.
 
         Raises:
-            FedKDError: If the checkpoint is damaged or of another run, or the rows of metrics before it or the client
-                states that belong to it are not there or are others. With "last" a damaged one is named in a
-                warning, and the one before it is taken.
+            FedKDError: If the checkpoint is damaged, of another run or of a round after this run's last, or the rows of
+                metrics before it or the client states that belong to it are not there or are others. With "last" a
+                damaged one is named in a warning, and the one before it is taken.
         """
         if str(ckpt_path) == "last":
-            newest = self._newest(identity)
+            newest = self._newest(identity, rounds)
             if newest is None:
                 return None
             path, (state, beside) = newest
         else:
             path = Path(ckpt_path).expanduser()
-            state, beside = load_checkpoint(path, identity)
+            state, beside = load_checkpoint(path, identity, rounds)
         history = metrics_file.read(path.parent.parent / "metrics.csv", state.round, beside.metrics)
         files = ClientFiles(path.parent / "clients", state.round)
         files.check(beside.client_files)
@@ -207,12 +210,14 @@ class RunDirectory:
         self.num_rounds = state.round
         return replace(state, client_states=ClientStates(own)), history
 
-    def _newest(self, identity: Mapping[str, Any]) -> tuple[Path, tuple[ServerState, Beside]] | None:
+    def _newest(
+        self, identity: Mapping[str, Any], rounds: int | None
+    ) -> tuple[Path, tuple[ServerState, Beside]] | None:
         """Return the newest whole checkpoint and what it holds; None if no round was ever finished."""
         found = self.checkpoints()
         for path in reversed(found):
             try:
-                whole = load_checkpoint(path, identity)
+                whole = load_checkpoint(path, identity, rounds)
             except DamagedFileError as error:
                 rank_zero_warn(f"{error} It is left as it is, and not used.")
                 continue
@@ -266,12 +271,13 @@ def check_free(path: str | Path | None, resume: bool) -> None:
         raise FedKDError(f"run_dir {str(path)!r} cannot be made: {error.strerror}.") from error
 
 
-def check_branch(ckpt_path: str | Path, identity: Mapping[str, Any]) -> None:
+def check_branch(ckpt_path: str | Path, identity: Mapping[str, Any], rounds: int | None = None) -> None:
     """Raise if the path of a round checkpoint is not that of a whole one of the same run, before anything is written.
 
     Args:
         ckpt_path: As for `RunDirectory.load`; "last" is left to it.
         identity: Likewise.
+        rounds: Likewise.
 
     Raises:
         FedKDError: If it is not.
@@ -280,7 +286,7 @@ def check_branch(ckpt_path: str | Path, identity: Mapping[str, Any]) -> None:
         raise FedKDError("ckpt_path is empty: give 'last' or the path of a round checkpoint, or leave it out.")
     if str(ckpt_path) != "last":
         try:
-            load_checkpoint(Path(ckpt_path).expanduser(), identity)
+            load_checkpoint(Path(ckpt_path).expanduser(), identity, rounds)
         except FedKDError as error:
             raise type(error)(f"ckpt_path: {error}") from error
 

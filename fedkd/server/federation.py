@@ -141,11 +141,11 @@ class Federation(Shown):
         # both before the teacher sees the data, which changes how it describes itself
         settings, record = run_settings(self, plan), described(self, plan)
         if ckpt_path is not None:
-            check_branch(ckpt_path, settings)
+            check_branch(ckpt_path, settings, self.rounds)
         run = RunDirectory(self.run_dir, resume=str(ckpt_path) == "last")
         loggers = RunLoggers(self.logger, run.path)
         with terminable(), run.held():
-            found = run.load(ckpt_path, settings) if ckpt_path is not None else None
+            found = run.load(ckpt_path, settings, self.rounds) if ckpt_path is not None else None
             run.start(plan.datamodule, self.config)
             try:
                 with prepare_run(self, plan) as prepared:

@@ -7,6 +7,7 @@ import errno
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -117,6 +118,23 @@ def test_a_checkpoint_of_another_run_is_refused(tmp_path):
     with pytest.raises(fedkd.FedKDError, match="belongs to another run: its seed is 0, this run's is 1"):
         fit(tmp_path / "run", ckpt_path="last", seed=1)
     assert {path: path.read_bytes() for path in before} == before
+
+
+def test_fewer_rounds_than_are_finished_are_refused_before_anything_is_written(tmp_path):
+    fit(tmp_path / "run", rounds=2)
+    before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
+    newest = tmp_path / "run" / "checkpoints" / "round_000002.ckpt"
+    told = f"federation.rounds 1 is less than the 2 rounds that are finished in {str(newest)!r}."
+    for run_dir, ckpt_path in (("run", "last"), ("branch", newest)):
+        with pytest.raises(fedkd.FedKDError, match=re.escape(told)):
+            fit(tmp_path / run_dir, rounds=1, ckpt_path=ckpt_path)
+    federation = fedkd.Federation(
+        rounds=1, clients_per_round=2, run_dir=tmp_path / "run", trainer={"accelerator": "cpu"}
+    )
+    with pytest.raises(fedkd.FedKDError, match=re.escape(told)):
+        federation.check(module("cnn"), datamodule(partitioner=Dirichlet(1.0)), ckpt_path="last")
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+    fit(tmp_path / "run", rounds=2, ckpt_path="last")
 
 
 def test_a_broken_or_missing_checkpoint_is_named(tmp_path):

@@ -99,7 +99,7 @@ def _checked(federation: Any, module: Any, data: Any, ckpt_path: str | Path | No
     settings = run_settings(federation, plan)
     described(federation, plan)
     check_free(federation.run_dir, str(ckpt_path) == "last")
-    check_checkpoint(federation.run_dir, ckpt_path, settings)
+    check_checkpoint(federation.run_dir, ckpt_path, settings, federation.rounds)
     goes_on = newest_version(Path("runs")) if str(ckpt_path) == "last" else None
     given = federation.run_dir if federation.run_dir is not None else goes_on or "runs/version_N"
     run_dir = Path(given).expanduser()
@@ -345,15 +345,17 @@ def students_line(plan: Plan) -> str:
     )
 
 
-def check_checkpoint(run_dir: str | Path | None, ckpt_path: str | Path | None, settings: Mapping[str, Any]) -> None:
+def check_checkpoint(
+    run_dir: str | Path | None, ckpt_path: str | Path | None, settings: Mapping[str, Any], rounds: int
+) -> None:
     """Raise if a run cannot go on from a checkpoint."""
     if ckpt_path is None:
         return
-    check_branch(ckpt_path, settings)
+    check_branch(ckpt_path, settings, rounds)
     folder = newest_version(Path("runs")) if run_dir is None else Path(run_dir).expanduser()
     if str(ckpt_path) == "last" and folder is not None:
         for newest in list(round_checkpoints(folder).values())[-1:]:
-            check_branch(newest, settings)
+            check_branch(newest, settings, rounds)
 
 
 def existing_parent(path: Path) -> Path:
