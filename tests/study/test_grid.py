@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -220,3 +221,12 @@ def test_options_of_a_class_of_the_configuration_go_when_a_method_names_another(
 def test_every_grid_of_the_examples_is_one(name, count, tmp_path):
     runs = list(runs_of(read_grid(EXAMPLES / f"compare_{name}.yaml"), tmp_path))
     assert len(runs) == len({run.folder for run in runs}) == count
+
+
+def test_the_table_of_the_documentation_has_the_number_of_runs_of_each_grid(tmp_path):
+    page = (EXAMPLES.parent / "docs" / "reproducing.md").read_text()
+    told = re.findall(r"^\| `(compare_\w+\.yaml)` \| (\d+) \|", page, re.MULTILINE)
+    assert len(told) == page.count("| `compare_") >= 8
+    assert {name: int(count) for name, count in told} == {
+        name: len(list(runs_of(read_grid(EXAMPLES / name), tmp_path))) for name, _ in told
+    }
