@@ -10,6 +10,7 @@ from typing import Any
 
 from fedkd.core.errors import FedKDError, MissingResourceError
 from fedkd.core.yaml_file import read_yaml
+from fedkd.runs.layout import run_of
 
 POSITIONAL = {"test": "RUN_DIR", "predict": "RUN_DIR", "export": "RUN_DIR", "teachers": "[NAME]"}
 """The positional argument of each subcommand that has one."""
@@ -171,7 +172,7 @@ def expand(args: Sequence[str]) -> list[str]:
     if command == "teachers":
         return [command, "--name", name, *rest]
     folder = Path(name)
-    config = (folder.parents[1] if folder.parent.name == "clients" else folder) / "config.yaml"
+    config = run_of(folder) / "config.yaml"
     if not config.is_file():
         if not any(folder.glob("*.safetensors")):
             raise MissingResourceError(f"No run at {name!r}: there is no student in it.")

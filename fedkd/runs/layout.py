@@ -27,6 +27,15 @@ ELSEWHERE = frozenset(
 """Trainer arguments that change no result: a run may go on with others. Every other argument counts."""
 
 
+def run_of(folder: Path) -> Path:
+    """Return the run directory that a student's folder belongs to: for ``RUN/clients/K`` of several students ``RUN``.
+
+    A run may itself stand in a folder ``clients``: it has a configuration, or rows of metrics.
+    """
+    is_run = any((folder / name).is_file() for name in ("config.yaml", "metrics.csv"))
+    return folder if is_run or folder.parent.name != "clients" else folder.parents[1]
+
+
 def round_checkpoints(run_dir: Path) -> dict[int, Path]:
     """Return a run's round checkpoints by the number of finished rounds, oldest first."""
     found = {path: CHECKPOINT.fullmatch(path.name) for path in (run_dir / "checkpoints").glob("round_*.ckpt")}

@@ -15,6 +15,7 @@ from yaml import YAMLError
 from fedkd.core.errors import MissingResourceError
 from fedkd.core.sealed import read_record, read_sealed, sealed
 from fedkd.core.storage import write_atomically
+from fedkd.runs.layout import run_of
 from fedkd.runs.program import as_program
 from fedkd.runs.report.page import percent
 from fedkd.runs.student_file import restore_student
@@ -133,10 +134,7 @@ def card_facts(run_dir: str | Path, spec: Mapping[str, Any]) -> dict[str, Any]:
         run_dir: The run directory. Without a summary the card has the classes alone.
         spec: The student's.
     """
-    folder = Path(run_dir).expanduser()
-    if folder.parent.name == "clients":  # one of several students
-        folder = folder.parents[1]
-    path = folder / "summary.json"
+    path = run_of(Path(run_dir).expanduser()) / "summary.json"
     # one that was not made by name is made by its own code
     student = ", student=A_MODULE_LIKE_IT" if spec["student"] is None else ""
     if not path.is_file():

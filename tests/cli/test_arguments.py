@@ -10,6 +10,7 @@ import torch
 from fedkd.cli.arguments import expand, put_classes_first
 from fedkd.cli.main import main
 from fedkd.core.errors import FedKDError
+from fedkd.runs.layout import run_of
 
 
 def test_a_configuration_needs_no_option(tmp_path: Path) -> None:
@@ -132,3 +133,13 @@ def test_options_of_inner_classes_and_a_short_option_keep_their_order():
     assert put_classes_first(given) == ["fit", "--data.p", "P", "--data.p.q", "Q", "--data.p.q.x", "1"]
     given = ["fit", "--data.p.x", "-1", "-c", "run.yaml", "--data.p", "B"]
     assert put_classes_first(given) == ["fit", "-c", "run.yaml", "--data.p", "B", "--data.p.x", "-1"]
+
+
+@pytest.mark.parametrize(("given", "run"), [("clients/a", "clients/a"), ("run/clients/1", "run"), ("run", "run")])
+def test_a_run_in_a_folder_of_clients_is_no_client(tmp_path, monkeypatch, given: str, run: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path(given).mkdir(parents=True)
+    Path(run, "config.yaml").write_text("model: {student: cnn}\n")
+    assert run_of(Path(given)) == Path(run)
+    assert run_of(tmp_path / given) == tmp_path / run
+    assert expand(["test", given]) == ["test", "--config", f"{run}/config.yaml", "--run_dir", given]
