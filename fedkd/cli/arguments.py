@@ -15,6 +15,8 @@ from fedkd.runs.layout import run_of
 POSITIONAL = {"test": "RUN_DIR", "predict": "RUN_DIR", "export": "RUN_DIR", "teachers": "[NAME]"}
 """The positional argument of each subcommand that has one."""
 
+RUN_COMMANDS = ("test", "predict", "export")
+"""The subcommands whose positional argument is a run directory."""
 
 WITH_CONFIG = ("fit", "check", "partition")
 """The subcommands whose configuration may be given without ``--config``."""
@@ -26,6 +28,9 @@ FLAGS = {
     "--overwrite": "--overwrite=true",
 }
 """Options that may be given without a value."""
+
+TRUTH = ("true", "false", "yes", "no")
+"""The values that they take."""
 
 
 SHORT = ("-c", "-h")
@@ -142,11 +147,36 @@ def _by_option(args: Sequence[str]) -> list[list[str]]:
     return groups
 
 
+def put_run_first(args: Sequence[str]) -> list[str]:
+    """Put the run directory behind the subcommand, where it stands between the options or is given as ``--run_dir``.
+
+    ``test --which best RUN_DIR`` and ``test --which best --run_dir RUN_DIR`` become ``test RUN_DIR --which best``.
+    Beside a ``--config`` the option is left as it is: then the data set is not that of the run.
+
+    Args:
+        args: Of a subcommand that takes a RUN_DIR.
+    """
+    groups = _by_option(args[1:])
+    if groups and not is_option(groups[0][0]):
+        return list(args)
+    found: list[str] = []
+    for group in groups:
+        if len(group) > (1 if "=" in group[0] else 2) and not found:
+            found.append(group.pop())
+    if not found and not any(group[0].split("=")[0] in ("--config", "-c") for group in groups):
+        given = [group for group in groups if group[0].split("=")[0] == "--run_dir"]
+        for group in given[-1:]:  # a later option replaces an earlier one
+            found = group[1:] or [group[0].partition("=")[2]]
+        groups = [group for group in groups if not any(group is each for each in given)]
+    return [args[0], *found, *(each for group in groups for each in group)]
+
+
 def expand(args: Sequence[str]) -> list[str]:
     """Turn the positional argument of a subcommand into options.
 
     - ``test RUN_DIR ...`` becomes ``test --config RUN_DIR/config.yaml --run_dir RUN_DIR ...``; ``predict`` and
-      ``export`` likewise. A run that was made from Python has no configuration.
+      ``export`` likewise, and RUN_DIR may stand elsewhere: see `put_run_first`. A run that was made from Python has no
+      configuration.
       For one of several students, in RUN_DIR/clients/K, the configuration is that of the whole run;
     - ``teachers NAME ...`` becomes ``teachers --name NAME ...``;
     - ``fit FILE.yaml ...`` becomes ``fit --config FILE.yaml ...``; ``check`` and ``partition`` likewise;
@@ -157,7 +187,9 @@ def expand(args: Sequence[str]) -> list[str]:
         MissingResourceError: If there is no run at RUN_DIR.
         FedKDError: If a configuration is no YAML, or a key stands in it twice.
     """
-    args = [FLAGS.get(arg, arg) if is_option(following) else arg for arg, following in pairwise([*args, "--"])]
+    args = [arg if following.lower() in TRUTH else FLAGS.get(arg, arg) for arg, following in pairwise([*args, "--"])]
+    if args[:1] and args[0] in RUN_COMMANDS:
+        args = put_run_first(args)
     args = put_classes_first(args)
     if len(args) > 1 and args[0] in WITH_CONFIG and not args[1].startswith("-") and args[1].endswith((".yaml", ".yml")):
         args = [args[0], "--config", *args[1:]]

@@ -143,3 +143,44 @@ def test_a_run_in_a_folder_of_clients_is_no_client(tmp_path, monkeypatch, given:
     assert run_of(Path(given)) == Path(run)
     assert run_of(tmp_path / given) == tmp_path / run
     assert expand(["test", given]) == ["test", "--config", f"{run}/config.yaml", "--run_dir", given]
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        ["run", "--which", "best"],
+        ["--which", "best", "run"],
+        ["--which=best", "run"],
+        ["--which", "best", "--run_dir", "run"],
+        ["--run_dir=run", "--which", "best"],
+    ],
+)
+def test_the_run_directory_may_stand_anywhere(tmp_path, monkeypatch, given: list[str]) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("run").mkdir()
+    Path("run/config.yaml").write_text("model: {student: cnn}\n")
+    (command, config, _, *rest) = expand(["test", *given])
+    assert (command, config, rest[:2]) == ("test", "--config", ["--run_dir", "run"])
+    assert rest[2:] in (["--which", "best"], ["--which=best"])
+
+
+def test_a_run_directory_beside_a_configuration_has_the_data_of_the_latter(tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("data.yaml").write_text("data: {dataset: Digits}\n")
+    given = ["test", "--config", "data.yaml", "--run_dir", "run"]
+    assert expand(given) == given
+
+
+def test_a_flag_may_stand_before_the_run_directory(tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("run").mkdir()
+    Path("run/config.yaml").write_text("model: {student: cnn}\n")
+    assert expand(["predict", "--overwrite", "run"])[3:] == ["--run_dir", "run", "--overwrite=true"]
+    assert expand(["predict", "--overwrite", "no", "run"])[3:] == ["--run_dir", "run", "--overwrite", "no"]
+
+
+@pytest.mark.parametrize("given", [["run", "--which", "best"], ["--which", "best", "--run_dir", "run"]])
+def test_the_configuration_of_a_missing_run_is_not_made_up(tmp_path, monkeypatch, given: list[str]) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(FedKDError, match=r"No run at 'run': there is no student in it\."):
+        expand(["test", *given])
