@@ -8,15 +8,22 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import yaml
+
+from fedkd.cli.subcommands import SECTIONS
 from fedkd.core.errors import FedKDError, MissingResourceError
 from fedkd.core.yaml_file import read_yaml
 from fedkd.runs.layout import run_of
+from fedkd.training.trainer import COMPUTATION
 
 POSITIONAL = {"test": "RUN_DIR", "predict": "RUN_DIR", "export": "RUN_DIR", "teachers": "[NAME]"}
 """The positional argument of each subcommand that has one."""
 
 RUN_COMMANDS = ("test", "predict", "export")
 """The subcommands whose positional argument is a run directory."""
+
+USED_OPTIONS = {"model": ("student", "student_options"), "trainer": COMPUTATION}
+"""What the subcommands in `RUN_COMMANDS` use of a section; of others they use all."""
 
 WITH_CONFIG = ("fit", "check", "partition")
 """The subcommands whose configuration may be given without ``--config``."""
@@ -171,13 +178,32 @@ def put_run_first(args: Sequence[str]) -> list[str]:
     return [args[0], *found, *(each for group in groups for each in group)]
 
 
+def inference_config(path: Path, command: str) -> str:
+    """Return what a subcommand uses of a run's configuration, as YAML.
+
+    The rest may name classes that are not on this machine, such as that of the teacher: the parser would import them.
+
+    Args:
+        path: The run's configuration.
+        command: One of `RUN_COMMANDS`.
+    """
+    config = read_yaml(path, "configuration")
+    if not isinstance(config, dict):
+        return str(path)  # the parser says what is wrong
+    used = {name: config[name] for name in ("seed_everything", *SECTIONS[command]) if name in config}
+    for name, options in USED_OPTIONS.items():
+        if isinstance(used.get(name), dict):
+            used[name] = {option: value for option, value in used[name].items() if option in options}
+    return yaml.safe_dump(used, sort_keys=False, allow_unicode=True)
+
+
 def expand(args: Sequence[str]) -> list[str]:
     """Turn the positional argument of a subcommand into options.
 
-    - ``test RUN_DIR ...`` becomes ``test --config RUN_DIR/config.yaml --run_dir RUN_DIR ...``; ``predict`` and
-      ``export`` likewise, and RUN_DIR may stand elsewhere: see `put_run_first`. A run that was made from Python has no
-      configuration.
-      For one of several students, in RUN_DIR/clients/K, the configuration is that of the whole run;
+    - ``test RUN_DIR ...`` becomes ``test --config YAML --run_dir RUN_DIR ...``, where YAML is what it uses of
+      RUN_DIR/config.yaml: see `inference_config`; ``predict`` and ``export`` likewise. RUN_DIR may stand elsewhere: see
+      `put_run_first`. A run that was made from Python has no configuration. For one of several students, in
+      RUN_DIR/clients/K, the configuration is that of the whole run;
     - ``teachers NAME ...`` becomes ``teachers --name NAME ...``;
     - ``fit FILE.yaml ...`` becomes ``fit --config FILE.yaml ...``; ``check`` and ``partition`` likewise;
     - ``--clear-cache`` becomes ``--clear_cache=true``, and ``--overwrite`` likewise;
@@ -215,4 +241,4 @@ def expand(args: Sequence[str]) -> list[str]:
                 "--data.dataset CLASS."
             )
         return [command, "--run_dir", name, *rest]
-    return [command, "--config", str(config), "--run_dir", name, *rest]
+    return [command, "--config", inference_config(config, command), "--run_dir", name, *rest]

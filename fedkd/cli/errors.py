@@ -16,7 +16,7 @@ from typing import Any
 from jsonargparse import ArgumentParser
 from torch import Tensor, nn
 
-from fedkd.cli.subcommands import SUBCOMMANDS
+from fedkd.cli.subcommands import SECTIONS, SUBCOMMANDS
 from fedkd.core.errors import FedKDError, in_one_line, unknown_name
 
 OF_CLASSES = ("--model.optimizer.lr", "--model.optimizer.weight_decay", "--data.partitioner.alpha")
@@ -54,6 +54,8 @@ def explain(parser: ArgumentParser, message: str) -> str:
         return f"{found[1]} must be set."
     found = re.match(r'[Pp]arser key "([^"]+)":?\s*', message)
     key, body = (found[1], message[found.end() :]) if found else ("", message)
+    if key == "config" and re.match(rf"(?:{'|'.join(SECTIONS['fit'])})\b", body):  # of a configuration that is no file
+        return " ".join(body.split())
     return explain_value(parser, key, body) if key else explain_option(parser, body)
 
 

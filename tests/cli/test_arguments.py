@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
 from fedkd.cli.arguments import expand, put_classes_first
 from fedkd.cli.main import main
@@ -142,7 +143,7 @@ def test_a_run_in_a_folder_of_clients_is_no_client(tmp_path, monkeypatch, given:
     Path(run, "config.yaml").write_text("model: {student: cnn}\n")
     assert run_of(Path(given)) == Path(run)
     assert run_of(tmp_path / given) == tmp_path / run
-    assert expand(["test", given]) == ["test", "--config", f"{run}/config.yaml", "--run_dir", given]
+    assert expand(["test", given]) == ["test", "--config", "model:\n  student: cnn\n", "--run_dir", given]
 
 
 @pytest.mark.parametrize(
@@ -184,3 +185,35 @@ def test_the_configuration_of_a_missing_run_is_not_made_up(tmp_path, monkeypatch
     monkeypatch.chdir(tmp_path)
     with pytest.raises(FedKDError, match=r"No run at 'run': there is no student in it\."):
         expand(["test", *given])
+
+
+RUN = """
+seed_everything: 3
+data: {dataset: Digits, num_clients: 2}
+model:
+  student: cnn
+  student_options: {norm: group}
+  teacher: {class_path: my_teacher.Mine}
+  loss: {class_path: my_loss.Mine}
+  optimizer: {class_path: my_optimizer.Mine}
+federation: {strategy: my_strategy.Mine}
+trainer: {accelerator: cpu, max_epochs: 3, callbacks: [my_callback.Mine], logger: {class_path: my_logger.Mine}}
+"""
+
+
+@pytest.mark.parametrize("command", ["test", "predict", "export"])
+def test_inference_needs_none_of_the_classes_that_trained_the_student(tmp_path, capsys, command: str) -> None:
+    (tmp_path / "config.yaml").write_text(RUN)
+    given = expand([command, str(tmp_path)])
+    used = yaml.safe_load(given[2])
+    model = {"student": "cnn", "student_options": {"norm": "group"}}
+    rest = {} if command == "export" else {"data": {"dataset": "Digits", "num_clients": 2}}
+    trainer = {} if command == "export" else {"trainer": {"accelerator": "cpu"}}
+    assert used == {"seed_everything": 3, **rest, "model": model, **trainer}
+    with pytest.raises(SystemExit):
+        main([command, str(tmp_path)])
+    assert "the run is not there, or has not finished" in capsys.readouterr().err  # so the parser took it
+    (tmp_path / "config.yaml").write_text(RUN.replace("student: cnn", "student: [cnn]"))
+    with pytest.raises(SystemExit):
+        main([command, str(tmp_path)])
+    assert capsys.readouterr().err.startswith("fedkd: error: model.student: ")
