@@ -8,7 +8,7 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 from fedkd.cli.plain import PlainParser
-from fedkd.core.errors import FedKDError, in_one_line
+from fedkd.core.errors import MAX_PIXELS, FedKDError, check_range, in_one_line
 
 EPILOG = """Besides the short names, any network of three libraries is a student:
   torchvision/NAME   any classifier of torchvision
@@ -18,6 +18,9 @@ With the option pretrained: true they start from pretrained weights.
 
 fedkd students 'torchvision/*mobile*' hf/microsoft/resnet-18 --image_size 64
 In a configuration: model.student NAME, model.student_options {norm: group}."""
+
+MAX_CHANNELS = 1000
+"""More channels of an image are a mistake."""
 
 MAX_MEASURED = 40
 """Of more students than so many a pattern lists the names alone: to build and time them takes minutes."""
@@ -46,6 +49,11 @@ def run(args: Sequence[str]) -> None:
     """
     options = make_parser().parse_args(list(args))
     from fedkd import students
+    from fedkd.students.registry import SMALLEST
+
+    check_range("--image_size", options.image_size, low=SMALLEST, high=MAX_PIXELS)
+    check_range("--in_channels", options.in_channels, low=1, high=MAX_CHANNELS)
+    check_range("--num_classes", options.num_classes, low=1)
 
     named = [name for name in options.names if not is_pattern(name)]
     matched = [name for pattern in options.names if is_pattern(pattern) for name in matching(pattern)]

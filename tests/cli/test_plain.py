@@ -93,9 +93,22 @@ def test_students_are_listed_with_their_costs(tmp_path):
     assert "75,290" in row
     done = fedkd("students", "resnt8", cwd=tmp_path, check=False)
     assert "Did you mean 'resnet8'?" in done.stderr
-    done = fedkd("students", "resnet8", "--image_size", "4", cwd=tmp_path, check=False)
-    assert done.returncode == 2
-    assert len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "message"),
+    [
+        ("--image_size", "4", "must be >= 8 and <= 4096, got 4."),
+        ("--image_size", "100000", "must be >= 8 and <= 4096, got 100000."),
+        ("--in_channels", "-1", "must be >= 1 and <= 1000, got -1."),
+        ("--num_classes", "0", "must be >= 1, got 0."),
+    ],
+)
+def test_images_that_cannot_be_are_refused(tmp_path, option, value, message):
+    for names in ([], ["resnet8"]):
+        done = fedkd("students", *names, option, value, cwd=tmp_path, check=False)
+        assert (done.returncode, done.stdout) == (2, "")
+        assert done.stderr == f"fedkd: error: {option} {message}\n"
 
 
 def test_patterns_choose_students_of_torchvision(capsys):
