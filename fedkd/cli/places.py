@@ -17,6 +17,7 @@ from jsonargparse import Namespace
 from fedkd.core.errors import FedKDError, in_one_line
 from fedkd.data import FederatedDataModule
 from fedkd.server.federation import Federation
+from fedkd.students import UnbuiltStudent
 from fedkd.training.module import DistillationModule
 
 SECTION_CLASSES: dict[str, type] = {"data": FederatedDataModule, "federation": Federation, "model": DistillationModule}
@@ -46,7 +47,10 @@ def locate(error: ValueError, config: Namespace) -> FedKDError:
     if PLACED.match(text) or not any(frame.f_code.co_name in CHECKS for frame in frames):
         return FedKDError(text)
     for frame in reversed(frames):
-        if found := list(places(type(frame.f_locals.get("self")), config)):
+        owner = frame.f_locals.get("self")
+        if isinstance(owner, UnbuiltStudent) and frame.f_code.co_name == "check_source":
+            return FedKDError(f"model.student: {text}")
+        if found := list(places(type(owner), config)):
             return FedKDError(at_place(text, found))
     return FedKDError(text)
 

@@ -22,7 +22,8 @@ from fedkd.data.images.image_csv import PATH_COLUMNS, ImageTable
 from fedkd.runs.student_file import LAST, load_student, read_spec
 from fedkd.training.evaluation import evaluate
 from fedkd.training.module import DistillationModule
-from fedkd.training.trainer import evaluator_for, predict
+from fedkd.training.trainer import evaluation_arguments, evaluator_for, predict
+from fedkd.training.trainer_arguments import check_trainer
 
 SHEET, SHEET_COLUMNS = 24, 6
 """How many images a contact sheet has, and how many in a row."""
@@ -70,8 +71,10 @@ def evaluate_run(
         As `fedkd.training.evaluation.evaluate`.
 
     Raises:
-        FedKDError: If the data's classes are not those that the student was trained on.
+        FedKDError: If Lightning refuses the Trainer's arguments, or the data's classes are not those that the student
+            was trained on.
     """
+    check_trainer(evaluation_arguments(trainer))
     module, spec = load_module(run_dir, student, which)
     load_data(datamodule, spec)
     weights = Weights(*split_state(module.student))
@@ -101,6 +104,7 @@ def predict_run(
     Returns:
         ``output``.
     """
+    check_trainer(evaluation_arguments(trainer))
     module, spec = load_module(run_dir, student, which)
     if images is None:
         load_data(datamodule, spec)

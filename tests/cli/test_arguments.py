@@ -217,3 +217,14 @@ def test_inference_needs_none_of_the_classes_that_trained_the_student(tmp_path, 
     with pytest.raises(SystemExit):
         main([command, str(tmp_path)])
     assert capsys.readouterr().err.startswith("fedkd: error: model.student: ")
+
+
+@pytest.mark.parametrize("command", ["test", "predict"])
+def test_an_argument_that_the_trainer_refuses_is_named(tmp_path, capsys, command: str) -> None:
+    (tmp_path / "config.yaml").write_text(RUN)
+    for option, value in (("accelerator", "tpu"), ("precision", "17")):
+        with pytest.raises(SystemExit):
+            main([command, str(tmp_path), f"--trainer.{option}", value])
+        error = capsys.readouterr().err
+        assert error.startswith(f"fedkd: error: trainer.{option}")
+        assert error.count("\n") == 1

@@ -174,6 +174,7 @@ WRONG: dict[str, list[tuple[str, str]]] = {
             f"model.student: Unknown student 'resnt8'. Did you mean 'resnet8'? {STUDENTS}",
         ),
         ("--model.student 123", f"model.student: Unknown student '123'. {STUDENTS}"),
+        ("--model.student hf/foo", "model.student: No student checkpoint 'foo': not a folder in "),
         ("--model.student torch.nn.Linear", "model.student: in_features, out_features must be set."),
         ("--model.student timm.create_model", "model.student.model_name must be set."),
         (
