@@ -56,6 +56,7 @@ def run(args: Sequence[str]) -> None:
             names=options.set,
             further=further,
             log=lambda line: print(line, flush=True),
+            parse=parse,
         )
     except (KeyboardInterrupt, Terminated):
         print("fedkd: interrupted. Finished rounds are saved; the same command resumes from them.", file=sys.stderr)
@@ -65,6 +66,18 @@ def run(args: Sequence[str]) -> None:
         print(table.read_text())
     if failures:
         raise SystemExit(1)
+
+
+def parse(arguments: Sequence[str]) -> None:
+    """Parse the arguments of ``fedkd fit``; nothing is made of them.
+
+    Raises:
+        FedKDError: If they are wrong.
+    """
+    from fedkd.cli.arguments import expand  # with all that a run needs
+    from fedkd.cli.commands import parsers
+
+    parsers(["fit"])["fit"].parse_args(expand(["fit", *arguments])[1:])
 
 
 def make_parser() -> PlainParser:

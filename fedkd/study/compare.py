@@ -30,6 +30,7 @@ def compare(
     names: Sequence[str] = (),
     further: Sequence[str] = (),
     log: Callable[[str], None] = print,
+    parse: Callable[[Sequence[str]], None] | None = None,
 ) -> int:
     """Run the missing runs of a grid. Write ``results.csv``, ``table.md``, ``curves.png`` and ``comparison.html``.
 
@@ -45,6 +46,8 @@ def compare(
         names: Values of the grid's names, as ``NAME=VALUE``.
         further: Options for every run, such as ``["--data.dataset", "ImageFolder"]``.
         log: Called with the number of runs, then with one line for each run that ends.
+        parse: Called with a run's arguments of ``fedkd fit``, before any run starts. It raises a FedKDError if they are
+            wrong.
 
     Returns:
         The number of runs that failed.
@@ -61,6 +64,8 @@ def compare(
     runs = list(runs_of(read_grid(grid, names), out, further))
     check_done([run for run in runs if run.is_done])
     missing = [run for run in runs if not run.is_done and pattern.search(run.name)]
+    if parse is not None:
+        check_missing(missing, parse)
     log(f"{len(runs)} runs, {sum(run.is_done for run in runs)} of them done")
     failures = 0
     try:
@@ -71,6 +76,30 @@ def compare(
     finally:
         write_results([run for run in runs if run.is_done], out)
     return failures
+
+
+def check_missing(missing: Sequence[Run], parse: Callable[[Sequence[str]], None]) -> None:
+    """Raise if no run can start: a misspelled option that all have would fail in one run after the other.
+
+    A mistake of one method or partition is left to its runs. So the first run is parsed, and only if its arguments are
+    wrong also the last, which has another method and partition where there are several.
+
+    Args:
+        missing: The runs that would start.
+        parse: See `compare`.
+
+    Raises:
+        FedKDError: The error of the first run, if the last has the same.
+    """
+    errors = []
+    for run in (*missing[:1], *missing[-1:]):
+        try:
+            parse(run.arguments)
+            return
+        except FedKDError as error:
+            errors.append(error)
+    if errors and str(errors[0]) == str(errors[-1]):
+        raise errors[0]
 
 
 def check_done(done: Sequence[Run]) -> None:

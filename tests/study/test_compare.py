@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,9 @@ from pages import Page
 from fedkd.cli import compare as command
 from fedkd.cli.main import main
 from fedkd.cli.subcommands import SECTIONS, SUBCOMMANDS
+from fedkd.core.errors import FedKDError
+from fedkd.study.compare import check_missing
+from fedkd.study.grid import Run
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 
@@ -107,6 +111,9 @@ def test_a_grid_is_run_once_and_goes_on_where_it_was(tmp_path: Path, capsys: pyt
         (GRID, ["--dat.dataset", "X"], "Unknown option of compare '--dat'. Did you mean '--data'?"),
         (GRID, ["--run_dir=x"], "compare takes no --run_dir: --out and the grid's seeds set it"),
         (GRID, ["another.yaml"], "compare takes one grid, but 'another.yaml' has no option before it."),
+        (GRID, ["--data.num_client", "5"], "There is no option --data.num_client. Did you mean --data.num_clients?"),
+        (GRID, ["--data.num_clients", "many"], "data.num_clients: 'many' is none of int, null."),
+        (GRID, ["--set", "CLIENTS=few"], "data.num_clients: 'few' is none of int, null."),
         (GRID + "method: {}\n", [], "Unknown section of the grid grid.yaml 'method'. Did you mean 'methods'?"),
         (GRID.replace("seeds: [0]", "seeds: []"), [], "has no section 'seeds'"),
         ("base: nowhere.yaml\n", [], "There is no grid at"),
@@ -132,6 +139,27 @@ def test_a_mistake_is_one_line_and_nothing_runs(
     assert message in error
     assert error.count("\n") == 1
     assert not (tmp_path / "out").exists()
+
+
+def test_a_mistake_of_one_method_is_left_to_its_runs() -> None:
+    parsed = []
+
+    def parse(arguments: Sequence[str]) -> None:
+        parsed.append(arguments[0])
+        if arguments[0] != "fine":
+            raise FedKDError(arguments[0])
+
+    def runs(*arguments: str) -> list[Run]:
+        return [Run("even", text, 0, Path(text), (text,)) for text in arguments]
+
+    check_missing([], parse)
+    check_missing(runs("fine", "wrong"), parse)
+    assert parsed == ["fine"]
+    check_missing(runs("wrong", "wrong", "fine"), parse)
+    check_missing(runs("wrong", "other"), parse)
+    for several in (["wrong"], ["wrong", "fine", "wrong"]):
+        with pytest.raises(FedKDError, match="wrong"):
+            check_missing(runs(*several), parse)
 
 
 @pytest.mark.parametrize(
