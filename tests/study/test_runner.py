@@ -7,11 +7,13 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from fedkd.study.grid import Run
+from fedkd.study.options import read_options
 from fedkd.study.runner import Runner, error_line
 
 
@@ -39,6 +41,12 @@ def test_a_run_that_was_begun_goes_on(tmp_path):
     (run.folder / "metrics.csv").touch()
     assert run_all([run]) == {"begun": None}
     assert (run.folder / "output.log").read_text().strip() == "['--ckpt_path', 'last']"
+
+
+def test_a_run_keeps_its_options(tmp_path):
+    run = make_run(tmp_path, "fine", "")
+    assert run_all([replace(run, arguments=(*run.arguments, "--model.loss", "KD"))]) == {"fine": None}
+    assert read_options(run.folder) == {"model.loss": "KD"}
 
 
 def test_a_failure_is_one_line_with_its_log_and_the_others_run(tmp_path):
@@ -123,8 +131,10 @@ def test_an_interrupted_command_ends_its_runs_and_says_how_to_go_on(number, tmp_
     grid.write_text("config: config.yaml\nseeds: [0]\npartitions: {p: }\nmethods: {a: , b: }\n")
     sleeper = "import os, sys, time; print(os.getpid(), flush=True); time.sleep(600)"
     code = f"""import sys
+import fedkd.cli.compare
 from fedkd.cli.main import main
 from fedkd.study.runner import Runner
+fedkd.cli.compare.parse = None  # it imports torch
 Runner.__init__.__defaults__ = (1, (sys.executable, "-c", {sleeper!r}))  # in place of fedkd fit
 main(sys.argv[1:])"""
     command = [sys.executable, "-c", code, "compare", str(grid), "--out", str(tmp_path / "out")]
