@@ -235,8 +235,7 @@ class Federation(Shown):
                 metrics = strategy.evaluate(state, context)
                 metrics |= strategy.metrics(state, updates, context)
                 context = context.without(record_failures(run, prepared))
-                held_out = context.evaluated if "val_accuracy" in metrics else []
-                val_accuracy = {c: context.val_accuracy[c] for c in held_out if c in context.val_accuracy}
+                val_accuracy = dict(context.val_accuracy) if "val_accuracy" in metrics else {}
                 traffic = prepared.exchange.traffic - sent
                 seconds = time.perf_counter() - began
                 history.append(
@@ -295,7 +294,7 @@ class Federation(Shown):
             confusion=context.confusion(state.weights) if state.weights.parameters else None,
         )
         summary |= plan.strategy.summary(state, history[-1], context)
-        # after sampled cohorts the accuracies are of several rounds; a resumed run that had no round left has none
+        # after a sampled cohort there are those of its clients; a resumed run that had no round left has none
         if prepared.held_out and (self.clients_per_round is not None or not context.val_accuracy):
             sent = prepared.exchange.traffic
             plan.strategy.evaluate(state, context)

@@ -96,7 +96,7 @@ class Prepared:
         lr_schedule: How clients' learning rates change from round to round.
         min_clients: How many clients must train in a round; None is the whole cohort.
         trainer: Arguments of the clients' Trainers.
-        val_accuracy: The last known accuracy of each client on what it holds out.
+        val_accuracy: The accuracy on what it holds out of each client of the last evaluation.
         last_test: The last test of a global student.
     """
 

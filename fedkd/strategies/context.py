@@ -57,7 +57,7 @@ class RoundContext:
         eval_batch_size: Images in a batch that is only predicted; None suits the device.
         seed: The run's seed.
         start: The state that the round started from.
-        val_accuracy: The last known accuracy of each client on what it holds out.
+        val_accuracy: The accuracy on what it holds out of each client of the last evaluation.
         last_test: The last test of a global student.
         cohort: The clients of the round, without those that failed in it; None outside of one.
         failed: The clients that failed in the round.
@@ -210,6 +210,8 @@ class RoundContext:
     def evaluate_held_out(self, tasks: Sequence[ClientTask]) -> Metrics:
         """Evaluate models on what their clients hold out, and note each client's accuracy in `val_accuracy`.
 
+        The accuracies of an earlier evaluation are dropped: they are of another student.
+
         Args:
             tasks: One for each client that holds images out, with the model to evaluate.
 
@@ -217,6 +219,7 @@ class RoundContext:
             ``val_accuracy``, on all images that these clients hold out; nothing without any. If the run has
             ``min_clients``, clients that fail are left out.
         """
+        self.val_accuracy.clear()
         if not tasks:
             return {}
         updates = self.exchange(evaluate_held_out, tasks, None if self.min_clients is None else 1)

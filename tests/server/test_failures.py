@@ -206,6 +206,14 @@ def test_evaluation_goes_on_without_a_client_that_fails_in_it(tmp_path, monkeypa
         fit(tmp_path / "all", FedAvg(), data=with_held_out(), rounds=1, min_clients=None)
 
 
+def test_a_client_that_fails_in_the_last_round_has_no_accuracy_of_the_last_student(tmp_path):
+    with pytest.warns(UserWarning, match="Client 1, round 1 failed"):
+        _, summary = fit(tmp_path, Failing("raise"), data=with_held_out(), rounds=2)
+    assert [accuracy is None for accuracy in summary["client_val_accuracy"]] == [False, True, False, False]
+    last = list(csv.DictReader((tmp_path / "metrics.csv").open()))[-1]
+    assert summary["val_accuracy"] == pytest.approx(float(last["val_accuracy"]), abs=1e-6)
+
+
 def test_another_head_is_that_of_the_others_too(tmp_path, monkeypatch):
     """The first exchange counts the images of a client that fails in the second."""
 
