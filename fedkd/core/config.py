@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import enum
 import functools
-import hashlib
 import inspect
 import math
 import re
@@ -28,6 +27,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from fedkd.core.source import code_hash, is_library
+from fedkd.core.tensors import content_hash
 
 _TORCH_INTERNALS = frozenset(vars(nn.Module()))
 _RECORD = "_constructor_arguments"
@@ -291,17 +291,3 @@ def _items(settings: Mapping[str, Any], paths: bool) -> str:
 def _options(group: Mapping[str, Any], paths: bool) -> str:
     """Show those of an optimizer's options that are on and not zero."""
     return _items({name: item for name, item in group.items() if item}, paths)
-
-
-def content_hash(value: Tensor | np.ndarray) -> str:
-    """Return the SHA-256, in hex, of an array's dtype, shape and content."""
-    if isinstance(value, np.ndarray):
-        if value.dtype.kind in "OSUVMm":  # no type of torch's
-            content = repr(value.tolist()) if value.dtype.hasobject else value.tobytes().hex()
-            return hashlib.sha256(f"{value.dtype} {value.shape} {content}".encode()).hexdigest()
-        value = torch.from_numpy(np.ascontiguousarray(value)).reshape(value.shape)
-    tensor = value.detach().cpu()
-    tensor = tensor if tensor.layout == torch.strided else tensor.to_dense()
-    digest = hashlib.sha256(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
-    digest.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Iterable, Mapping, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -183,3 +185,17 @@ def norm(tensors: Mapping[str, Tensor]) -> float:
 def num_bytes(*items: Mapping[str, Tensor]) -> int:
     """Return the size of all tensors in bytes, in their own dtypes."""
     return sum(value.numel() * value.element_size() for item in items for value in item.values())
+
+
+def content_hash(value: Tensor | np.ndarray) -> str:
+    """Return the SHA-256, in hex, of an array's dtype, shape and content."""
+    if isinstance(value, np.ndarray):
+        if value.dtype.kind in "OSUVMm":  # no type of torch's
+            content = repr(value.tolist()) if value.dtype.hasobject else value.tobytes().hex()
+            return hashlib.sha256(f"{value.dtype} {value.shape} {content}".encode()).hexdigest()
+        value = torch.from_numpy(np.ascontiguousarray(value)).reshape(value.shape)
+    tensor = value.detach().cpu()
+    tensor = tensor if tensor.layout == torch.strided else tensor.to_dense()
+    digest = hashlib.sha256(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
+    digest.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()

@@ -95,8 +95,10 @@ class EnsembleTeacher(Teacher):
                 adapt(data, connect)
 
     def fingerprint(self) -> str:
-        """Return a hash of everything that the members' features depend on."""
+        """Return a hash of everything that the features depend on: the members, and what a subclass adds to them."""
         each = [fingerprint(m) if m.overrides_forward else m.fingerprint() for m in self.teachers]
+        if type(self) is not EnsembleTeacher:
+            each.append(fingerprint(self, ignore=self.not_in_features | {"members", "initial_weights"}))
         return hashlib.sha256(" ".join(["ensemble", *each]).encode()).hexdigest()
 
     def identity(self) -> str:

@@ -71,6 +71,20 @@ def test_what_is_changed_afterwards_counts():
     assert describe(loss)["init_args"]["temperature"] == 2.0
 
 
+WEIGHTS = {"classes": torch.ones(2)}
+
+
+def weighted(losses):
+    return WEIGHTS["classes"] * losses
+
+
+def test_tensors_that_a_function_names_count(monkeypatch):
+    before = describe(weighted)
+    assert describe(weighted) == before
+    monkeypatch.setitem(WEIGHTS, "classes", torch.zeros(2))
+    assert describe(weighted) != before
+
+
 def test_tensors_modules_and_functions_count_by_their_content():
     one, other = torch.zeros(3), torch.tensor([0, 0, 1e-9])
     assert describe(one) == describe(one.clone()) != describe(other)

@@ -140,6 +140,30 @@ def test_cache_knows_the_members_and_not_the_weights(images: ImageSet) -> None:
         assert EnsembleTeacher(list(members)).fingerprint() != before
 
 
+class Scaled(EnsembleTeacher):
+    """Its features are the members' features, times a number."""
+
+    def __init__(self, factor: float) -> None:
+        super().__init__([Fitted()])
+        self.factor = factor
+
+    def features(self, images: Tensor) -> Tensor:
+        return self.factor * super().features(images)
+
+
+class Doubled(EnsembleTeacher):
+    """Its features are twice the members' features."""
+
+    def features(self, images: Tensor) -> Tensor:
+        return 2 * super().features(images)
+
+
+def test_the_code_and_settings_of_a_subclass_count() -> None:
+    teachers = [EnsembleTeacher([Fitted()]), Doubled([Fitted()]), Scaled(2.0), Scaled(3.0)]
+    assert len({teacher.fingerprint() for teacher in teachers}) == 4
+    assert Doubled([Fitted()]).fingerprint() == Doubled([Fitted()], [1.0]).fingerprint()
+
+
 def test_members_by_name_are_frozen(tiny: Callable[[str], str], images: ImageSet, tmp_path: object) -> None:
     teacher = EnsembleTeacher([tiny("resnet"), create("digits-tiny")])
     assert not any(parameter.requires_grad for parameter in teacher.parameters())

@@ -5,13 +5,14 @@ from __future__ import annotations
 import functools
 import hashlib
 import inspect
+import io
 import json
 import pickle
 import sys
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import fields, is_dataclass
 from importlib.metadata import PackageNotFoundError, version
-from types import ModuleType
+from types import FunctionType, ModuleType
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,7 @@ from torch import Tensor, nn
 
 from fedkd.core.config import Configured, describe, init_args
 from fedkd.core.errors import FedKDError
-from fedkd.core.source import compiled, is_ours, source_of
+from fedkd.core.source import compiled, contents, is_library, is_ours, source_of, sources_named_by
 
 WHERE_FROM = frozenset({"checkpoint", "revision", "name_or_path", "_name_or_path"})
 """Attributes with the location of the weights. The hash ignores them, so a moved folder keeps its cache."""
@@ -37,6 +38,9 @@ _TORCH_INTERNALS = frozenset(vars(nn.Module())) | {"_constructor_arguments"}
 def fingerprint(module: nn.Module, ignore: Collection[str] = ()) -> str:
     """Hash a module's weights, buffers, attributes, code outside `LIBRARIES`, and the versions of what is inside.
 
+    The code counts with the functions, classes, constants and objects of the user's that it names, at any depth: see
+    `fedkd.core.source.source_of`.
+
     Args:
         module: The module.
         ignore: Names of its attributes and submodules that the hash ignores.
@@ -45,8 +49,13 @@ def fingerprint(module: nn.Module, ignore: Collection[str] = ()) -> str:
         SHA-256 in hex, the same in every process.
 
     Raises:
-        FedKDError: If an attribute of a class outside `LIBRARIES` cannot be distinguished from another of its type.
+        FedKDError: If an attribute of a class outside `LIBRARIES`, or an object that its code names, cannot be
+            distinguished from another of its type.
     """
+    return _hash(module, ignore, frozenset())
+
+
+def _hash(module: nn.Module, ignore: Collection[str], within: frozenset[int]) -> str:
     digest = hashlib.sha256(json.dumps([_version(package) for package in _VERSIONED]).encode())
     classes: dict[type, None] = {}
     for name, child in module.named_modules():
@@ -55,11 +64,14 @@ def fingerprint(module: nn.Module, ignore: Collection[str] = ()) -> str:
             classes |= dict.fromkeys(kind.__mro__)
             skipped = WHERE_FROM | _TORCH_INTERNALS | (frozenset(ignore) if child is module else frozenset())
             settings = {key: value for key, value in sorted(vars(child).items()) if key not in skipped}
-            plain = {key: _plain(value, f"{kind.__qualname__}.{key}", is_ours(kind)) for key, value in settings.items()}
+            plain = {
+                key: _plain(value, f"{kind.__qualname__}.{key}", is_ours(kind), within)
+                for key, value in settings.items()
+            }
             digest.update(json.dumps([name, kind.__module__, kind.__qualname__, plain]).encode())
     for cls in classes:
         if not is_ours(cls):
-            digest.update(source_of(cls).encode())
+            digest.update(source_of(cls, _writer(cls.__qualname__, within)).encode())
     if inside := sorted(_VERSIONED_INSIDE & {package for cls in classes for package in _packages_of(cls)}):
         digest.update(json.dumps([[package, _version(package)] for package in inside]).encode())
     for name, tensor in [*module.named_parameters(), *module.named_buffers()]:
@@ -71,7 +83,17 @@ def fingerprint(module: nn.Module, ignore: Collection[str] = ()) -> str:
 
 def own_code(cls: type) -> str:
     """Return the source of a class and those of its bases that are outside `LIBRARIES`."""
-    return "".join(source_of(base) for base in cls.__mro__ if not is_ours(base))
+    write = _writer(cls.__qualname__, frozenset())
+    return "".join(source_of(base, write) for base in cls.__mro__ if not is_ours(base))
+
+
+def object_hash(value: Any) -> str:
+    """Hash an object by its attributes, and by the code of the classes and functions in it that are the user's.
+
+    Raises:
+        FedKDError: If it cannot be distinguished from another of its type.
+    """
+    return hashlib.sha256(json.dumps(_plain(value, type(value).__qualname__, False)).encode()).hexdigest()
 
 
 def hash_tensor(digest: hashlib._Hash, tensor: Tensor) -> None:
@@ -96,50 +118,110 @@ def _version(package: str) -> str:
         return ""
 
 
-def _plain(value: Any, where: str, by_type: bool) -> Any:
+def _writer(where: str, within: frozenset[int]) -> Callable[[Any], str]:
+    """Return a function that writes down the objects that the code of ``where`` names."""
+
+    def write(value: Any) -> str:
+        return json.dumps(_plain(value, f"a variable that {where} uses", False, within))
+
+    return write
+
+
+def _plain(value: Any, where: str, by_type: bool, within: frozenset[int] = frozenset()) -> Any:
     """Return a setting in a form for JSON. Different settings have different forms.
 
-    With ``by_type``, an object of any other type is represented by its type's name. In a library's class, the other
+    With ``by_type``, an object of a library's is represented by its type's name. In a library's class, the other
     settings and the version determine this object.
+
+    Args:
+        value: The setting.
+        where: What an error calls it.
+        by_type: Whether it is a setting of a library's class.
+        within: The ids of the objects that hold it.
     """
     if value is None or isinstance(value, bool | int | float | str):
         return value
+    if id(value) in within:
+        return f"the {type(value).__qualname__} that holds it"
+    within |= {id(value)}
+    inner = functools.partial(_plain, where=where, by_type=by_type, within=within)
     if isinstance(value, list | tuple):
-        return [_plain(item, where, by_type) for item in value]
+        return [inner(item) for item in value]
     if isinstance(value, dict):
-        kept = {key: _plain(item, where, by_type) for key, item in value.items() if key not in WHERE_FROM}
+        kept = {key: inner(item) for key, item in value.items() if key not in WHERE_FROM}
         named = {str(key): item for key, item in kept.items()}
         # as pairs where two keys have the same text, such as 1 and "1"
         return named if len(named) == len(kept) else [[repr(key), item] for key, item in kept.items()]
     if isinstance(value, set | frozenset):  # whose order is another one in every process
-        return ["set", sorted(json.dumps(_plain(item, where, by_type)) for item in value)]
+        return ["set", sorted(json.dumps(inner(item)) for item in value)]
     if isinstance(value, torch.dtype | torch.Size | torch.device | np.ndarray | np.generic | Tensor):
         return describe(value)
     if isinstance(value, nn.Module):  # in a list or a dict, where torch does not see it
-        return fingerprint(value)
+        return _hash(value, (), within)
     if is_dataclass(value) and not isinstance(value, type):  # fields that are not arguments count, too
         every = {field.name: getattr(value, field.name) for field in fields(value)}
-        return [type(value).__qualname__, _plain(every, where, by_type)]
+        return [type(value).__qualname__, inner(every), *_code_of(type(value), within)]
     if isinstance(value, Configured):
-        return [type(value).__qualname__, _plain(init_args(value), where, by_type)]
+        return [type(value).__qualname__, inner(init_args(value)), *_code_of(type(value), within)]
     if hasattr(value, "to_dict"):  # a HuggingFace configuration
-        return _plain(value.to_dict(), where, by_type)
-    if by_type:
+        settings, own = inner(value.to_dict()), _code_of(type(value), within)
+        return [settings, *own] if own else settings
+    if by_type and not _is_users(value):
         return type(value).__qualname__
     if isinstance(value, functools.partial):
-        return [_plain(part, where, by_type) for part in (value.func, value.args, value.keywords)]
+        return [inner(part) for part in (value.func, value.args, value.keywords)]
     if inspect.isfunction(value):
-        caught = [cell.cell_contents for cell in value.__closure__ or ()]
-        return [
-            repr(compiled(value.__code__)),
-            _plain([value.__defaults__, value.__kwdefaults__, caught], where, by_type),
-        ]
+        caught = [contents(cell) for cell in value.__closure__ or ()]
+        named = sources_named_by(value, _writer(value.__qualname__, within))
+        return [repr(compiled(value.__code__)), inner([value.__defaults__, value.__kwdefaults__, caught]), *named]
     if isinstance(value, type):
-        return [value.__module__, value.__qualname__, source_of(value)]
+        return [value.__module__, value.__qualname__, source_of(value, _writer(value.__qualname__, within))]
+    pickled = io.BytesIO()
+    pickler = _Pickler(pickled, functools.partial(_plain, where=where, by_type=False, within=within))
     try:
-        return hashlib.sha256(pickle.dumps(value, protocol=4)).hexdigest()
+        pickler.dump(value)
+    except FedKDError:
+        raise
     except Exception as error:  # an object's own code for pickling can raise anything
         raise FedKDError(
             f"The teacher's cache cannot distinguish {where}, a {type(value).__qualname__}, from another one: make it "
             "something that can be pickled, or name it in not_in_features if features do not depend on it."
         ) from error
+    digest = hashlib.sha256(pickled.getvalue())
+    for cls in pickler.classes:
+        digest.update("".join(_code_of(cls, within)).encode())
+    return digest.hexdigest()
+
+
+def _is_users(value: Any) -> bool:
+    """Whether a function, an object's class, or a part of a ``functools.partial`` is the user's."""
+    if isinstance(value, functools.partial):
+        return any(map(_is_users, (value.func, *value.args, *value.keywords.values())))
+    return not is_library(value if inspect.isroutine(value) or isinstance(value, type) else type(value))
+
+
+def _code_of(cls: type, within: frozenset[int]) -> list[str]:
+    """Return the source of a class and of its bases, as far as they are the user's; an empty list if there is none."""
+    write = _writer(cls.__qualname__, within)
+    return [source_of(base, write) for base in cls.__mro__ if not is_library(base)]
+
+
+class _Pickler(pickle.Pickler):
+    """Pickles an object for its hash: functions count by their code. It notes the classes whose objects it meets.
+
+    Args:
+        file: Takes the bytes.
+        plain: Returns a function in a form for JSON.
+    """
+
+    def __init__(self, file: io.BytesIO, plain: Callable[[Any], Any]) -> None:
+        super().__init__(file, protocol=4)
+        self.plain = plain
+        self.classes: dict[type, None] = {}
+
+    def reducer_override(self, thing: Any) -> Any:
+        """Replace a user's function by its code; pickle everything else as usual."""
+        if isinstance(thing, FunctionType) and not is_library(thing):
+            return str, (json.dumps(self.plain(thing)),)
+        self.classes[thing if isinstance(thing, type) else type(thing)] = None
+        return NotImplemented

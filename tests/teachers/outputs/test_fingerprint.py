@@ -10,6 +10,7 @@ import threading
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
+from types import MappingProxyType
 
 import numpy as np
 import pytest
@@ -153,6 +154,146 @@ def test_the_users_functions_and_constants_count_wherever_they_are_and_what_is_n
     first = of()
     assert of() == of(unused=2) == first
     assert len({first, of(scale=2), of(offset=2), of(bias=2)}) == 4
+
+
+@pytest.fixture
+def written(tmp_path, monkeypatch):
+    """Return a function that imports modules from texts, afresh, and returns the one named user."""
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+
+    def load(user, others=MappingProxyType({})):
+        for name, text in {"user": user, **others}.items():
+            path = tmp_path / f"{name.replace('.', '/')}.py"
+            path.parent.mkdir(exist_ok=True)
+            path.write_text(text)
+            for each in (name, name.partition(".")[0]):
+                monkeypatch.delitem(sys.modules, each, raising=False)
+        linecache.clearcache()
+        importlib.invalidate_caches()
+        return importlib.import_module("user")
+
+    return load
+
+
+HEAD = """
+import functools, re
+import numpy as np
+import torch
+from torchvision.transforms import v2
+from dataclasses import dataclass
+import fedkd
+"""
+FEATURES = """
+class Mine(fedkd.Teacher):
+    def features(self, images):
+        return {expression}
+"""
+
+
+@pytest.mark.parametrize(
+    ("names", "expression"),
+    [
+        ("MEAN = torch.tensor([{0}])", "images - MEAN"),
+        ("MEANS = {{'a': [np.ones(2) * {0}]}}", "images - MEANS['a'][0]"),
+        ("PREPARE = v2.Normalize([0.5], [{0}])", "PREPARE(images)"),
+        ("PREPARE = v2.Compose([v2.Lambda(lambda x: {0} * x)])", "PREPARE(images)"),
+        ("def scale(x, by):\n    return by * x\nPREPARE = functools.partial(scale, by={0})", "PREPARE(images)"),
+        ("class Scale:\n    def __call__(self, x):\n        return {0} * x\nPREPARE = Scale()", "PREPARE(images)"),
+        ("BY = {0}\ndef scale(x, by=BY):\n    return by * x", "scale(images)"),
+        ("BY = {0}\nclass Scale:\n    by = BY", "images * Scale.by"),
+        ("class Base:\n    by = {0}\nclass Scale(Base):\n    pass", "images * Scale.by"),
+        ("def by(n):\n    def scale(x):\n        return n * x\n    return scale\nSCALE = by({0})", "SCALE(images)"),
+    ],
+)
+def test_every_kind_of_object_that_code_names_counts(names, expression, written):
+    def of(value):
+        user = HEAD + names.format(value) + FEATURES.format(expression=expression)
+        return fingerprint(written(user).Mine())
+
+    assert of(0.5) == of(0.5) != of(0.25)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "scale",
+        "lambda x: scale(x)",
+        "functools.partial(scale)",
+        "v2.Lambda(scale)",
+        "v2.Lambda(functools.partial(scale))",
+        "v2.Lambda(Scale())",
+        "v2.Compose([v2.Lambda(scale)])",
+        "Scale()",
+        "Scale().__call__",
+        "[Holder(scale)]",
+        "Holder(Scale)",
+        "Setting()",
+        "Configured()",
+    ],
+)
+def test_the_code_behind_an_attribute_counts(value, written):
+    text = """
+from fedkd.core.config import Configured as Base
+BY = {0}
+def scale(x):
+    return BY * x
+class Scale:
+    def __call__(self, x):
+        return {0} * x
+class Holder:
+    def __init__(self, function):
+        self.function = function
+@dataclass
+class Setting:
+    a: int = 1
+    def __call__(self, x):
+        return {0} * x
+class Configured(Base):
+    def __call__(self, x):
+        return {0} * x
+"""
+
+    def of(factor):
+        user = written(HEAD + text.format(factor) + f"VALUE = lambda: {value}")
+        return fingerprint(Attribute(user.VALUE()))
+
+    assert of(2) == of(2) != of(3)
+
+
+def test_the_attributes_and_defaults_of_code_without_a_source_count():
+    def of(gain, by):
+        text = "class Mine(fedkd.Teacher):\n    gain = {}\n    def features(self, x, by={}):\n        return x"
+        around = {"__name__": "typed_in", "fedkd": fedkd, "torch": torch}
+        exec(text.format(gain, by), around)
+        return fingerprint(around["Mine"]())
+
+    assert of(1, 1) == of(1, 1)
+    assert len({of(1, 1), of(2, 1), of(1, 2), of("torch.ones(1)", 1), of("torch.zeros(1)", 1)}) == 5
+
+
+def test_objects_of_a_users_package_count(written):
+    user = "import fedkd, mine.settings" + FEATURES.format(expression="images - mine.settings.MEAN")
+
+    def of(mean):
+        settings = f"import torch\nMEAN = torch.tensor({mean})"
+        return fingerprint(written(user, {"mine.settings": settings}).Mine())
+
+    assert of(1) == of(1) != of(2)
+
+
+def test_a_variable_with_the_name_of_an_attribute_does_not_count_and_a_circle_ends(written):
+    user = HEAD + FEATURES.format(expression="self.model(images)") + "\nmodel = torch.ones({0})"
+    assert len({fingerprint(written(user.replace("{0}", size)).Mine()) for size in "12"}) == 1
+    circle = HEAD + "TABLE = {}\n" + FEATURES.format(expression="TABLE['scale'](images)")
+    circle += "def scale(x):\n    return TABLE and {0} * x\nTABLE['scale'] = scale\n"
+    assert len({fingerprint(written(circle.replace("{0}", by)).Mine()) for by in "112"}) == 2
+
+
+def test_an_object_that_code_names_and_that_cannot_be_told_apart_is_refused(written):
+    user = "import fedkd, threading\nLOCK = threading.Lock()" + FEATURES.format(expression="LOCK and images")
+    with pytest.raises(fedkd.FedKDError, match=r"cannot distinguish a variable that Mine uses, a lock"):
+        fingerprint(written(user).Mine())
 
 
 def test_a_version_counts(monkeypatch):
