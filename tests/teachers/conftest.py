@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import importlib
+import linecache
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from types import MappingProxyType, ModuleType
 
 import numpy as np
 import pytest
@@ -49,3 +54,23 @@ def images() -> ImageSet:
     noise: Tensor = torch.randint(0, 60, (40, 3, 8, 8), generator=generator)
     bright = 150 * torch.nn.functional.one_hot(targets, 3)[:, :, None, None]  # (40, 3, 1, 1)
     return ImageSet((noise + bright).to(torch.uint8), targets, ("cat", "dog", "bird"))
+
+
+@pytest.fixture
+def written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., ModuleType]:
+    """Return a function that imports modules from texts, afresh, and returns the one named user."""
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+
+    def load(user: str, others: Mapping[str, str] = MappingProxyType({})) -> ModuleType:
+        for name, text in {"user": user, **others}.items():
+            path = tmp_path / f"{name.replace('.', '/')}.py"
+            path.parent.mkdir(exist_ok=True)
+            path.write_text(text)
+            for each in (name, name.partition(".")[0]):
+                monkeypatch.delitem(sys.modules, each, raising=False)
+        linecache.clearcache()
+        importlib.invalidate_caches()
+        return importlib.import_module("user")
+
+    return load

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import inspect
@@ -87,13 +88,18 @@ def own_code(cls: type) -> str:
     return "".join(source_of(base, write) for base in cls.__mro__ if not is_ours(base))
 
 
-def object_hash(value: Any) -> str:
-    """Hash an object by its attributes, and by the code of the classes and functions in it that are the user's.
+def code_within(value: Any) -> str:
+    """Hash the code of the classes and functions in an object that are the user's; an empty text if there are none.
 
-    Raises:
-        FedKDError: If it cannot be distinguished from another of its type.
+    Of an object that cannot be pickled, only the code of its own class counts.
     """
-    return hashlib.sha256(json.dumps(_plain(value, type(value).__qualname__, False)).encode()).hexdigest()
+    found: list[Any] = []
+    pickler = _Pickler(io.BytesIO(), lambda function: found.append(_plain(function, "", False)))
+    with contextlib.suppress(Exception):  # an object's own code for pickling can raise anything
+        pickler.dump(value)
+    for cls in {**pickler.classes, type(value): None}:
+        found += _code_of(cls, frozenset())
+    return hashlib.sha256(json.dumps(found).encode()).hexdigest() if found else ""
 
 
 def hash_tensor(digest: hashlib._Hash, tensor: Tensor) -> None:
@@ -172,8 +178,8 @@ def _plain(value: Any, where: str, by_type: bool, within: frozenset[int] = froze
         return [inner(part) for part in (value.func, value.args, value.keywords)]
     if inspect.isfunction(value):
         caught = [contents(cell) for cell in value.__closure__ or ()]
-        named = sources_named_by(value, _writer(value.__qualname__, within))
-        return [repr(compiled(value.__code__)), inner([value.__defaults__, value.__kwdefaults__, caught]), *named]
+        others = sources_named_by(value, _writer(value.__qualname__, within))
+        return [repr(compiled(value.__code__)), inner([value.__defaults__, value.__kwdefaults__, caught]), *others]
     if isinstance(value, type):
         return [value.__module__, value.__qualname__, source_of(value, _writer(value.__qualname__, within))]
     pickled = io.BytesIO()

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from fedkd.core.config import describe
 from fedkd.core.errors import FedKDError, in_one_line, is_out_of_memory
-from fedkd.teachers.outputs.fingerprint import fingerprint, own_code
+from fedkd.teachers.outputs.fingerprint import code_within, fingerprint, own_code
 from fedkd.teachers.teacher import Teacher
 
 if TYPE_CHECKING:
@@ -136,8 +136,8 @@ def _shown(views: Views) -> str:
     augmentation = views.augmentation.of_images
     parts = [repr(replace(views, augmentation=augmentation)), own_code(type(augmentation))]
     for each in augmentation.transforms:
-        parts.append(fingerprint(each) if isinstance(each, nn.Module) else repr(describe(each)))
-    return " ".join(parts)
+        parts += [fingerprint(each)] if isinstance(each, nn.Module) else [repr(describe(each)), code_within(each)]
+    return " ".join(filter(None, parts))
 
 
 @dataclass(frozen=True, eq=False)

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -16,10 +17,13 @@ import pytest
 import torch
 from filelock import FileLock
 from torch import Tensor, nn
+from torchvision import transforms
 
 from fedkd.core.errors import FedKDError
 from fedkd.data import Augmentation, ImageSet, Views
 from fedkd.teachers import Teacher, TeacherCache
+from fedkd.teachers.outputs.fingerprint import code_within
+from fedkd.teachers.outputs.passes import Pass
 
 
 class Counting(Teacher):
@@ -179,6 +183,48 @@ def test_other_views_never_read_it(tmp_path: Path, log: Path) -> None:
     looked = len(seen(log))
     get(tmp_path / "c", Counting(log), data, Views(3, Augmentation(0, True)))
     assert len(seen(log)) == looked, "equal views are found again"
+
+
+NOISE = """
+class Noise:
+    def __call__(self, image):
+        return image + {0}
+
+class Of:
+    def __init__(self, transform):
+        self.transform = transform
+
+    def __call__(self, image):
+        return self.transform(image)
+"""
+
+
+@pytest.mark.parametrize(
+    "wrapped",
+    [
+        lambda user: user.Noise(),
+        lambda user: user.Noise().__call__,
+        lambda user: user.Of(user.Noise()),
+        lambda user: transforms.Compose([user.Noise()]),
+        lambda user: closing_over(user.Noise()),
+    ],
+)
+def test_the_code_of_an_ordinary_transform_counts(
+    wrapped: Callable[[object], object], written: Callable[[str], object]
+) -> None:
+    def key(added: int) -> str:
+        views = Views(2, Augmentation(transforms=[wrapped(written(NOISE.format(added)))]))
+        return Pass(Pixels(), numbered(), views, False, 8).key
+
+    assert key(1) == key(1) != key(2)
+
+
+def closing_over(transform: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    return lambda image: transform(image)
+
+
+def test_a_librarys_transform_counts_by_its_settings() -> None:
+    assert code_within(transforms.Compose([transforms.Resize(8), transforms.ToTensor()])) == ""
 
 
 def test_clearing_frees_all_but_what_is_just_being_built(tmp_path: Path, log: Path) -> None:

@@ -10,7 +10,6 @@ import threading
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
-from types import MappingProxyType
 
 import numpy as np
 import pytest
@@ -154,26 +153,6 @@ def test_the_users_functions_and_constants_count_wherever_they_are_and_what_is_n
     first = of()
     assert of() == of(unused=2) == first
     assert len({first, of(scale=2), of(offset=2), of(bias=2)}) == 4
-
-
-@pytest.fixture
-def written(tmp_path, monkeypatch):
-    """Return a function that imports modules from texts, afresh, and returns the one named user."""
-    monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setattr(sys, "dont_write_bytecode", True)
-
-    def load(user, others=MappingProxyType({})):
-        for name, text in {"user": user, **others}.items():
-            path = tmp_path / f"{name.replace('.', '/')}.py"
-            path.parent.mkdir(exist_ok=True)
-            path.write_text(text)
-            for each in (name, name.partition(".")[0]):
-                monkeypatch.delitem(sys.modules, each, raising=False)
-        linecache.clearcache()
-        importlib.invalidate_caches()
-        return importlib.import_module("user")
-
-    return load
 
 
 HEAD = """
