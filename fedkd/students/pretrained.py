@@ -19,7 +19,8 @@ from fedkd.students.stem import first_convolution, for_channels
 def read_weights(file: str, names: Sequence[str] = ()) -> Mapping[str, Tensor]:
     """Read a state dict from a file, ``.safetensors`` or what ``torch.save`` writes.
 
-    The state dict may also be under the key ``model`` or ``state_dict``, as training scripts save it.
+    The state dict may also be under the key ``model`` or ``state_dict``, or such a key with ``_ema`` behind it, as
+    training scripts save it.
 
     Args:
         file: Its path.
@@ -41,7 +42,7 @@ def read_weights(file: str, names: Sequence[str] = ()) -> Mapping[str, Tensor]:
         found = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch and safetensors raise half a dozen kinds for what is no such file
         raise FedKDError(f"pretrained: {file!r} cannot be read as weights: {in_one_line(error)}") from error
-    for key in ("model", "state_dict"):
+    for key in ("model", "state_dict", "state_dict_ema", "model_ema"):
         if isinstance(found, Mapping) and isinstance(found.get(key), Mapping):
             found = found[key]
     if not isinstance(found, Mapping) or not all(isinstance(value, Tensor) for value in found.values()):

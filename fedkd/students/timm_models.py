@@ -5,15 +5,19 @@ timm (https://github.com/huggingface/pytorch-image-models) is an extra: ``pip in
 
 from __future__ import annotations
 
+import re
 from collections import OrderedDict
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
-from fedkd.core.errors import FedKDError, MissingResourceError
+from fedkd.core.errors import FedKDError, MissingResourceError, in_one_line
 from fedkd.students.family import Family, unknown_member
 from fedkd.students.layers import NormalizeChannels, check_norm, replace_batch_norms
+from fedkd.students.pretrained import read_weights
 from fedkd.students.stem import enlarge
 
 PREFIX = "timm/"
@@ -41,7 +45,8 @@ def timm_student(
         num_classes: K. The last layer is always new.
         in_channels: C. The first layer of pretrained weights is adapted to it, as timm does.
         image_size: H in pixels, and W unless ``image_width`` is given.
-        pretrained: Whether to start from timm's weights, which are downloaded once; or the path of a file with them.
+        pretrained: Whether to start from timm's weights, which are downloaded once; or the path of a file with them
+            (``.pth``, ``.safetensors``), of which the last layer may be lacking.
         small_stem: Whether the first convolution gets stride 1, and a max-pooling behind it is left out: for images
             below 64 pixels.
         norm: "batch" leaves timm's normalization as it is. "group" puts GroupNorm in the place of BatchNorm, with the
@@ -51,21 +56,23 @@ def timm_student(
 
     Raises:
         MissingResourceError: If timm is not installed, or the weights cannot be had.
-        FedKDError: If timm knows no such network, or refuses an option.
+        FedKDError: If timm knows no such network, or refuses an option; or the file lacks weights of the network.
     """
     check_norm(norm)
     check_name(name)
     import timm
 
-    file = str(pretrained) if isinstance(pretrained, str | Path) else None
-    if file is not None and not Path(file).is_file():
-        raise MissingResourceError(f"pretrained: there is no file {file!r}.")
+    file = str(Path(pretrained).expanduser()) if isinstance(pretrained, str | Path) else None
     given: dict[str, Any] = {"num_classes": num_classes, "in_chans": in_channels, **options}
-    if file is not None:
-        given["pretrained_cfg_overlay"] = {"file": file, "custom_load": False}
     config: Any = timm.get_pretrained_cfg(name)
     if config is not None and config.fixed_input_size and "img_size" not in given:
         given["img_size"] = image_size if image_width is None else (image_size, image_width)
+    if file is not None:
+        classes = _check_weights(name, file, given)
+        # timm drops a last layer for another number of classes than its configuration has, not than the file has
+        given["pretrained_cfg_overlay"] = _from_file(
+            file, **({} if classes == num_classes else {"num_classes": classes})
+        )
     try:
         network: Any = timm.create_model(name, pretrained=bool(pretrained), **given)
     except (TypeError, ValueError, AssertionError) as error:
@@ -80,6 +87,54 @@ def timm_student(
         replace_batch_norms(network, norm)
     normalize = NormalizeChannels.of(found["mean"], found["std"], in_channels)
     return nn.Sequential(OrderedDict(normalize=normalize, network=network))
+
+
+def _from_file(file: str, **more: Any) -> dict[str, Any]:
+    """Return what timm's configuration of a network says where its weights come from a file."""
+    return {"file": file, "custom_load": False, **more}
+
+
+def _check_weights(name: str, file: str, options: Mapping[str, Any]) -> int:
+    """Raise unless a file has all weights of a network, apart from those of its last layer.
+
+    timm accepts a file that lacks weights where the number of classes differs. So a network is made for the file's
+    number of classes. timm renames and resizes weights as usual.
+
+    Returns:
+        The file's number of classes, 0 if it has no last layer.
+
+    Raises:
+        MissingResourceError: If there is no such file.
+        FedKDError: If it is no state dict, or lacks weights, or they do not fit.
+    """
+    import timm
+
+    found = timm.models.clean_state_dict(dict(read_weights(file)))
+    config: Any = timm.get_pretrained_cfg(name)
+    last = getattr(config, "classifier", None) or ()
+    heads = [f"{each}.weight" for each in ((last,) if isinstance(last, str) else last)]
+    classes = next((len(found[head]) for head in heads if head in found), 0)
+    overlay = _from_file(file, num_classes=classes, label_offset=0)
+    with torch.random.fork_rng(devices=[]):  # this network's own weights are drawn, and left
+        try:
+            timm.create_model(
+                name, pretrained=True, **{**options, "num_classes": classes, "pretrained_cfg_overlay": overlay}
+            )
+        except RuntimeError as error:
+            text = in_one_line(error)
+            lacking = re.findall(r'"([^"]+)"', text.partition("Missing key(s)")[2].partition("Unexpected key(s)")[0])
+            if lacking:
+                raise FedKDError(
+                    f"The weights for {PREFIX + name!r} lack {len(lacking)} of its tensors, such as {lacking[0]!r}."
+                ) from error
+            if "size mismatch" in text:
+                wrong = text[text.index("size mismatch") :].split(". ")[0].rstrip(".")
+                raise FedKDError(f"The weights for {PREFIX + name!r} do not fit: {wrong}.") from error
+        except Exception as error:  # timm's own code for weights of other formats
+            raise FedKDError(
+                f"The weights in {file!r} cannot be taken for {PREFIX + name!r}: {in_one_line(error)}"
+            ) from error
+    return classes
 
 
 def names() -> list[str]:

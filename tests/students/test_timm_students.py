@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import json
 
 import pytest
@@ -82,6 +83,58 @@ def test_a_run_from_pretrained_weights_needs_them_no_more(shared, tmp_path, monk
     file.unlink()
     loaded = fedkd.load_student(tmp_path / "run")
     assert same(loaded.state_dict(), weights(trained))
+
+
+def saved(name="test_resnet", prefix="", **options):
+    weights = timm.create_model(name, num_classes=11, **options).state_dict()
+    return {prefix + key: value for key, value in weights.items()}
+
+
+def test_a_file_with_weights_is_taken_whole(tmp_path):
+    headless = {key: value for key, value in saved().items() if not key.startswith("fc.")}
+    wrapped = {"state_dict_ema": saved(prefix="module.")}
+    for content, classes in itertools.product((saved(), headless, wrapped), (5, 1000)):
+        torch.save(content, tmp_path / "weights.pth")
+        student = fedkd.students.create(
+            "timm/test_resnet", classes, in_channels=1, pretrained=str(tmp_path / "weights.pth")
+        )
+        tensors = content.get("state_dict_ema", content)
+        (deep,) = (value for key, value in tensors.items() if key.endswith("layer4.0.conv1.weight"))
+        torch.testing.assert_close(student.network.layer4[0].conv1.weight, deep, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (
+            lambda: saved(prefix="encoder."),
+            "The weights for 'timm/test_resnet' lack .* tensors, such as 'conv1.0.weight'",
+        ),
+        (lambda: saved("test_efficientnet"), "The weights for 'timm/test_resnet' lack"),
+        (
+            lambda: {**saved(), "layer4.0.conv1.weight": torch.zeros(3, 3)},
+            "do not fit: size mismatch for layer4.0.conv1",
+        ),
+        (lambda: {k: v for k, v in saved().items() if "bn1" not in k}, "lack .*bn1"),
+        (lambda: [1, 2], "has no state dict, but a list"),
+    ],
+)
+@pytest.mark.parametrize("classes", [5, 1000])
+def test_weights_of_another_network_are_refused(content, message, classes, tmp_path):
+    torch.manual_seed(0)
+    torch.save(content(), tmp_path / "weights.pth")
+    with pytest.raises(fedkd.FedKDError, match=message) as raised:
+        fedkd.students.create("timm/test_resnet", classes, pretrained=str(tmp_path / "weights.pth"))
+    assert len(str(raised.value).splitlines()) == 1
+    assert len(str(raised.value)) < 300
+
+
+@pytest.mark.parametrize("suffix", ["pth", "safetensors"])
+def test_a_file_that_holds_no_weights_is_one_line(suffix, tmp_path):
+    file = tmp_path / f"weights.{suffix}"
+    file.write_bytes(b"no weights")
+    with pytest.raises(fedkd.FedKDError, match=f"{file.name}' cannot be read as weights"):
+        fedkd.students.create("timm/test_resnet", 5, pretrained=str(file))
 
 
 @pytest.mark.parametrize(
