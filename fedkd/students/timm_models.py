@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from fedkd.core.errors import FedKDError, MissingResourceError, in_one_line
+from fedkd.core.errors import FedKDError, MissingResourceError, in_one_line, unknown_name
 from fedkd.students.family import Family, unknown_member
 from fedkd.students.layers import NormalizeChannels, check_norm, replace_batch_norms
 from fedkd.students.pretrained import read_weights
@@ -41,7 +41,8 @@ def timm_student(
     ViT, are made for the size of the data's images.
 
     Args:
-        name: timm's name, such as ``"resnet18"`` or ``"mobilenetv3_small_100"``.
+        name: timm's name, such as ``"resnet18"`` or ``"mobilenetv3_small_100"``; ``"resnet18.tv_in1k"`` chooses among
+            its weights.
         num_classes: K. The last layer is always new.
         in_channels: C. The first layer of pretrained weights is adapted to it, as timm does.
         image_size: H in pixels, and W unless ``image_width`` is given.
@@ -75,10 +76,12 @@ def timm_student(
         )
     try:
         network: Any = timm.create_model(name, pretrained=bool(pretrained), **given)
-    except (TypeError, ValueError, AssertionError) as error:
-        raise FedKDError(f"timm refuses to make {name!r}: {error}") from error
     except (OSError, RuntimeError) as error:
-        raise MissingResourceError(f"The weights of {PREFIX + name!r} cannot be had: {error}") from error
+        if not pretrained:
+            raise _refusal(name, options, error) from error
+        raise MissingResourceError(f"The weights of {PREFIX + name!r} cannot be had: {in_one_line(error)}") from error
+    except Exception as error:  # the network's own code, for any options
+        raise _refusal(name, options, error) from error
     found: Any = network.pretrained_cfg
     if small_stem:
         first = None if found.get("fixed_input_size") else found.get("first_conv")
@@ -87,6 +90,15 @@ def timm_student(
         replace_batch_norms(network, norm)
     normalize = NormalizeChannels.of(found["mean"], found["std"], in_channels)
     return nn.Sequential(OrderedDict(normalize=normalize, network=network))
+
+
+def _refusal(name: str, options: Mapping[str, Any], error: Exception) -> FedKDError:
+    """Build the error for options that timm does not take."""
+    given = ", ".join(f"{key}={value!r}" for key, value in options.items())
+    text = (
+        f"{type(error).__name__}: {error}" if isinstance(error, LookupError | ArithmeticError) else in_one_line(error)
+    )
+    return FedKDError(f"timm refuses to make {name!r}{f' with {given}' if given else ''}: {text}")
 
 
 def _from_file(file: str, **more: Any) -> dict[str, Any]:
@@ -147,19 +159,23 @@ def names() -> list[str]:
 
 
 def check_name(name: str) -> None:
-    """Raise unless timm has a network of a name.
+    """Raise unless timm has a network of a name, ``NETWORK`` or ``NETWORK.TAG``, where a tag stands for weights.
 
     Raises:
         MissingResourceError: If timm is not installed.
-        FedKDError: If timm knows no such network.
+        FedKDError: If timm knows no such network, or no such tag.
     """
     try:
         import timm
     except ImportError as error:
         raise MissingResourceError("Students of timm need timm: pip install fedkd[timm].") from error
     known = timm.list_models()
-    if name.partition(".")[0] not in known:
+    network, _, tag = name.partition(".")
+    if network not in known:
         raise unknown_member(PREFIX, name, known)
+    tags = [each.partition(".")[2] for each in timm.models.get_arch_pretrained_cfgs(network)]
+    if tag and tag not in tags:
+        raise unknown_name(f"tag of student {PREFIX + network!r}", tag, filter(None, tags))
 
 
 TIMM = Family(

@@ -141,7 +141,12 @@ def test_a_file_that_holds_no_weights_is_one_line(suffix, tmp_path):
     ("name", "options", "message"),
     [
         ("timm/resnet81", {}, r"Unknown student 'timm/resnet81'.*timm/resnet18'.*fedkd students 'timm/\*' lists"),
-        ("timm/test_resnet", {"widht": 3}, "timm refuses to make 'test_resnet': .*widht"),
+        ("timm/test_resnet", {"widht": 3}, "timm refuses to make 'test_resnet' with widht=3: .*widht"),
+        ("timm/resnet18.tv_in1", {}, "Unknown tag of student 'timm/resnet18' 'tv_in1'. Did you mean 'tv_in1k'"),
+        ("timm/davit_giant.a", {}, r"Unknown tag .* 'a'. Choose one of: \(none\)"),
+        ("timm/test_resnet", {"act_layer": "nope"}, "refuses to make 'test_resnet' with act_layer='nope': .*nope"),
+        ("timm/test_vit", {"patch_size": 0}, "refuses to make 'test_vit' with patch_size=0: ZeroDivisionError"),
+        ("timm/test_vit", {"global_pool": "nope"}, "refuses to make 'test_vit' with global_pool='nope'"),
         ("timm/test_resnet", {"pretrained": "/nowhere/at.all"}, "pretrained: there is no file '/nowhere/at.all'"),
         ("timm/test_vit", {"small_stem": True}, "small_stem"),
         ("timm/test_resnet", {"norm": "layer"}, "norm"),
