@@ -100,10 +100,40 @@ class BatchNorm2d(nn.BatchNorm2d):
 
     def forward(self, input: Tensor) -> Tensor:
         """Normalize (B, C, H, W) over B, H and W."""
-        values_per_channel = input.numel() // input.shape[1]
-        if self.training and values_per_channel == 1:
-            return F.batch_norm(input, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
-        return super().forward(input)
+        return _by_running_statistics(self, input) if _has_no_variance(self, input) else super().forward(input)
+
+
+class BatchNorm1d(nn.BatchNorm1d):
+    """Batch normalization of vectors that also trains on a batch of one: see `BatchNorm2d`."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Normalize (B, C) over B, or (B, C, L) over B and L."""
+        return _by_running_statistics(self, input) if _has_no_variance(self, input) else super().forward(input)
+
+
+class BatchNormAct2d(BatchNorm2d):
+    """`BatchNorm2d` with a dropout and an activation behind it, under the names that timm gives them.
+
+    Args:
+        like: timm's layer, which gives the settings, dropout and activation.
+    """
+
+    def __init__(self, like: Any) -> None:
+        super().__init__(like.num_features, like.eps, like.momentum, like.affine, like.track_running_stats)
+        self.drop, self.act = like.drop, like.act
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Normalize (B, C, H, W), and apply dropout and activation."""
+        return self.act(self.drop(super().forward(input)))
+
+
+def _has_no_variance(layer: nn.Module, input: Tensor) -> bool:
+    """Whether a layer trains on one value per channel."""
+    return layer.training and input.numel() == input.shape[1]
+
+
+def _by_running_statistics(layer: Any, input: Tensor) -> Tensor:
+    return F.batch_norm(input, layer.running_mean, layer.running_var, layer.weight, layer.bias, eps=layer.eps)
 
 
 class GroupNorm(nn.GroupNorm):
@@ -158,6 +188,32 @@ def num_groups(channels: int) -> int:
     and that of a group with two channels +1 and -1. Neither has a gradient.
     """
     return max((g for g in range(1, 33) if channels % g == 0 and channels // g >= 8), default=1)
+
+
+def allow_single_images(module: nn.Module) -> None:
+    """Replace every BatchNorm of torch's and timm's below ``module`` with one that trains on a single image, in place.
+
+    The layers keep all settings, tensors and names of tensors, and do the same on all other batches: see `BatchNorm2d`.
+
+    Args:
+        module: Any network.
+    """
+    for name, child in module.named_children():
+        settings = [getattr(child, key, None) for key in ("num_features", "eps", "momentum", "affine")]
+        layer: nn.Module
+        if type(child) in (nn.BatchNorm1d, nn.BatchNorm2d):
+            kind: Any = BatchNorm1d if isinstance(child, nn.BatchNorm1d) else BatchNorm2d
+            layer = kind(*settings, child.track_running_stats)
+        elif type(child).__name__ == "BatchNormAct2d" and not isinstance(child, BatchNormAct2d):
+            layer = BatchNormAct2d(child)
+        else:
+            allow_single_images(child)
+            continue
+        for key, tensor in child._parameters.items():
+            layer.register_parameter(key, tensor)
+        for key, tensor in child._buffers.items():
+            layer.register_buffer(key, tensor)
+        setattr(module, name, layer.train(child.training))
 
 
 def replace_batch_norms(module: nn.Module, norm: str) -> None:

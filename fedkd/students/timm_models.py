@@ -16,7 +16,7 @@ from torch import nn
 
 from fedkd.core.errors import FedKDError, MissingResourceError, in_one_line, unknown_name
 from fedkd.students.family import Family, unknown_member
-from fedkd.students.layers import NormalizeChannels, check_norm, replace_batch_norms
+from fedkd.students.layers import NormalizeChannels, allow_single_images, check_norm, replace_batch_norms
 from fedkd.students.pretrained import read_weights
 from fedkd.students.stem import enlarge
 
@@ -50,8 +50,9 @@ def timm_student(
             (``.pth``, ``.safetensors``), of which the last layer may be lacking.
         small_stem: Whether the first convolution gets stride 1, and a max-pooling behind it is left out: for images
             below 64 pixels.
-        norm: "batch" leaves timm's normalization as it is. "group" puts GroupNorm in the place of BatchNorm, with the
-            pretrained scales and offsets, so that clients keep no statistics.
+        norm: "batch" leaves timm's normalization as it is, except that BatchNorm also trains on a single image: see
+            `fedkd.students.BatchNorm2d`. "group" puts GroupNorm in the place of BatchNorm, with the pretrained scales
+            and offsets, so that clients keep no statistics.
         image_width: W in pixels, of oblong images.
         options: Further arguments of ``timm.create_model``, such as ``drop_path_rate``.
 
@@ -88,6 +89,8 @@ def timm_student(
         enlarge(network, PREFIX + name, first if isinstance(first, str) else "")
     if norm == "group":
         replace_batch_norms(network, norm)
+    else:
+        allow_single_images(network)
     normalize = NormalizeChannels.of(found["mean"], found["std"], in_channels)
     return nn.Sequential(OrderedDict(normalize=normalize, network=network))
 

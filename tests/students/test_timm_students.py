@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import itertools
 import json
+import pickle
 
 import pytest
 import torch
@@ -44,6 +45,27 @@ def test_group_norm_takes_the_place_of_batch_norm_and_keeps_activations(name):
     ]
     assert acts[0] == acts[1] > 0
     assert fedkd.students.check(student, 5, (3, 32, 32)) is None
+
+
+@pytest.mark.parametrize("name", ["test_resnet", "test_efficientnet", "levit_128s"])
+def test_a_batch_of_one_image_trains_and_all_others_as_in_timm(name):
+    size = 224 if name == "levit_128s" else 32
+    torch.manual_seed(0)
+    student = fedkd.students.create(f"timm/{name}", num_classes=5, image_size=size).train()
+    torch.manual_seed(0)
+    bare = timm.create_model(name, num_classes=5).train()
+    assert same(student.network.state_dict(), bare.state_dict())
+    assert [m.momentum for m in student.modules() if hasattr(m, "momentum")] == [
+        m.momentum for m in bare.modules() if hasattr(m, "momentum")
+    ]
+    images = torch.rand(2, 3, size, size)
+    torch.manual_seed(1)
+    ours = student.network(images)
+    torch.manual_seed(1)
+    assert torch.equal(ours, bare(images))
+    assert same(student.network.state_dict(), bare.state_dict())
+    student(images[:1]).sum().backward()
+    assert pickle.loads(pickle.dumps(student)).state_dict().keys() == student.state_dict().keys()
 
 
 def test_a_small_stem_sees_four_times_the_pixels():
