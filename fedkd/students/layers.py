@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -209,15 +210,18 @@ def allow_single_images(module: nn.Module) -> None:
         else:
             allow_single_images(child)
             continue
-        for key, tensor in child._parameters.items():
-            layer.register_parameter(key, tensor)
-        for key, tensor in child._buffers.items():
-            layer.register_buffer(key, tensor)
+        for key, parameter in child._parameters.items():
+            layer.register_parameter(key, parameter)
+        for key, buffer in child._buffers.items():
+            layer.register_buffer(key, buffer)
         setattr(module, name, layer.train(child.training))
 
 
 def replace_batch_norms(module: nn.Module, norm: str) -> None:
-    """Replace every ``nn.BatchNorm2d`` below ``module`` with a layer of `make_norm`, in place.
+    """Replace every ``nn.BatchNorm2d`` and ``nn.BatchNorm1d`` below ``module``, in place.
+
+    A layer of `make_norm` takes its place; with "batch", a `BatchNorm1d` takes that of an ``nn.BatchNorm1d``. With
+    "group" no layer keeps running statistics.
 
     The layers keep eps, scales, offsets, and a BatchNorm its running statistics. An activation within the layer, as
     timm's have it, comes behind. Momentum becomes torch's 0.1. MobileNetV3's 0.01 suits a million ImageNet steps; after
@@ -232,10 +236,11 @@ def replace_batch_norms(module: nn.Module, norm: str) -> None:
     """
     check_norm(norm)
     for name, child in module.named_children():
-        if not isinstance(child, nn.BatchNorm2d):
+        if not isinstance(child, nn.BatchNorm1d | nn.BatchNorm2d):
             replace_batch_norms(child, norm)
             continue
-        layer = make_norm(norm, child.num_features, eps=child.eps)
+        of_vectors = norm == "batch" and isinstance(child, nn.BatchNorm1d)
+        layer = (BatchNorm1d if of_vectors else partial(make_norm, norm))(child.num_features, eps=child.eps)
         layer.load_state_dict(child.state_dict(), strict=False)
         behind = [part for part in (getattr(child, "drop", None), getattr(child, "act", None)) if part is not None]
         setattr(module, name, nn.Sequential(layer, *behind) if behind else layer)

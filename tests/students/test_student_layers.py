@@ -85,6 +85,23 @@ def test_batch_norms_are_replaced_at_every_depth(norm: str, kind: type[nn.Module
         assert inner[1].momentum == 0.1
 
 
+@pytest.mark.parametrize("norm", ["batch", "group"])
+def test_the_norms_of_vectors_are_replaced_too(norm: str) -> None:
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.BatchNorm1d(16, eps=1e-3))
+    network[0].weight.data.uniform_()
+    weight = network[0].weight.clone()
+    replace_batch_norms(network, norm)
+    network(torch.randn(1, 16)).sum().backward()  # nn.BatchNorm1d refuses a single vector
+    assert torch.equal(network[0].weight, weight)
+    if norm == "group":
+        assert not list(network.buffers())
+        x = torch.randn(3, 16, requires_grad=True)
+        grouped = x.reshape(3, 2, 8)
+        expected = (grouped - grouped.mean(2, True)) / (grouped.var(2, unbiased=False, keepdim=True) + 1e-3).sqrt()
+        torch.testing.assert_close(network(x), expected.reshape(3, 16) * weight)
+
+
 def test_an_unknown_norm_is_named() -> None:
     with pytest.raises(FedKDError, match=r"Unknown norm 'bach'. Did you mean 'batch'"):
         make_norm("bach", 8)

@@ -34,7 +34,7 @@ def test_a_name_makes_a_student_for_the_data(name, channels):
     assert not any(name.startswith("normalize") for name in student.state_dict())
 
 
-@pytest.mark.parametrize("name", ["test_resnet", "test_efficientnet", "mobilenetv3_small_050"])
+@pytest.mark.parametrize("name", ["test_resnet", "test_efficientnet", "mobilenetv3_small_050", "efficientvit_m0"])
 def test_group_norm_takes_the_place_of_batch_norm_and_keeps_activations(name):
     made = functools.partial(fedkd.students.create, f"timm/{name}", num_classes=5, image_size=32)
     student, before = made(norm="group"), made()
