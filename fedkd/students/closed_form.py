@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -212,9 +212,11 @@ class Stage(NamedTuple):
 def stages(student: nn.Module, image_shape: tuple[int, int, int]) -> list[Stage]:
     """Find a network's stages: for each resolution of its feature maps the last module that has one as its output.
 
-    A map is known by its shape, (B, C, H, W) with the images' ratio of H to W. So maps that a network keeps channels
-    last in the order of their axes, (B, H, W, C), do not count. A network that goes on with such, or with tokens,
-    behind its last map has no stages: the only map of a vision transformer is that of its patches.
+    A map has the shape (B, C, H, W), where H and W are those of the images at one scale, up to a pixel. It is the
+    output of a part with a convolution in it, which is no larger than the map before it, or of any part whose input is
+    a map. So neither the attention matrices of a network (B, heads, N, N) count, nor maps that it keeps channels last
+    in the order of their axes, (B, H, W, C). A network that goes on with such, or with tokens, behind its last map has
+    no stages: the only map of a vision transformer is that of its patches.
 
     Args:
         student: Images (B, C, H, W) in [0, 1] -> logits.
@@ -231,30 +233,45 @@ def stages(student: nn.Module, image_shape: tuple[int, int, int]) -> list[Stage]
     tokens: list[str] = []  # layers with weights that gave tokens since the last map
     trained = next(student.parameters(recurse=False), None) is not None  # whether weights have made what is there
     has_trained_map = False
-    _, height, width = image_shape
+    shapes: set[tuple[int, ...]] = {image_shape}  # of the maps that there have been
+    positions = image_shape[1] * image_shape[2]  # of the last one
+    entered: list[int] = []  # positions of the last map when a part was called, of all parts that run
+
+    def enter(*_: Any) -> None:
+        entered.append(positions)
 
     def note(name: str) -> Any:
-        def hook(layer: nn.Module, inputs: Any, output: Any) -> None:
-            nonlocal trained, has_trained_map
+        def hook(layer: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> None:
+            nonlocal trained, has_trained_map, positions
+            most = entered.pop()
             call, called[name] = called[name], called[name] + 1
             has_weights = next(layer.parameters(recurse=False), None) is not None
             trained = trained or has_weights
             if not isinstance(output, Tensor) or output.ndim not in (3, 4):
                 return
-            size = high, wide = int(output.shape[-2]), int(output.shape[-1])
-            is_map = high * width <= (wide + 1) * height and wide * height <= (high + 1) * width
-            if output.ndim == 4 and is_map:
-                if high * wide > 1:
+            if output.ndim == 4 and _is_at_scale(output.shape, image_shape):
+                size = high, wide = int(output.shape[2]), int(output.shape[3])
+                if high * wide == 1:
+                    return
+                # by shape, for what a network does to a map without a module gives another tensor
+                of_map = any(tuple(each.shape[1:]) in shapes for each in _tensors([*args, *kwargs.values()]))
+                # a convolution over the heads of attention has no map as its input, and sees more positions
+                if of_map or (high * wide <= most and _has_convolution(layer)):
                     last.pop(size, None)  # so that the order is that of the last calls
                     last[size] = Stage(name, call, int(output.shape[1]), *size)
+                    shapes.add(tuple(output.shape[1:]))
+                    positions = high * wide
                     tokens.clear()
                     has_trained_map = has_trained_map or trained
-            elif has_weights and math.prod(output.shape[1:-1]) > 1:
+                    return
+            if has_weights and math.prod(output.shape[1:-1]) > 1 and not isinstance(layer, _OF_MAPS):
                 tokens.append(name)
 
         return hook
 
-    hooks = [layer.register_forward_hook(note(name)) for name, layer in parts_of(student).items()]
+    parts = parts_of(student).items()
+    hooks = [layer.register_forward_pre_hook(enter) for _, layer in parts]
+    hooks += [layer.register_forward_hook(note(name), with_kwargs=True) for name, layer in parts]
     try:
         with uncompiled(student):
             probe(student, image_shape)
@@ -268,3 +285,27 @@ def stages(student: nn.Module, image_shape: tuple[int, int, int]) -> list[Stage]
             "layer, inputs: last."
         )
     return list(last.values())
+
+
+_OF_MAPS = (nn.Conv2d, nn.BatchNorm2d, nn.GroupNorm)
+"""Layers with weights that give no tokens, of whatever shape their outputs are."""
+
+
+def _is_at_scale(shape: Sequence[int], image_shape: Sequence[int]) -> bool:
+    """Whether there is a scale s with |h - H s| <= 1 and |w - W s| <= 1: strides round, and edges may be cut."""
+    (high, wide), (height, width) = shape[-2:], image_shape[-2:]
+    return (high - 1) * width <= (wide + 1) * height and (wide - 1) * height <= (high + 1) * width
+
+
+def _has_convolution(layer: nn.Module) -> bool:
+    """Whether a part has weights (O, I, k, k) in it, of ``nn.Conv2d`` or of a layer of one's own."""
+    return any(each.ndim == 4 for each in layer.parameters())
+
+
+def _tensors(values: Iterable[Any]) -> Iterator[Tensor]:
+    """Yield the tensors among values and in lists among them."""
+    for value in values:
+        if isinstance(value, list | tuple):
+            yield from _tensors(value)
+        elif isinstance(value, Tensor):
+            yield value

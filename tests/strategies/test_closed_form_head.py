@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -484,6 +485,58 @@ class ChannelsLast(nn.Module):
 def test_maps_with_channels_last_are_no_stages(size):
     found = stages(ChannelsLast(), (3, *size))
     assert [(each.name, each.channels) for each in found] == [("first", 12), ("second", 20)]
+
+
+class Attends(nn.Module):
+    """Convolutions with attention on the map between them, whose matrix is square, and mixed over the heads."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.qk, self.second = nn.Conv2d(3, 12, 8, 8), nn.Conv2d(12, 24, 1), nn.Conv2d(12, 20, 2, 2)
+        self.softmax, self.drop, self.mix = nn.Softmax(-1), nn.Dropout(0.1), nn.Conv2d(2, 2, 1)
+        self.head = nn.Linear(20, 5)
+
+    def forward(self, images):
+        seen = self.first(images)
+        query, key = self.qk(seen).reshape(len(images), 2, 12, -1).chunk(2, dim=2)  # (B, heads, 6, N) each
+        matrix = self.drop(self.mix(self.softmax(query.transpose(2, 3) @ key)))  # (B, heads, N, N)
+        seen = seen + (matrix @ key.transpose(2, 3)).transpose(2, 3).reshape(seen.shape)
+        return self.head(self.second(seen).mean((2, 3)))
+
+
+@pytest.mark.parametrize("size", [(16, 16), (32, 32), (64, 64)])  # matrices of 4, 16 and 64 positions
+def test_attention_matrices_are_no_stages(size):
+    found = [(each.name, each.channels, each.height) for each in stages(Attends(), (3, *size))]
+    assert found[-1][:2] == ("second", 20) or size == (16, 16)  # a second map of one pixel does not count
+    assert ("qk", 24, size[0] // 8) in found
+    assert not {"softmax", "drop", "mix"} & {name for name, *_ in found}
+
+
+def test_attention_on_a_transformers_map_is_no_stage():
+    timm = pytest.importorskip("timm")
+    student = timm.create_model("visformer_tiny", img_size=64, num_classes=4).eval()
+    assert [each.name for each in stages(student, (3, 64, 64))] == ["stem", "stage1", "stage2", "norm"]
+
+
+@pytest.mark.parametrize(
+    ("size", "found"),
+    [
+        ((16, 64), [(8, 32), (4, 16), (2, 8), (1, 4), (1, 2)]),
+        ((64, 16), [(32, 8), (16, 4), (8, 2), (4, 1), (2, 1)]),
+        ((40, 64), [(20, 32), (10, 16), (5, 8), (3, 4), (2, 2)]),
+        ((8, 128), [(4, 64), (2, 32), (1, 16), (1, 8), (1, 4)]),
+    ],
+)
+def test_narrow_images_have_stages_too(size, found):
+    widths = [3, 8, 12, 16, 20, 24]
+    parts = [
+        part
+        for before, after in itertools.pairwise(widths)
+        for part in (nn.Conv2d(before, after, 3, 2, 1), nn.BatchNorm2d(after), nn.ReLU())
+    ]
+    student = nn.Sequential(*parts, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(24, 5))
+    names = [(each.name, each.height, each.width) for each in stages(student, (3, *size))]
+    assert names == [(str(3 * i + 2), *each) for i, each in enumerate(found)]
 
 
 @pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true"])
