@@ -39,6 +39,7 @@ def feature_cosine(student: Tensor, teacher: Tensor) -> Tensor:
     .. math:: \frac{1}{B} \sum_b 1 - \frac{s_b \cdot t_b}{\|s_b\| \|t_b\|}
 
     The distance of the image-level features in Ranzinger, Heinrich, Kautz and Molchanov, "AM-RADIO" (arXiv 2312.06709).
+    A vector of the student that is zero has no direction: its distance counts as 1, without a gradient.
 
     Args:
         student: s, (B, D), projected.
@@ -48,7 +49,9 @@ def feature_cosine(student: Tensor, teacher: Tensor) -> Tensor:
         A scalar in [0, 2].
     """
     check_shapes("features", student, teacher)
-    return 1 - F.cosine_similarity(student.float(), teacher.detach().float(), dim=1).mean()
+    student, teacher = student.float(), teacher.detach().float()
+    is_zero = (student.detach() == 0).all(dim=1, keepdim=True)  # torch would divide its gradient by 1e-8
+    return 1 - F.cosine_similarity(torch.where(is_zero, student.detach(), student), teacher, dim=1).mean()
 
 
 def feature_sums(features: Any, chunk: int = 8192) -> Tensor:

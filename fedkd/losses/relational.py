@@ -49,6 +49,10 @@ def rkd_angle(student: Tensor, teacher: Tensor) -> Tensor:
     RKD (arXiv 1904.05068), equations 8 and 9, over triplets of three different images, with Huber's loss l. As in
     `rkd_distance` the sum is a mean. Time and memory grow with B^3.
 
+    The gradient of a cosine is inversely proportional to the length of an edge. So an edge of the student that is at
+    most `SHORT` times as long as the mean edge counts as it is, and gets no gradient. All others get the paper's, which
+    then is at most 1 / `SHORT` times that of a mean edge.
+
     Args:
         student: (B, D_student) features; D_student may differ from D.
         teacher: (B, D) features; no gradient flows into them.
@@ -65,9 +69,16 @@ def rkd_angle(student: Tensor, teacher: Tensor) -> Tensor:
     return total / (count * (count - 1) * (count - 2))
 
 
+SHORT = 1e-3
+"""An edge shorter than this part of the mean edge joins images that are equal up to rounding: bfloat16 has 8 bits."""
+
+
 def _cosines(features: Tensor) -> Tensor:
     """(B, D) -> cosines of the angle at j between i and k, (B, B, B) by [j, i, k]."""
-    edges = F.normalize(features[None] - features[:, None], dim=2)  # (B, B, D): [j, i] is from j to i
+    edges = features[None] - features[:, None]  # (B, B, D): [j, i] is from j to i
+    lengths = edges.detach().norm(dim=2)
+    mean = lengths.sum() / (len(features) * (len(features) - 1))
+    edges = F.normalize(torch.where((lengths <= SHORT * mean)[..., None], edges.detach(), edges), dim=2)
     return edges @ edges.transpose(1, 2)
 
 

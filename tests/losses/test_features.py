@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import pytest
@@ -125,6 +126,49 @@ def test_relations_do_not_see_rotation_scale_or_offset():
     moved = 3 * features @ rotation - 5
     assert rkd_distance(moved, features).item() == pytest.approx(0, abs=1e-6)
     assert rkd_angle(moved, features).item() == pytest.approx(0, abs=1e-6)
+
+
+def angle_gradient(features, teacher):
+    student = features.clone().requires_grad_()
+    rkd_angle(student, teacher).backward()
+    return student.grad
+
+
+@pytest.mark.parametrize("edge", [0.0, 1e-12, 1e-6, 1e-4])
+def test_images_with_almost_equal_features_have_an_angle_of_bounded_gradient(edge):
+    torch.manual_seed(0)
+    features, teacher = torch.randn(8, 16), torch.randn(8, 32)
+    usual = angle_gradient(features, teacher).abs().max()
+    features[:2] = 0
+    features[0, 0] = edge
+    assert angle_gradient(features, teacher).abs().max() < 2 * usual
+
+
+def test_the_gradient_of_all_other_angles_is_the_papers():
+    torch.manual_seed(0)
+    features, teacher = torch.randn(6, 5), torch.randn(6, 7)
+    features[1] = features[0] + torch.tensor([0.02, 0, 0, 0, 0])  # 0.6 % of the mean edge
+    student, theirs = features.double().requires_grad_(), teacher.double()
+
+    triplets = [each for each in itertools.product(range(6), repeat=3) if len(set(each)) == 3]
+    i, j, k = torch.tensor(triplets).T
+
+    def cosines(x):
+        one, other = x[i] - x[j], x[k] - x[j]
+        return (one * other).sum(1) / (one.norm(dim=1) * other.norm(dim=1))
+
+    loss = nn.functional.smooth_l1_loss(cosines(student), cosines(theirs))
+    (expected,) = torch.autograd.grad(loss, student)
+    assert rkd_angle(features, teacher).item() == pytest.approx(loss.item(), rel=1e-5)
+    torch.testing.assert_close(angle_gradient(features, teacher).double(), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_student_of_zeros_has_no_direction_to_turn():
+    student = torch.tensor([[0.0, 0.0], [1.0, 0.0]], requires_grad=True)
+    loss = feature_cosine(student, torch.tensor([[1.0, 1.0], [0.0, 1.0]]))
+    loss.backward()
+    assert loss.item() == 1
+    assert student.grad.tolist() == [[0.0, 0.0], [0.0, -0.5]]
 
 
 def test_equal_features_have_a_gradient_that_is_finite():
