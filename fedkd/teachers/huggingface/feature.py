@@ -15,7 +15,7 @@ from fedkd.teachers.heads.head import FederatedHead
 from fedkd.teachers.heads.ridge import RidgeHead
 from fedkd.teachers.huggingface.hub import find_checkpoint
 from fedkd.teachers.huggingface.patches import naflex_inputs, unmasked
-from fedkd.teachers.huggingface.pooling import POOLINGS, num_prefix_tokens, pool
+from fedkd.teachers.huggingface.pooling import POOLINGS, num_prefix_tokens, num_suffix_tokens, pool
 from fedkd.teachers.huggingface.preprocess import load_preprocess
 from fedkd.teachers.teacher import Teacher
 
@@ -149,4 +149,4 @@ class FeatureTeacher(HuggingFaceTeacher):
         pixels = self.pixel_values(images)
         output = self._call(self.model.forward, pixels)
         num_prefix = num_prefix_tokens(self.model, output.last_hidden_state, pixels.shape[-2:])
-        return pool(output, self.pooling, num_prefix).float()
+        return pool(output, self.pooling, num_prefix, num_suffix_tokens(self.model)).float()

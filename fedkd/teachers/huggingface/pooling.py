@@ -12,7 +12,7 @@ from fedkd.core.errors import FedKDError
 POOLINGS = ("auto", "cls", "mean", "cls+mean", "pooled")
 
 
-def pool(output: Any, pooling: str, num_prefix: int) -> Tensor:
+def pool(output: Any, pooling: str, num_prefix: int, num_suffix: int = 0) -> Tensor:
     """Pool a transformers model output to (B, D).
 
     Args:
@@ -21,6 +21,7 @@ def pool(output: Any, pooling: str, num_prefix: int) -> Tensor:
         pooling: One of `POOLINGS`. "auto" is "cls+mean" if there is a CLS token, else "pooled" if there is a pooled
             output, else "mean".
         num_prefix: The number of tokens before the patch tokens: the CLS token, then registers. 0 means no CLS token.
+        num_suffix: The number of tokens behind the patch tokens: see `num_suffix_tokens`.
 
     Raises:
         FedKDError: If the output lacks what the pooling needs.
@@ -37,7 +38,7 @@ def pool(output: Any, pooling: str, num_prefix: int) -> Tensor:
         raise FedKDError(f"pooling {pooling!r} needs a CLS token, but this model has none; use 'mean' or 'auto'.")
     if hidden.ndim == 4:
         return hidden.mean((2, 3))  # (B, C, H, W) -> (B, C)
-    parts = {"cls": lambda: hidden[:, 0], "mean": lambda: hidden[:, num_prefix:].mean(1)}
+    parts = {"cls": lambda: hidden[:, 0], "mean": lambda: hidden[:, num_prefix : hidden.shape[1] - num_suffix].mean(1)}
     return torch.cat([parts[part]() for part in pooling.split("+")], dim=1)
 
 
@@ -57,4 +58,14 @@ def num_prefix_tokens(model: Any, hidden: Tensor, image_size: torch.Size) -> int
         return 0
     height, width = (patch, patch) if isinstance(patch, int) else patch
     # Hierarchical models (Swin) merge patches, so fewer tokens than patches means no prefix.
-    return max(0, hidden.shape[1] - (image_size[0] // height) * (image_size[1] // width))
+    tokens = hidden.shape[1] - num_suffix_tokens(model)
+    return max(0, tokens - (image_size[0] // height) * (image_size[1] // width))
+
+
+def num_suffix_tokens(model: Any) -> int:
+    """Return the number of tokens in a model's last hidden state behind the patch tokens: YOLOS detects objects there.
+
+    Args:
+        model: As for `num_prefix_tokens`.
+    """
+    return getattr(model.config, "num_detection_tokens", None) or 0

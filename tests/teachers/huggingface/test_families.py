@@ -15,10 +15,12 @@ import pytest
 import torch
 from PIL import Image
 from protocols import prepare
+from transformers import YolosConfig, YolosModel
 
 from fedkd.core.errors import FedKDError, MissingResourceError
 from fedkd.data import ImageSet
 from fedkd.teachers import FeatureTeacher, ZeroShotTeacher, create, teachers
+from fedkd.teachers.huggingface.pooling import num_prefix_tokens, num_suffix_tokens, pool
 
 CLS = ("dinov2", "dinov2-registers", "dinov3", "vit", "mae", "beit", "deit", "timm-vit")
 POOLED = ("dinov3-convnext", "convnext", "convnextv2", "resnet", "swin", "swinv2", "efficientnet", "timm")
@@ -62,6 +64,18 @@ def test_features_are_the_models_own_pooled(family: str, tiny: Tiny, photo: np.n
     # Images differ by more than the rounding of preprocessing to whole gray levels.
     assert features.std(0).mean() > 5 * (features - expected).abs().mean()
     assert (features - expected).abs().max() < 0.5 * features.std(0).max()
+
+
+def test_the_detection_tokens_of_yolos_are_no_patches() -> None:
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    model = YolosModel(YolosConfig(**sizes, image_size=[32, 32], patch_size=16, num_detection_tokens=7)).eval()
+    with torch.no_grad():
+        output = model(torch.rand(2, 3, 32, 32))
+    hidden = output.last_hidden_state  # (2, 1 + 4 + 7, 16): CLS, patches, detection
+    prefix = num_prefix_tokens(model, hidden, torch.Size([32, 32]))
+    assert prefix == 1
+    pooled = pool(output, "cls+mean", prefix, num_suffix_tokens(model))
+    torch.testing.assert_close(pooled, torch.cat([hidden[:, 0], hidden[:, 1:5].mean(1)], dim=1))
 
 
 def test_poolings(tiny: Tiny, photo: np.ndarray) -> None:
