@@ -22,6 +22,9 @@ class MissingResourceError(FedKDError):
 MAX_THREADS = 1024
 """More threads, or processes, are a mistake, and the operating system would refuse them one by one."""
 
+MAX_CLIENTS = 10_000_000
+"""A larger number is a mistake: the lists of shards alone would fill the memory."""
+
 MAX_PIXELS = 4096
 """A longer side of an image is a mistake: a single one would fill the memory."""
 

@@ -14,7 +14,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from rich.console import RenderableType
 from torch import Tensor
 
-from fedkd.core.errors import FedKDError, check_range, refuse_classes
+from fedkd.core.errors import MAX_CLIENTS, FedKDError, check_range, refuse_classes
 from fedkd.core.notebook import Shown
 from fedkd.core.seeding import derive_seed
 from fedkd.data.images.augmentation import Augmentation
@@ -32,10 +32,6 @@ from fedkd.partition import Dirichlet, Partitioner, PartitionReport
 
 CLIENTS = 10
 """Default number of clients."""
-
-MAX_CLIENTS = 10_000_000
-"""A larger number is a mistake: the lists of shards alone would fill the memory."""
-
 
 STAGES = ("adapt", "head", "loss", "rounds")
 """What clients work on, in this order: the teacher's adapter, its head, what the loss takes from it, and the rounds."""

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from fedkd.core.errors import FedKDError
+from fedkd.core.errors import MAX_CLIENTS, FedKDError
 from fedkd.core.sealed import is_whole
 from fedkd.partition.files import choose_column, read_file, values_by_image
 from fedkd.partition.partitioner import Partitioner
@@ -38,7 +38,8 @@ class Given(Partitioner):
     Raises:
         MissingResourceError: When called, if the file does not exist.
         FedKDError: When called, if the file or list does not name exactly one client for every image that is not
-            public, or ``num_clients`` is another number.
+            public, a client has a number of `fedkd.core.errors.MAX_CLIENTS` or more, or ``num_clients`` is another
+            number than that of the clients.
     """
 
     clients: list[int] | list[list[int]] | str | Path
@@ -100,6 +101,11 @@ class Given(Partitioner):
         if owners.dtype.kind == "U" or owners.min() < -1:
             wrong = owners[0] if owners.dtype.kind == "U" else owners.min()
             raise FedKDError(f"{self._name} must hold clients from 0, or -1 for none, got {str(wrong)!r}.")
+        if owners.max() >= MAX_CLIENTS:
+            raise FedKDError(
+                f"{self._name} must hold clients from 0 to {MAX_CLIENTS - 1:,}, got {owners.max():,}. If these are "
+                "ids, such as of a site, the partitioner ByAttribute numbers them."
+            )
         return owners.astype(np.int64), int(owners.max()) + 1
 
     def _owners_of_lists(self, lists: Sequence[Sequence[int]], size: int) -> np.ndarray:

@@ -99,6 +99,11 @@ def test_a_client_of_a_list_may_be_empty() -> None:
         ([[0, 1], [2, "3"], [5]], r"client 1 has '3' in it"),
         ([[0, 1], [2, True], [5]], r"client 1 has true in it"),
         ([[0, 1], [2, 10**30], [5]], r"positions 0 to 5, client 1 has 10{30}"),
+        (
+            [5_000_000_000, 1, 2, 0, 1, 2],
+            r"clients from 0 to 9,999,999, got 5,000,000,000\. If .* ByAttribute numbers them",
+        ),
+        (np.full(6, 2**64 - 1, np.uint64), r"clients from 0 to 9,999,999, got 18,446,744,073,709,551,615"),
         (None, r"must hold a list, of the client of each image or of each client's positions, got null"),
         (np.array(3), r"must hold a list, .* got array\(3\)"),
     ],
