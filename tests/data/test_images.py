@@ -41,6 +41,22 @@ def test_every_kind_of_image_gives_the_same_pixels(image: object) -> None:
     assert data.image_shape == (3, 2, 3)
 
 
+@pytest.mark.parametrize(
+    "image",
+    [
+        np.zeros((0, 8, 3), np.uint8),
+        np.zeros((8, 0), np.float32),
+        torch.zeros(1, 0, 8),
+        Image.new("L", (0, 8)),
+    ],
+)
+def test_an_image_without_pixels_is_one_line(image: object) -> None:
+    with pytest.raises(FedKDError, match=r"An image must have at least one pixel, got .*8"):
+        ImageSet.from_dataset([(image, 0)])
+    with pytest.raises(FedKDError, match=r"at least one pixel each, got the shape \(2, 1, 0, 8\)"):
+        ImageSet(torch.zeros(2, 1, 0, 8, dtype=torch.uint8), torch.zeros(2, dtype=torch.int64), ("a",))
+
+
 @pytest.mark.parametrize("image", [rgb()[..., 0], Image.fromarray(rgb()[..., 0]), torch.from_numpy(rgb()[..., 0])])
 def test_gray_stays_one_channel(image: object) -> None:
     assert ImageSet.from_dataset([(image, 0)]).images.tolist() == [[rgb()[..., 0].tolist()]]

@@ -46,6 +46,8 @@ class ImageSet:
             raise FedKDError(
                 f"images must be uint8 (N, C, H, W) with C 1 or 3, got {images.dtype} {tuple(images.shape)}."
             )
+        if len(images) and 0 in images.shape[2:]:
+            raise FedKDError(f"images must have at least one pixel each, got the shape {tuple(images.shape)}.")
         if targets.dtype != torch.int64 or targets.shape != images.shape[:1]:
             raise FedKDError(
                 f"targets must be int64 ({len(images)},), one per image, got {targets.dtype} {tuple(targets.shape)}."

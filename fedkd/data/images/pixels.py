@@ -23,11 +23,15 @@ def to_pixels(image: Any) -> np.ndarray:
         uint8 (C, H, W), C is 1 or 3.
 
     Raises:
-        FedKDError: If the image is none of these, or its values are neither uint8 nor float in [0, 1].
+        FedKDError: If the image is none of these or has no pixels, or its values are neither uint8 nor float in [0, 1].
     """
     from PIL.Image import Image
 
     if isinstance(image, Image):
+        if 0 in image.size:
+            raise FedKDError(
+                f"An image must have at least one pixel, got {image.width} x {image.height} (width x height)."
+            )
         return pil_pixels(image)
     if isinstance(image, Tensor):
         image = image.detach().cpu()
@@ -43,6 +47,8 @@ def to_pixels(image: Any) -> np.ndarray:
             f"An image must have the shape {order} with 1 or 3 channels, got {tuple(image.shape)} "
             f"in a {type(image).__name__}."
         )
+    if array.size == 0:
+        raise FedKDError(f"An image must have at least one pixel, got the shape {tuple(image.shape)}.")
     if array.dtype == np.uint8:
         return array
     if not np.issubdtype(array.dtype, np.floating):
