@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import math
 from collections.abc import Sequence
+from numbers import Real
 from typing import Any, Literal
 
 import torch
@@ -113,10 +115,14 @@ def _outputs(member: Teacher, images: Tensor) -> Tensor:
 
 def _checked(weights: Any, count: int) -> Tensor:
     """Return the initial weights, (M,), which sum to one."""
-    if weights is None or weights == "fitted":
+    is_name = isinstance(weights, str)
+    if weights is None or (is_name and weights == "fitted"):
         return torch.full((count,), 1 / count)
-    if isinstance(weights, str):
-        raise FedKDError(f"weights must be a list of numbers, 'fitted' or null, got {weights!r}.")
+    is_list = isinstance(weights, Sequence) and not is_name
+    if not is_list or not all(isinstance(w, Real) and not isinstance(w, bool) for w in weights):
+        near = is_name and difflib.get_close_matches(weights, ["fitted"])
+        hint = " Did you mean 'fitted'?" if near else ""
+        raise FedKDError(f"weights must be a list of numbers, 'fitted' or null, got {weights!r}.{hint}")
     if len(weights) != count:
         raise FedKDError(f"weights must be one number per teacher, {count}, got {len(weights)}: {list(weights)}.")
     if not all(math.isfinite(w) and w >= 0 for w in weights) or sum(weights) == 0:

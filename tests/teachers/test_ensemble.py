@@ -179,7 +179,11 @@ def test_members_by_name_are_frozen(tiny: Callable[[str], str], images: ImageSet
         ([1.0, -1.0], r"weights must be >= 0 and not all 0, got \[1.0, -1.0\]"),
         ([0.0, 0.0], "not all 0"),
         ([float("nan"), 1.0], "not all 0, got"),
-        ("fited", "weights must be a list of numbers, 'fitted' or null, got 'fited'"),
+        ("fited", "weights must be a list of numbers, 'fitted' or null, got 'fited'. Did you mean 'fitted'"),
+        (["a", 1.0], r"weights must be a list of numbers, 'fitted' or null, got \['a', 1.0\]"),
+        ([True, 1.0], "weights must be a list of numbers"),
+        (np.ones(2), r"weights must be a list of numbers, 'fitted' or null, got array"),
+        (1.0, "weights must be a list of numbers, 'fitted' or null, got 1.0"),
     ],
 )
 def test_wrong_weights_are_named(weights: object, message: str) -> None:
