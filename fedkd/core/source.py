@@ -31,8 +31,8 @@ _CONSTANTS = (bool, int, float, complex, str, bytes, type(None))
 _BY_TEXT = (torch.dtype, torch.device, PurePath, re.Pattern, enum.Enum)
 _MISSING = object()
 
-Written = Callable[[Any], str | None]
-"""A function that writes down an object that code names. None leaves the object out."""
+Write = Callable[[str, Any], str | None]
+"""A function that writes down an object that code names, given the name and the object. None leaves it out."""
 
 
 def is_ours(thing: Any) -> bool:
@@ -62,6 +62,10 @@ def written(value: Any) -> str | None:
     return repr(value) if isinstance(value, _CONSTANTS + _BY_TEXT) else None
 
 
+def _by_content(_name: str, value: Any) -> str | None:
+    return written(value)
+
+
 def code_hash(thing: type | FunctionType) -> str:
     """Return a hash of a user's class or function: its code, and the code and data of the user's that it names.
 
@@ -77,7 +81,7 @@ def code_hash(thing: type | FunctionType) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def source_of(cls: type, write: Written = written) -> str:
+def source_of(cls: type, write: Write = _by_content) -> str:
     """Return the source of a class and of the functions, classes, constants and objects that it names, at any depth.
 
     What is named counts where it is of the user's, not of an installed package. Names that are only known when the
@@ -85,12 +89,12 @@ def source_of(cls: type, write: Written = written) -> str:
 
     Args:
         cls: The class.
-        write: Writes down the objects.
+        write: Writes down the objects; by default those that `written` knows.
     """
     return "\n".join(_sources(cls, set(), write))
 
 
-def sources_named_by(function: FunctionType, write: Written = written) -> list[str]:
+def sources_named_by(function: FunctionType, write: Write = _by_content) -> list[str]:
     """Return what `source_of` would add for the names in a function's code, without the function's own code."""
     return list(_sources_of_named(function, {id(function)}, write))
 
@@ -107,7 +111,7 @@ def _constant(item: Any) -> Any:
     return sorted(map(repr, item)) if isinstance(item, frozenset) else repr(item)
 
 
-def _sources(thing: type | FunctionType, seen: set[int], write: Written) -> Iterator[str]:
+def _sources(thing: type | FunctionType, seen: set[int], write: Write) -> Iterator[str]:
     if id(thing) in seen:
         return
     seen.add(id(thing))
@@ -128,7 +132,7 @@ def _sources(thing: type | FunctionType, seen: set[int], write: Written) -> Iter
                 yield from _named(name, contents(cell), [], seen, write)
 
 
-def _sources_of_named(function: FunctionType, seen: set[int], write: Written) -> Iterator[str]:
+def _sources_of_named(function: FunctionType, seen: set[int], write: Write) -> Iterator[str]:
     """Yield what the names in a function's code refer to."""
     names = sorted(_names(function.__code__))
     for name in names:
@@ -140,14 +144,14 @@ def _sources_of_named(function: FunctionType, seen: set[int], write: Written) ->
             yield from _named(name, value, [], seen, write)
 
 
-def _found_at(paths: set[tuple[str, ...]], around: Mapping[str, Any], seen: set[int], write: Written) -> Iterator[str]:
+def _found_at(paths: set[tuple[str, ...]], around: Mapping[str, Any], seen: set[int], write: Write) -> Iterator[str]:
     for path in sorted(paths):
         name, value = _follow(path, around)
         yield from _named(name, value, [], seen, write)
 
 
 def _values_within(
-    thing: type | FunctionType, functions: list[FunctionType], seen: set[int], write: Written
+    thing: type | FunctionType, functions: list[FunctionType], seen: set[int], write: Write
 ) -> Iterator[str]:
     """Yield a class's attributes and the defaults of functions, which code without a source does not show."""
     own = {} if isinstance(thing, FunctionType) else vars(thing)
@@ -160,7 +164,7 @@ def _values_within(
             yield from _named(f"{function.__name__} by default", value, [], seen, write)
 
 
-def _named(name: str, value: Any, names: list[str], seen: set[int], write: Written) -> Iterator[str]:
+def _named(name: str, value: Any, names: list[str], seen: set[int], write: Write) -> Iterator[str]:
     """Yield the object that a name in code refers to; for a module, the attributes that the same code uses."""
     value = _unwrapped(value)
     if isinstance(value, ModuleType):
@@ -181,7 +185,7 @@ def _named(name: str, value: Any, names: list[str], seen: set[int], write: Writt
             yield from _named(name, part, [], seen, write)
     elif _is_object(value) and id(value) not in seen:
         seen.add(id(value))
-        if (text := write(value)) is not None:
+        if (text := write(name, value)) is not None:
             yield f"{name} = {text}"
 
 

@@ -124,11 +124,11 @@ def _version(package: str) -> str:
         return ""
 
 
-def _writer(where: str, within: frozenset[int]) -> Callable[[Any], str]:
+def _writer(where: str, within: frozenset[int]) -> Callable[[str, Any], str]:
     """Return a function that writes down the objects that the code of ``where`` names."""
 
-    def write(value: Any) -> str:
-        return json.dumps(_plain(value, f"a variable that {where} uses", False, within))
+    def write(name: str, value: Any) -> str:
+        return json.dumps(_plain(value, f"{name}, which {where} names", False, within))
 
     return write
 
@@ -191,7 +191,8 @@ def _plain(value: Any, where: str, by_type: bool, within: frozenset[int] = froze
     except Exception as error:  # an object's own code for pickling can raise anything
         raise FedKDError(
             f"The teacher's cache cannot distinguish {where}, a {type(value).__qualname__}, from another one: make it "
-            "something that can be pickled, or name it in not_in_features if features do not depend on it."
+            "something that can be pickled; or, if features do not depend on it, an attribute of the teacher that is "
+            "named in not_in_features."
         ) from error
     digest = hashlib.sha256(pickled.getvalue())
     for cls in pickler.classes:
