@@ -49,9 +49,14 @@ def feature_cosine(student: Tensor, teacher: Tensor) -> Tensor:
         A scalar in [0, 2].
     """
     check_shapes("features", student, teacher)
-    student, teacher = student.float(), teacher.detach().float()
+    return 1 - cosine_similarity(student, teacher.detach()).mean()
+
+
+def cosine_similarity(student: Tensor, other: Tensor) -> Tensor:
+    """Return the cosines of features (B, D) with others (B, D), float32 (B,); 0 for a zero vector, and no gradient."""
+    student, other = student.float(), other.float()
     is_zero = (student.detach() == 0).all(dim=1, keepdim=True)  # torch would divide its gradient by 1e-8
-    return 1 - F.cosine_similarity(torch.where(is_zero, student.detach(), student), teacher, dim=1).mean()
+    return F.cosine_similarity(torch.where(is_zero, student.detach(), student), other, dim=1)
 
 
 def feature_sums(features: Any, chunk: int = 8192) -> Tensor:

@@ -163,6 +163,13 @@ def test_moon_contrasts_with_the_clients_previous_student():
     assert not torch.equal(plain.delta["hidden.1.weight"], update.delta["hidden.1.weight"])
 
 
+def test_moon_gives_a_zero_representation_no_gradient():
+    features = torch.tensor([[0.0, 0.0], [1.0, 0.0]], requires_grad=True)
+    model_contrast(features, torch.tensor([[1.0, 2.0]] * 2), torch.tensor([[2.0, -1.0]] * 2), 0.5).backward()
+    assert features.grad[0].tolist() == [0.0, 0.0]
+    assert 0 < features.grad[1].norm() < 10
+
+
 @pytest.mark.parametrize("previous", [False, True])
 def test_moon_without_a_previous_student_is_fedavg(previous):
     # none, or one that is the global student: log 2 in either case, and no pull from it

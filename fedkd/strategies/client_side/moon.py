@@ -21,6 +21,7 @@ from fedkd.core.errors import FedKDError, check_range
 from fedkd.core.messages import ClientTask, ClientUpdate, LocalRule, ServerState
 from fedkd.core.tensors import load_state, split_state
 from fedkd.losses import Outputs
+from fedkd.losses.features import cosine_similarity
 from fedkd.strategies.base import Strategy
 from fedkd.strategies.client_side.global_teacher import GlobalTeacher
 from fedkd.training.objective import frozen_copy
@@ -32,7 +33,7 @@ def model_contrast(features: Tensor, global_features: Tensor, previous_features:
     .. math:: -\frac{1}{B} \sum_b \log \frac{e^{\cos(z_b, g_b) / \tau}}{e^{\cos(z_b, g_b) / \tau} +
               e^{\cos(z_b, p_b) / \tau}}
 
-    MOON (arXiv 2103.16257), equation 3.
+    MOON (arXiv 2103.16257), equation 3. A representation that is zero has no direction, and gets no gradient.
 
     Args:
         features: z, (B, D).
@@ -43,8 +44,8 @@ def model_contrast(features: Tensor, global_features: Tensor, previous_features:
     Returns:
         A scalar in nats, > 0; log 2 where g and p are the same.
     """
-    near = F.cosine_similarity(features.float(), global_features.float(), dim=-1)  # (B,)
-    far = F.cosine_similarity(features.float(), previous_features.float(), dim=-1)
+    near = cosine_similarity(features, global_features)  # (B,)
+    far = cosine_similarity(features, previous_features)
     return F.softplus((far - near) / temperature).mean()
 
 
