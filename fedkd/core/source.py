@@ -13,7 +13,6 @@ import sysconfig
 import textwrap
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
-from pathlib import PurePath
 from types import CodeType, FunctionType, ModuleType
 from typing import Any
 
@@ -28,7 +27,7 @@ LIBRARIES = frozenset({"abc", "builtins", "fedkd", "peft", "timm", "torch", "tor
 
 _INSTALLED = tuple({sysconfig.get_path(kind) for kind in ("purelib", "platlib", "stdlib")})
 _CONSTANTS = (bool, int, float, complex, str, bytes, type(None))
-_BY_TEXT = (torch.dtype, torch.device, PurePath, re.Pattern, enum.Enum)
+_BY_TEXT = (torch.dtype, torch.device)
 _MISSING = object()
 
 Write = Callable[[str, Any], str | None]
@@ -37,21 +36,28 @@ Write = Callable[[str, Any], str | None]
 
 def is_ours(thing: Any) -> bool:
     """Whether a class or a function comes from one of `LIBRARIES`."""
-    return str(thing.__module__).split(".")[0] in LIBRARIES
+    return str(getattr(thing, "__module__", None)).split(".")[0] in LIBRARIES
 
 
 def is_library(thing: Any) -> bool:
     """Whether a class or a function comes from an installed package or from Python itself, not from the user."""
-    module = str(thing.__module__)  # None for some built-in functions
+    module = str(getattr(thing, "__module__", None))  # None for some built-in functions; some methods have none
     file = getattr(sys.modules.get(module), "__file__", None)
     return module == "None" or _is_installed(module, file)
 
 
 def written(value: Any) -> str | None:
-    """Write down constants, tensors and arrays, also in lists and dictionaries, by content; None for other objects."""
+    """Write down constants, tensors and arrays, also in lists and dictionaries, by content; None for other objects.
+
+    A path is none of these: a run may go on where its folder was moved.
+    """
     if isinstance(value, Tensor | np.ndarray | np.generic):
         array = value if isinstance(value, Tensor) else np.asarray(value)
         return f"{type(value).__name__} {content_hash(array)}"
+    if isinstance(value, enum.Enum):
+        return f"{type(value).__qualname__}.{value.name}"
+    if isinstance(value, re.Pattern):  # its repr is cut
+        return repr((value.pattern, value.flags))
     if isinstance(value, Mapping):
         value = [*value.items()]
     if isinstance(value, list | tuple | set | frozenset):

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
+import enum
 import functools
 import hashlib
 import inspect
-import io
 import json
 import pickle
+import re
 import sys
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import fields, is_dataclass
 from importlib.metadata import PackageNotFoundError, version
-from types import FunctionType, ModuleType
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -50,8 +50,7 @@ def fingerprint(module: nn.Module, ignore: Collection[str] = ()) -> str:
         SHA-256 in hex, the same in every process.
 
     Raises:
-        FedKDError: If an attribute of a class outside `LIBRARIES`, or an object that its code names, cannot be
-            distinguished from another of its type.
+        FedKDError: If an attribute of a class outside `LIBRARIES` cannot be distinguished from another of its type.
     """
     return _hash(module, ignore, frozenset())
 
@@ -72,7 +71,7 @@ def _hash(module: nn.Module, ignore: Collection[str], within: frozenset[int]) ->
             digest.update(json.dumps([name, kind.__module__, kind.__qualname__, plain]).encode())
     for cls in classes:
         if not is_ours(cls):
-            digest.update(source_of(cls, _writer(cls.__qualname__, within)).encode())
+            digest.update(source_of(cls, _writer(cls, within)).encode())
     if inside := sorted(_VERSIONED_INSIDE & {package for cls in classes for package in _packages_of(cls)}):
         digest.update(json.dumps([[package, _version(package)] for package in inside]).encode())
     for name, tensor in [*module.named_parameters(), *module.named_buffers()]:
@@ -84,22 +83,15 @@ def _hash(module: nn.Module, ignore: Collection[str], within: frozenset[int]) ->
 
 def own_code(cls: type) -> str:
     """Return the source of a class and those of its bases that are outside `LIBRARIES`."""
-    write = _writer(cls.__qualname__, frozenset())
-    return "".join(source_of(base, write) for base in cls.__mro__ if not is_ours(base))
+    return "".join(source_of(base, _writer(base, frozenset())) for base in cls.__mro__ if not is_ours(base))
 
 
 def code_within(value: Any) -> str:
-    """Hash the code of the classes and functions in an object that are the user's; an empty text if there are none.
-
-    Of an object that cannot be pickled, only the code of its own class counts.
-    """
-    found: list[Any] = []
-    pickler = _Pickler(io.BytesIO(), lambda function: found.append(_plain(function, "", False)))
-    with contextlib.suppress(Exception):  # an object's own code for pickling can raise anything
-        pickler.dump(value)
-    for cls in {**pickler.classes, type(value): None}:
-        found += _code_of(cls, frozenset())
-    return hashlib.sha256(json.dumps(found).encode()).hexdigest() if found else ""
+    """Hash an object in which there are functions or objects of the user's; an empty text if there are none."""
+    if not _holds_users(value, frozenset()):
+        return ""
+    plain = _plain(value, "", False, named=True)
+    return hashlib.sha256(json.dumps(plain).encode()).hexdigest()
 
 
 def hash_tensor(digest: hashlib._Hash, tensor: Tensor) -> None:
@@ -124,40 +116,44 @@ def _version(package: str) -> str:
         return ""
 
 
-def _writer(where: str, within: frozenset[int]) -> Callable[[str, Any], str]:
-    """Return a function that writes down the objects that the code of ``where`` names."""
+def _writer(owner: Any, within: frozenset[int]) -> Callable[[str, Any], str | None]:
+    """Return a function that writes down the objects that a class or a function names: those of a library's, none."""
 
-    def write(name: str, value: Any) -> str:
-        return json.dumps(_plain(value, f"{name}, which {where} names", False, within))
+    def write(name: str, value: Any) -> str | None:
+        return None if is_library(owner) else json.dumps(_plain(value, name, False, within, named=True))
 
     return write
 
 
-def _plain(value: Any, where: str, by_type: bool, within: frozenset[int] = frozenset()) -> Any:
-    """Return a setting in a form for JSON. Different settings have different forms.
+def _plain(value: Any, where: str, by_type: bool, within: frozenset[int] = frozenset(), named: bool = False) -> Any:
+    """Return a setting in a form for JSON, the same in every process. Different settings have different forms.
 
     With ``by_type``, an object of a library's is represented by its type's name. In a library's class, the other
-    settings and the version determine this object.
+    settings and the version determine this object. With ``named`` so is one of a library outside `LIBRARIES`, such as a
+    lock or a console: code that names it may use it for anything.
 
     Args:
         value: The setting.
         where: What an error calls it.
         by_type: Whether it is a setting of a library's class.
         within: The ids of the objects that hold it.
+        named: Whether it is, or is held by, an object that code names.
     """
     if value is None or isinstance(value, bool | int | float | str):
         return value
+    if isinstance(value, enum.Enum):
+        return f"{type(value).__qualname__}.{value.name}"
     if id(value) in within:
         return f"the {type(value).__qualname__} that holds it"
     within |= {id(value)}
-    inner = functools.partial(_plain, where=where, by_type=by_type, within=within)
+    inner = functools.partial(_plain, where=where, by_type=by_type, within=within, named=named)
     if isinstance(value, list | tuple):
         return [inner(item) for item in value]
-    if isinstance(value, dict):
+    if isinstance(value, Mapping):
         kept = {key: inner(item) for key, item in value.items() if key not in WHERE_FROM}
-        named = {str(key): item for key, item in kept.items()}
+        texts = {str(key): item for key, item in kept.items()}
         # as pairs where two keys have the same text, such as 1 and "1"
-        return named if len(named) == len(kept) else [[repr(key), item] for key, item in kept.items()]
+        return texts if len(texts) == len(kept) else [[repr(key), item] for key, item in kept.items()]
     if isinstance(value, set | frozenset):  # whose order is another one in every process
         return ["set", sorted(json.dumps(inner(item)) for item in value)]
     if isinstance(value, torch.dtype | torch.Size | torch.device | np.ndarray | np.generic | Tensor):
@@ -169,35 +165,76 @@ def _plain(value: Any, where: str, by_type: bool, within: frozenset[int] = froze
         return [type(value).__qualname__, inner(every), *_code_of(type(value), within)]
     if isinstance(value, Configured):
         return [type(value).__qualname__, inner(init_args(value)), *_code_of(type(value), within)]
-    if hasattr(value, "to_dict"):  # a HuggingFace configuration
+    if hasattr(value, "to_dict") and not isinstance(value, type):  # a HuggingFace configuration
         settings, own = inner(value.to_dict()), _code_of(type(value), within)
         return [settings, *own] if own else settings
     if by_type and not _is_users(value):
         return type(value).__qualname__
     if isinstance(value, functools.partial):
         return [inner(part) for part in (value.func, value.args, value.keywords)]
+    if inspect.ismethod(value):
+        return [inner(value.__self__), inner(value.__func__)]
     if inspect.isfunction(value):
         caught = [contents(cell) for cell in value.__closure__ or ()]
-        others = sources_named_by(value, _writer(value.__qualname__, within))
+        others = [] if is_library(value) else sources_named_by(value, _writer(value, within))
         return [repr(compiled(value.__code__)), inner([value.__defaults__, value.__kwdefaults__, caught]), *others]
     if isinstance(value, type):
-        return [value.__module__, value.__qualname__, source_of(value, _writer(value.__qualname__, within))]
-    pickled = io.BytesIO()
-    pickler = _Pickler(pickled, functools.partial(_plain, where=where, by_type=False, within=within))
+        return [value.__module__, value.__qualname__, source_of(value, _writer(value, within))]
+    if inspect.isroutine(value):
+        return f"{type(value).__qualname__} {value.__qualname__}"
+    if callable(value) and hasattr(value, "__wrapped__"):  # as of lru_cache
+        return inner(inspect.unwrap(value))
+    if isinstance(value, re.Pattern):
+        return ["pattern", repr(value.pattern), value.flags]
+    if named and isinstance(value, bytes | bytearray | complex | range | slice):
+        return [type(value).__qualname__, repr(value)]
+    return _object(value, where, inner, named, _code_of(type(value), within))
+
+
+def _object(value: Any, where: str, inner: Callable[[Any], Any], named: bool, code: list[str]) -> Any:
+    """Return any other object in a form for JSON: by its attributes, and by its code where that is the user's.
+
+    An object of a package outside `LIBRARIES` counts by its pickle, or by its type if it is ``named``.
+
+    Args:
+        value: The object.
+        where: As for `_plain`.
+        inner: Returns an attribute in a form for JSON.
+        named: As for `_plain`.
+        code: The user's code of its class.
+    """
+    name = f"{type(value).__module__}.{type(value).__qualname__}"
     try:
-        pickler.dump(value)
+        state = value.__getstate__() if code or is_ours(type(value)) else None
+        if state is not None or code:
+            return [name, inner(state), *code]
+        return name if named else hashlib.sha256(pickle.dumps(value, protocol=4)).hexdigest()
     except FedKDError:
         raise
     except Exception as error:  # an object's own code for pickling can raise anything
+        if named:
+            return [name, *code]
         raise FedKDError(
             f"The teacher's cache cannot distinguish {where}, a {type(value).__qualname__}, from another one: make it "
-            "something that can be pickled; or, if features do not depend on it, an attribute of the teacher that is "
-            "named in not_in_features."
+            "something that can be pickled, or name it in not_in_features if features do not depend on it."
         ) from error
-    digest = hashlib.sha256(pickled.getvalue())
-    for cls in pickler.classes:
-        digest.update("".join(_code_of(cls, within)).encode())
-    return digest.hexdigest()
+
+
+def _holds_users(value: Any, within: frozenset[int]) -> bool:
+    """Whether a value is, or holds at any depth, a function, a class or an object of the user's."""
+    if id(value) in within:
+        return False
+    if isinstance(value, type) or inspect.isroutine(value):
+        return not is_library(value)
+    if not is_library(type(value)):
+        return True
+    if isinstance(value, functools.partial):
+        parts: Any = (value.func, *value.args, *value.keywords.values())
+    elif isinstance(value, Mapping):
+        parts = value.values()
+    else:
+        parts = value if isinstance(value, list | tuple | set | frozenset) else getattr(value, "__dict__", {}).values()
+    return any(_holds_users(part, within | {id(value)}) for part in parts)
 
 
 def _is_users(value: Any) -> bool:
@@ -209,26 +246,4 @@ def _is_users(value: Any) -> bool:
 
 def _code_of(cls: type, within: frozenset[int]) -> list[str]:
     """Return the source of a class and of its bases, as far as they are the user's; an empty list if there is none."""
-    write = _writer(cls.__qualname__, within)
-    return [source_of(base, write) for base in cls.__mro__ if not is_library(base)]
-
-
-class _Pickler(pickle.Pickler):
-    """Pickles an object for its hash: functions count by their code. It notes the classes whose objects it meets.
-
-    Args:
-        file: Takes the bytes.
-        plain: Returns a function in a form for JSON.
-    """
-
-    def __init__(self, file: io.BytesIO, plain: Callable[[Any], Any]) -> None:
-        super().__init__(file, protocol=4)
-        self.plain = plain
-        self.classes: dict[type, None] = {}
-
-    def reducer_override(self, thing: Any) -> Any:
-        """Replace a user's function by its code; pickle everything else as usual."""
-        if isinstance(thing, FunctionType) and not is_library(thing):
-            return str, (json.dumps(self.plain(thing)),)
-        self.classes[thing if isinstance(thing, type) else type(thing)] = None
-        return NotImplemented
+    return [source_of(base, _writer(base, within)) for base in cls.__mro__ if not is_library(base)]

@@ -4,21 +4,26 @@ from __future__ import annotations
 
 import importlib
 import linecache
+import os
 import subprocess
 import sys
 import threading
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import torchvision
 from torch import nn
+from torchvision.transforms import v2
 
 import fedkd
 from fedkd.teachers.outputs.fingerprint import fingerprint
+
+ROOT = Path(fedkd.__file__).parents[1]
 
 
 class Attribute(fedkd.Teacher):
@@ -269,10 +274,50 @@ def test_a_variable_with_the_name_of_an_attribute_does_not_count_and_a_circle_en
     assert len({fingerprint(written(circle.replace("{0}", by)).Mine()) for by in "112"}) == 2
 
 
-def test_an_object_that_code_names_and_that_cannot_be_told_apart_is_refused(written):
-    user = "import fedkd, threading\nLOCK = threading.Lock()" + FEATURES.format(expression="LOCK and images")
-    with pytest.raises(fedkd.FedKDError, match=r"cannot distinguish LOCK, which Mine names, a lock.*not_in_features"):
-        fingerprint(written(user).Mine())
+OF_A_LIBRARY = """
+import logging, pathlib, threading, rich.console
+LOCK, CONSOLE, LOG, RELU = threading.Lock(), rich.console.Console(), logging.getLogger(__name__), torch.Tensor.relu
+ROOT, THREAD, NAME = pathlib.Path(__file__).parent, threading.local(), re.compile("a" * 300 + "{0}")
+"""
+
+
+def test_objects_of_libraries_that_code_names_refuse_nothing(written):
+    expression = "LOCK and CONSOLE and LOG and RELU(images) and ROOT and THREAD and NAME"
+    user = HEAD + OF_A_LIBRARY + FEATURES.format(expression=expression)
+    first, other = (fingerprint(written(user.replace("{0}", end)).Mine()) for end in "xy")
+    assert first != other
+    module = written(user.replace("{0}", "x"))
+    module.ROOT = module.ROOT / "elsewhere"
+    assert fingerprint(module.Mine()) == first
+    fingerprint(Attribute(v2.Lambda(torch.Tensor.float)))  # a method of C has no module
+
+
+IN_ANOTHER_PROCESS = """
+import lightning.pytorch as pl
+class Prompts:
+    def __init__(self):
+        self.emb, self.words, self.parts = torch.arange(6.0), {"a", "b", "c", "d"}, {"x": frozenset("efgh")}
+PROMPTS = Prompts()
+class Backbone(pl.LightningModule):
+    def __init__(self):
+        super().__init__()
+        self.prompts, self.layer = Prompts(), torch.nn.Linear(1, 1)
+        torch.nn.init.ones_(self.layer.weight), torch.nn.init.ones_(self.layer.bias)
+class Mine(fedkd.Teacher):
+    def __init__(self):
+        super().__init__()
+        self.backbone = Backbone()
+    def features(self, images):
+        return images + PROMPTS.emb
+"""
+
+
+def test_the_hash_is_the_same_in_every_process(tmp_path, written):
+    here = fingerprint(written(HEAD + IN_ANOTHER_PROCESS).Mine())
+    program = "import user; from fedkd.teachers.outputs.fingerprint import fingerprint; print(fingerprint(user.Mine()))"
+    environment = {**os.environ, "PYTHONPATH": f"{tmp_path}:{ROOT}", "PYTHONHASHSEED": "7"}
+    found = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True)
+    assert found.stdout.split()[-1] == here
 
 
 def test_a_version_counts(monkeypatch):
