@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 
 from fedkd.cli.subcommands import SECTIONS
+from fedkd.core.command_line import by_option, is_option, put_classes_first
 from fedkd.core.errors import FedKDError, MissingResourceError
 from fedkd.core.yaml_file import read_yaml
 from fedkd.runs.layout import run_of
@@ -38,10 +39,6 @@ FLAGS = {
 
 TRUTH = ("true", "false", "yes", "no")
 """The values that they take."""
-
-
-SHORT = ("-c", "-h")
-"""Options of a single letter."""
 
 MAX_SHOWN = 60
 """Characters of a wrong value that an error shows."""
@@ -104,56 +101,6 @@ def _short(value: Any) -> str:
     return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}..."
 
 
-def put_classes_first(args: Sequence[str]) -> list[str]:
-    """Put the options of a class behind the option that chooses the class: the parser drops those before it in silence.
-
-    ``--data.partitioner.alpha 0.5 --data.partitioner Shards`` becomes ``--data.partitioner Shards
-    --data.partitioner.alpha 0.5``, about which the parser says that `Shards` has no such option.
-
-    Args:
-        args: Of a subcommand, ``--NAME VALUE`` or ``--NAME=VALUE``.
-
-    Raises:
-        FedKDError: If the option that comes later is null, which has no options.
-    """
-    groups = _by_option(args)
-    names = [group[0].removeprefix("--").split("=")[0] for group in groups]
-    behind: dict[int, list[list[str]]] = {}  # by the position of the option that chooses a class
-    for position, (name, group) in enumerate(zip(names, groups, strict=True)):
-        chosen = [
-            later
-            for later in range(position + 1, len(groups))
-            if "." in names[later] and name.startswith(f"{names[later]}.")
-        ]
-        if not chosen:
-            continue
-        what, value = groups[chosen[-1]][0], " ".join(groups[chosen[-1]][1:]) or groups[chosen[-1]][0].partition("=")[2]
-        if value in ("null", "None"):
-            raise FedKDError(
-                f"{group[0].split('=')[0]} is dropped by the later {what.split('=')[0]} {value}: leave one out."
-            )
-        behind.setdefault(chosen[-1], []).append(group)
-        groups[position] = []
-    ordered = [part for position, group in enumerate(groups) for part in (group, *behind.get(position, []))]
-    found = [each for group in ordered for each in group]
-    return found if found == list(args) else put_classes_first(found)  # again for the options of an inner class
-
-
-def is_option(argument: str) -> bool:
-    """Whether an argument names an option, and is no value such as -1."""
-    return argument.startswith("--") or argument in SHORT
-
-
-def _by_option(args: Sequence[str]) -> list[list[str]]:
-    """Cut arguments before each option, so that its values stay with it."""
-    groups: list[list[str]] = []
-    for each in args:
-        if is_option(each) or not groups:
-            groups.append([])
-        groups[-1].append(each)
-    return groups
-
-
 def put_run_first(args: Sequence[str]) -> list[str]:
     """Put the run directory behind the subcommand, where it stands between the options or is given as ``--run_dir``.
 
@@ -163,15 +110,15 @@ def put_run_first(args: Sequence[str]) -> list[str]:
     Args:
         args: Of a subcommand that takes a RUN_DIR.
     """
-    groups = _by_option(args[1:])
+    groups = by_option(args[1:])
     if groups and not is_option(groups[0][0]):
         return list(args)
     found: list[str] = []
+    given = [group for group in groups if group[0].split("=")[0] == "--run_dir"]
     for group in groups:
-        if len(group) > (1 if "=" in group[0] else 2) and not found:
+        if len(group) > (1 if "=" in group[0] else 2) and not found and not given:
             found.append(group.pop())
     if not found and not any(group[0].split("=")[0] in ("--config", "-c") for group in groups):
-        given = [group for group in groups if group[0].split("=")[0] == "--run_dir"]
         for group in given[-1:]:  # a later option replaces an earlier one
             found = group[1:] or [group[0].partition("=")[2]]
         groups = [group for group in groups if not any(group is each for each in given)]

@@ -9,6 +9,7 @@ from typing import Any
 
 import yaml
 
+from fedkd.core.command_line import put_classes_first
 from fedkd.core.sealed import read_record, with_checksum
 from fedkd.core.storage import write_atomically
 from fedkd.core.yaml_file import read_yaml
@@ -33,7 +34,7 @@ def options_of(arguments: Sequence[str]) -> dict[str, Any]:
         arguments: Those of ``fedkd fit``.
     """
     found: dict[str, Any] = {}
-    for name, text in _pairs(arguments):
+    for name, text in _pairs(put_classes_first(arguments)):
         if name == "config":
             path = Path(text)
             content = read_yaml(path, "configuration") if path.is_file() else {}
@@ -51,7 +52,8 @@ def options_of(arguments: Sequence[str]) -> dict[str, Any]:
 def difference(made: Mapping[str, Any], now: Mapping[str, Any]) -> tuple[str, Any, Any] | None:
     """Return the first option that differs, with both values; None if there is none.
 
-    Absolute paths whose last part is the same are the same: the data may have moved.
+    An absolute path counts as moved if its last part is the same and nothing is at the old place any more. A class of
+    fedkd is the same with its module and without.
 
     Args:
         made: The options of a finished run.
@@ -59,7 +61,7 @@ def difference(made: Mapping[str, Any], now: Mapping[str, Any]) -> tuple[str, An
     """
     for name in dict.fromkeys([*now, *made]):
         old, new = made.get(name, ABSENT), now.get(name, ABSENT)
-        if old != new and not _is_moved(old, new):
+        if _plain_name(old) != _plain_name(new) and not _is_moved(old, new):
             return name, old, new
     return None
 
@@ -85,7 +87,12 @@ def typed(text: str) -> Any:
         return text
     if isinstance(value, list | dict):
         return value if text.lstrip()[0] in "[{" else text
-    return value if isinstance(value, bool | int | float) or text in ("null", "~") else text
+    if isinstance(value, bool | int | float) or text in ("null", "~"):
+        return value
+    try:
+        return float(text)  # YAML takes 1e-3 for a text
+    except ValueError:
+        return text
 
 
 def _pairs(arguments: Sequence[str]) -> list[tuple[str, str]]:
@@ -121,9 +128,15 @@ def _counts(name: str) -> bool:
     return not any(name == each or name.startswith(f"{each}.") for each in NO_RESULT)
 
 
+def _plain_name(value: Any) -> Any:
+    """Return the name of a class of fedkd without its module; every other value as it is."""
+    return value.rpartition(".")[2] if isinstance(value, str) and value.startswith("fedkd.") else value
+
+
 def _is_moved(old: Any, new: Any) -> bool:
     """Whether two values are paths to what is likely the same in another place."""
     if not (isinstance(old, str) and isinstance(new, str)):
         return False
     paths = [PurePath(each) for each in (old, new)]
-    return any(path.is_absolute() for path in paths) and paths[0].name == paths[1].name
+    is_path = any(path.is_absolute() for path in paths) and paths[0].name == paths[1].name
+    return is_path and not Path(old).expanduser().exists()

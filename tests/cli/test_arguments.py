@@ -8,8 +8,9 @@ import pytest
 import torch
 import yaml
 
-from fedkd.cli.arguments import expand, put_classes_first
+from fedkd.cli.arguments import expand
 from fedkd.cli.main import main
+from fedkd.core.command_line import put_classes_first
 from fedkd.core.errors import FedKDError
 from fedkd.runs.layout import run_of
 

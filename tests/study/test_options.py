@@ -53,6 +53,12 @@ def test_options_are_those_of_the_configuration_and_the_command_line_that_decide
     }
 
 
+def test_the_order_of_an_option_and_its_class_and_the_form_of_a_number_do_not_count():
+    first = options_of(["--data.partitioner.alpha", "0.001", "--data.partitioner", "Dirichlet"])
+    assert first == {"data.partitioner": "Dirichlet", "data.partitioner.alpha": 0.001}
+    assert options_of(["--data.partitioner", "Dirichlet", "--data.partitioner.alpha", "1e-3"]) == first
+
+
 @pytest.mark.parametrize(
     ("made", "now", "found"),
     [
@@ -62,6 +68,9 @@ def test_options_are_those_of_the_configuration_and_the_command_line_that_decide
         ({}, {"a": None}, ("a", ABSENT, None)),
         ({"a": "/mine/photos"}, {"a": "/yours/photos"}, None),
         ({"a": "photos"}, {"a": "/yours/photos"}, None),
+        ({"a": "/usr/bin"}, {"a": "/yours/bin"}, ("a", "/usr/bin", "/yours/bin")),  # which is still there
+        ({"a": "fedkd.strategies.FedAvg"}, {"a": "FedAvg"}, None),
+        ({"a": "mine.FedAvg"}, {"a": "FedAvg"}, ("a", "mine.FedAvg", "FedAvg")),
         ({"a": "/mine/photos"}, {"a": "/mine/scans"}, ("a", "/mine/photos", "/mine/scans")),
         ({"a": "me/model"}, {"a": "you/model"}, ("a", "me/model", "you/model")),  # of the hub
     ],
