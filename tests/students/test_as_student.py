@@ -148,7 +148,7 @@ def test_a_schedule_over_all_steps(tmp_path, kind):
 def test_a_batch_of_one_for_a_batch_norm_names_the_client(tmp_path):
     student = nn.Sequential(nn.Flatten(), nn.Linear(64, 4), nn.BatchNorm1d(4), nn.Linear(4, 3))
     data = datamodule(num_clients=2, count=42)  # 21 images each: two batches of 10, and one image
-    with pytest.raises(fedkd.ClientError, match=r"Client 0, round 0: a BatchNorm .* batch of one image .* norm: batch"):
+    with pytest.raises(fedkd.ClientError, match=r"Client 0, round 0: A BatchNorm .* batch of one image .* norm: batch"):
         fedkd.Federation(1, run_dir=tmp_path, trainer={"accelerator": "cpu"}).fit(module(student), data)
 
 
