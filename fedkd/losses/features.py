@@ -54,9 +54,8 @@ def feature_cosine(student: Tensor, teacher: Tensor) -> Tensor:
 
 def cosine_similarity(student: Tensor, other: Tensor) -> Tensor:
     """Return the cosines of features (B, D) with others (B, D), float32 (B,); 0 for a zero vector, and no gradient."""
-    student, other = student.float(), other.float()
-    is_zero = (student.detach() == 0).all(dim=1, keepdim=True)  # torch would divide its gradient by 1e-8
-    return F.cosine_similarity(torch.where(is_zero, student.detach(), student), other, dim=1)
+    is_zero = (student.detach() == 0).all(dim=1, keepdim=True)  # torch would divide the gradient by 1e-8
+    return F.cosine_similarity(student.float(), other.float().masked_fill(is_zero, 0.0), dim=1)
 
 
 def feature_sums(features: Any, chunk: int = 8192) -> Tensor:
