@@ -63,6 +63,7 @@ def test_the_tour(page: ModuleType) -> None:
     assert Path("runs/comparison.html").is_file()
 
 
+@pytest.mark.slow
 def test_a_teacher_of_ones_own(page: ModuleType) -> None:
     run(ROOT / "docs/notebooks/your_teacher.ipynb", vars(page))
     assert page.summary["teacher"]["balanced_accuracy"] > 0.95

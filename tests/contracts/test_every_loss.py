@@ -36,7 +36,14 @@ def run(backend: fedkd.Backend, run_dir, **arguments):
     return weights(module), summary
 
 
-@pytest.mark.parametrize("name", exported(DistillationLoss))
+OF_EACH_KIND = {"CenteredDKD", "FeatureMSE", "FrozenHead", "RKD"}
+"""One of logits, one with a projector and the teacher's moments, one with its head, one of relations."""
+
+
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=[] if name in OF_EACH_KIND else pytest.mark.slow) for name in exported(DistillationLoss)],
+)
 def test_a_loss_trains_the_same_from_bytes(name, tmp_path):
     here, summary = run(fedkd.InProcess(), tmp_path / "here", loss=getattr(fedkd.losses, name)())
     there, again = run(Remote(), tmp_path / "there", loss=getattr(fedkd.losses, name)())

@@ -152,6 +152,7 @@ def test_bytes_are_counted_by_hand(checkpoint: str, digits: tuple) -> None:
     assert cost.down == 2 * (two.bytes_down + 2 * (b + classifier))
 
 
+@pytest.mark.slow
 def test_workers_load_the_teachers_own_class(
     checkpoint: str, digits: tuple, pool: ProcessPool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

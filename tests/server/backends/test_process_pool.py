@@ -116,6 +116,7 @@ def test_what_a_worker_writes_stays_with_it(pool):
     assert held.images.sum() > 0
 
 
+@pytest.mark.slow  # tests/server/test_failures.py has one that dies twice
 def test_a_worker_that_dies_is_replaced_and_its_task_run_again(tmp_path):
     log = tmp_path / "log"
     with fedkd.ProcessPool(2) as pool, pool.open(holding()) as workers:
