@@ -73,18 +73,6 @@ def each_client(values: Mapping[int, float]) -> str:
     return " ".join(f"{client}={value:.6g}" for client, value in sorted(values.items()))
 
 
-def pooled_accuracy(accuracies: Mapping[int, float], counts: Mapping[int, int]) -> float | None:
-    """Return the accuracy on the images of several clients together; None without any.
-
-    Args:
-        accuracies: The accuracy of each client that was evaluated.
-        counts: The number of images of each client.
-    """
-    total = sum(counts[client] for client in accuracies)
-    correct = sum(round(accuracy * counts[client]) for client, accuracy in accuracies.items())
-    return correct / total if total else None
-
-
 def reported(updates: Sequence[ClientUpdate], val_accuracy: Mapping[int, float]) -> dict[int, Metrics]:
     """Return the numbers that each client of a round reported, without its tensors.
 

@@ -31,7 +31,7 @@ from fedkd.data import FederatedDataModule
 from fedkd.runs.directory import RunDirectory, check_branch
 from fedkd.runs.report import write_report
 from fedkd.runs.student_file import LAST
-from fedkd.runs.summary import Summary, pooled_accuracy, reported, round_row, summarize
+from fedkd.runs.summary import Summary, reported, round_row, summarize
 from fedkd.server.backends import Backend, InProcess
 from fedkd.server.callbacks import RoundCallback, RoundEvent, RunEvent, check_callbacks
 from fedkd.server.check.forecast import RunForecast
@@ -295,16 +295,17 @@ class Federation(Shown):
         )
         summary |= plan.strategy.summary(state, history[-1], context)
         # after a sampled cohort there are those of its clients; a resumed run that had no round left has none
+        last = history[-1]
         if prepared.held_out and (self.clients_per_round is not None or not context.val_accuracy):
             sent = prepared.exchange.traffic
-            plan.strategy.evaluate(state, context)
+            last = plan.strategy.evaluate(state, context)
             record_failures(run, prepared)
             summary["bytes_up"] += (prepared.exchange.traffic - sent).up
             summary["bytes_down"] += (prepared.exchange.traffic - sent).down
         clients = range(plan.datamodule.num_clients)
         each = [context.val_accuracy.get(client) for client in clients]
         summary["client_val_accuracy"] = each if prepared.held_out else None
-        summary["val_accuracy"] = pooled_accuracy(context.val_accuracy, prepared.held_out)
+        summary["val_accuracy"] = last.get("val_accuracy")
         run.write_json("summary.json", summary)
         self._report(run)
         return summary
