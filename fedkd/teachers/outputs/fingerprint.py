@@ -120,7 +120,7 @@ def _writer(owner: Any, within: frozenset[int]) -> Callable[[str, Any], str | No
     """Return a function that writes down the objects that a class or a function names: those of a library's, none."""
 
     def write(name: str, value: Any) -> str | None:
-        return None if is_library(owner) else json.dumps(_plain(value, name, False, within, named=True))
+        return None if is_library(owner) else json.dumps(_plain(value, name, False, within | {id(owner)}, named=True))
 
     return write
 
@@ -136,7 +136,7 @@ def _plain(value: Any, where: str, by_type: bool, within: frozenset[int] = froze
         value: The setting.
         where: What an error calls it.
         by_type: Whether it is a setting of a library's class.
-        within: The ids of the objects that hold it.
+        within: The ids of the objects that hold it, and of the classes and functions whose code names it.
         named: Whether it is, or is held by, an object that code names.
     """
     if value is None or isinstance(value, bool | int | float | str):
@@ -246,4 +246,9 @@ def _is_users(value: Any) -> bool:
 
 def _code_of(cls: type, within: frozenset[int]) -> list[str]:
     """Return the source of a class and of its bases, as far as they are the user's; an empty list if there is none."""
-    return [source_of(base, _writer(base, within)) for base in cls.__mro__ if not is_library(base)]
+    return [
+        # else objects whose class names all of them would be written once for every order of them
+        base.__qualname__ if id(base) in within else source_of(base, _writer(base, within))
+        for base in cls.__mro__
+        if not is_library(base)
+    ]

@@ -274,6 +274,14 @@ def test_a_variable_with_the_name_of_an_attribute_does_not_count_and_a_circle_en
     assert len({fingerprint(written(circle.replace("{0}", by)).Mine()) for by in "112"}) == 2
 
 
+def test_objects_whose_class_names_all_of_them_are_each_written_once(written):
+    numbers = range(30)
+    user = HEAD + "class Scale:\n    def __init__(self, by):\n        self.by = by\n    def __call__(self, x):\n"
+    user += f"        return x * ({' + '.join(f'S{i}.by' for i in numbers)})\n"
+    user += "".join(f"S{i} = Scale({i} * {{0}})\n" for i in numbers) + FEATURES.format(expression="S0(images)")
+    assert len({fingerprint(written(user.replace("{0}", by)).Mine()) for by in "112"}) == 2
+
+
 OF_A_LIBRARY = """
 import logging, pathlib, threading, rich.console
 LOCK, CONSOLE, LOG, RELU = threading.Lock(), rich.console.Console(), logging.getLogger(__name__), torch.Tensor.relu
