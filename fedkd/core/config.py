@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from fedkd.core.source import code_hash, is_library
+from fedkd.core.source import code_hash, contents, is_library
 from fedkd.core.tensors import content_hash
 
 _TORCH_INTERNALS = frozenset(vars(nn.Module()))
@@ -191,18 +191,9 @@ def _function(value: Any, inner: Any) -> Any:
         if parameter.default is not parameter.empty
     }
     cells = dict(zip(value.__code__.co_freevars, value.__closure__ or (), strict=True))
-    caught = {name: cell.cell_contents for name, cell in cells.items() if _is_filled(cell)}
+    caught = {name: contents(cell) for name, cell in cells.items()}
     values = inner({**defaults, **caught})
     return {"function": name, "code": code_hash(value), **({"values": values} if values else {})}
-
-
-def _is_filled(cell: Any) -> bool:
-    """Whether the variable that a function closes over has a value yet."""
-    try:
-        cell.cell_contents  # noqa: B018
-    except ValueError:
-        return False
-    return True
 
 
 def _object(value: Any, inner: Any) -> Any:

@@ -27,7 +27,6 @@ LIBRARIES = frozenset({"abc", "builtins", "fedkd", "peft", "timm", "torch", "tor
 
 _INSTALLED = tuple({sysconfig.get_path(kind) for kind in ("purelib", "platlib", "stdlib")})
 _CONSTANTS = (bool, int, float, complex, str, bytes, type(None))
-_BY_TEXT = (torch.dtype, torch.device)
 _MISSING = object()
 
 Write = Callable[[str, Any], str | None]
@@ -65,7 +64,7 @@ def written(value: Any) -> str | None:
         if None in items:
             return None
         return repr(sorted(map(str, items)) if isinstance(value, set | frozenset) else items)
-    return repr(value) if isinstance(value, _CONSTANTS + _BY_TEXT) else None
+    return repr(value) if isinstance(value, (*_CONSTANTS, torch.dtype, torch.device)) else None
 
 
 def _by_content(_name: str, value: Any) -> str | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
@@ -327,8 +328,7 @@ class Reluctant(fedkd.DistillationModule):
 
 @pytest.mark.parametrize("option", ["I", "II"])
 def test_a_client_that_takes_no_step_ends_no_run(tmp_path, option):
-    optimizer = lambda parameters: torch.optim.SGD(parameters, lr=0.1)  # noqa: E731
-    trained = Reluctant(Point(), loss=Parabola(), optimizer=optimizer)
+    trained = Reluctant(Point(), loss=Parabola(), optimizer=partial(torch.optim.SGD, lr=0.1))
     federation = fedkd.Federation(
         2, strategy=SCAFFOLD(option), run_dir=tmp_path, trainer={"accelerator": "cpu"}, min_clients=1
     )
